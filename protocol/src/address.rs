@@ -1,0 +1,151 @@
+//! Where a broker is: `mqtt://[user[:password]@]host[:port]`.
+
+use std::{fmt, str::FromStr};
+
+use percent_encoding::percent_decode_str;
+
+/// A broker's address, with what is needed to log in there. Its [`Display`](fmt::Display) leaves the
+/// password out.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    /// A host name or address; an IPv6 address without its brackets.
+    pub host: String,
+    /// The TCP port, 1883 unless given.
+    pub port: u16,
+    /// User name and password, if given.
+    pub credentials: Option<(String, String)>,
+}
+
+/// Why a text is no [`BrokerUrl`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Another scheme, or none.
+    #[error("`{found}` does not start with `mqtt://`")]
+    Scheme {
+        /// What was found, without credentials.
+        found: String,
+    },
+    /// `mqtts`, `ws` or `wss`, which this version cannot reach.
+    #[error("`{scheme}://` is not supported by this version, only `mqtt://`")]
+    Unsupported {
+        /// The scheme.
+        scheme: String,
+    },
+    /// No host between `//` and the port.
+    #[error("the address names no host")]
+    Host,
+    /// The port is no number from 1 to 65535.
+    #[error("`{found}` is no port")]
+    Port {
+        /// What was found.
+        found: String,
+    },
+    /// Something follows the port.
+    #[error("`{found}` after the port means nothing here")]
+    Rest {
+        /// What was found.
+        found: String,
+    },
+    /// Percent-encoding that is not UTF-8.
+    #[error("the user name or password is not UTF-8")]
+    Credentials,
+}
+
+impl BrokerUrl {
+    /// The port of MQTT over TCP.
+    pub const PORT: u16 = 1883;
+}
+
+impl FromStr for BrokerUrl {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let (scheme, rest) = match text.split_once("://") {
+            Some((scheme, rest)) => (scheme, rest),
+            None => {
+                let found = text.rsplit('@').next().unwrap_or_default().to_owned();
+                return Err(AddressError::Scheme { found });
+            }
+        };
+        match scheme {
+            "mqtt" | "tcp" => {}
+            "mqtts" | "ssl" | "ws" | "wss" => {
+                return Err(AddressError::Unsupported { scheme: scheme.to_owned() });
+            }
+            _ => return Err(AddressError::Scheme { found: format!("{scheme}://…") }),
+        }
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (credentials, place) = match rest.rsplit_once('@') {
+            Some((login, place)) => {
+                let (user, password) = login.split_once(':').unwrap_or((login, ""));
+                (Some((decode(user)?, decode(password)?)), place)
+            }
+            None => (None, rest),
+        };
+        if let Some((_, path)) = place.split_once('/') {
+            return Err(AddressError::Rest { found: path.to_owned() });
+        }
+        let (host, port) = match place.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+            Some((host, "")) => (host, None),
+            Some((host, port)) => (host, Some(port.strip_prefix(':').unwrap_or(port))),
+            None => match place.rsplit_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (place, None),
+            },
+        };
+        if host.is_empty() {
+            return Err(AddressError::Host);
+        }
+        let port = match port {
+            None => Self::PORT,
+            Some(text) => match text.parse() {
+                Ok(0) | Err(_) => return Err(AddressError::Port { found: text.to_owned() }),
+                Ok(port) => port,
+            },
+        };
+        Ok(BrokerUrl { host: host.to_owned(), port, credentials })
+    }
+}
+
+fn decode(text: &str) -> Result<String, AddressError> {
+    let decoded = percent_decode_str(text).decode_utf8().map_err(|_| AddressError::Credentials)?;
+    Ok(decoded.into_owned())
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "mqtt://[{}]:{}", self.host, self.port),
+            false => write!(f, "mqtt://{}:{}", self.host, self.port),
+        }
+    }
+}
+
+impl fmt::Debug for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_read_and_never_shown() {
+        let url: BrokerUrl = "mqtt://ann:p%40ss@[::1]:1900/".parse().unwrap();
+        assert_eq!(url.credentials, Some(("ann".into(), "p@ss".into())));
+        assert_eq!((url.host.as_str(), url.port), ("::1", 1900));
+        assert_eq!(format!("{url} {url:?}"), "mqtt://[::1]:1900 mqtt://[::1]:1900");
+    }
+
+    #[test]
+    fn what_cannot_be_reached_is_refused_with_the_reason() {
+        let error = |text: &str| text.parse::<BrokerUrl>().unwrap_err();
+        assert_eq!(error("mqtts://hub"), AddressError::Unsupported { scheme: "mqtts".into() });
+        assert_eq!(error("ann:secret@hub"), AddressError::Scheme { found: "hub".into() });
+        assert_eq!(error("mqtt://:1883"), AddressError::Host);
+        assert_eq!(error("mqtt://hub:0"), AddressError::Port { found: "0".into() });
+        assert_eq!(error("mqtt://hub:1883/x"), AddressError::Rest { found: "x".into() });
+    }
+}

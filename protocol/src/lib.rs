@@ -1,0 +1,33 @@
+//! What goes over the wire between a publisher, a broker and a device.
+//!
+//! Bytes and meaning only: this crate opens no socket and no file, reads no clock and draws no random
+//! number. Every parser is total: any bytes give a value or an error that says where and what.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`digest`] | SHA-256 names of packages |
+//! | [`path`] | file names that stay inside a device's root |
+//! | [`package`] | package ids and their topics |
+//! | [`topic`] | what an MQTT topic means to us, topic names and filters |
+//! | [`list`] | update lists and their entries |
+//! | [`node`] | what a device says about itself |
+//! | [`wheel`] | the texts inside a wheel |
+//! | [`address`] | where a broker is |
+//! | [`limits`] | every limit of the wire, by name |
+
+pub mod address;
+pub mod digest;
+pub mod limits;
+pub mod list;
+pub mod node;
+pub mod package;
+pub mod path;
+pub mod topic;
+pub mod wheel;
+
+pub use address::BrokerUrl;
+pub use digest::Digest;
+pub use list::{Entry, UpdateList};
+pub use package::PackageId;
+pub use path::FilePath;
+pub use topic::{ChannelName, NodeId, Topic};

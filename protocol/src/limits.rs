@@ -1,0 +1,37 @@
+//! Every limit of the wire format, by name. Programs may lower them; none raises them silently.
+
+/// Largest MQTT packet, in bytes: fixed header, topic, properties and payload together.
+pub const PACKET: usize = 16 * 1024 * 1024;
+
+/// Largest update list, in bytes.
+pub const LIST: usize = 1024 * 1024;
+
+/// Most entries in one update list.
+pub const LIST_ENTRIES: usize = 16 * 1024;
+
+/// Largest package, in bytes.
+pub const PACKAGE: u64 = 8 * 1024 * 1024;
+
+/// Longest topic name or filter, in bytes of UTF-8.
+pub const TOPIC: usize = 1024;
+
+/// Most levels in a topic name or filter.
+pub const TOPIC_LEVELS: usize = 64;
+
+/// Longest path of a file on a device, in bytes of UTF-8. Leaves room for the rest of a package's topic.
+pub const PATH: usize = 512;
+
+/// Longest channel name, in bytes.
+pub const CHANNEL_NAME: usize = 64;
+
+/// Longest node name, in bytes of UTF-8.
+pub const NODE_NAME: usize = 128;
+
+/// Longest package name, version, tag or other short text of an entry, in bytes of UTF-8.
+pub const TEXT: usize = 128;
+
+/// Largest `info` or `state` message, in bytes.
+pub const NODE_MESSAGE: usize = 64 * 1024;
+
+/// Most filters in one SUBSCRIBE: what every known broker accepts (AWS IoT allows eight).
+pub const SUBSCRIBE_FILTERS: usize = 8;

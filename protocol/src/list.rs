@@ -1,0 +1,533 @@
+//! Update lists: the retained JSON array that says what the devices of a channel should have.
+//!
+//! Open on the wire, closed in code: entries of unknown `type` and unknown keys of known entries survive a
+//! round trip; everything known is checked once, here.
+
+use std::collections::HashSet;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use crate::{ChannelName, Digest, FilePath, PackageId, limits, path::PathError, topic::NameError};
+
+/// A checked update list: at most one release, first; at most one signature, last; no path and no package
+/// twice.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct UpdateList {
+    entries: Vec<Entry>,
+}
+
+/// One element of an update list.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Entry {
+    /// `release`: what this list is called and where it stands in the channel's history.
+    Release(Release),
+    /// `wheel`: a Python package.
+    Wheel(Wheel),
+    /// `src`: a file as it is.
+    Src(Src),
+    /// `firmware`: an image for the whole device.
+    Firmware(Firmware),
+    /// `signature`: who vouches for everything before it.
+    Signature(Signature),
+    /// `check`, `rollback` or `restart`: an order, in lists sent to one node.
+    Command(Command, Map<String, Value>),
+    /// Any other `type`, kept as it came.
+    Unknown(Map<String, Value>),
+}
+
+/// What a `release` entry says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Release {
+    /// The channel this list was made for.
+    pub channel: ChannelName,
+    /// Decides what is newer: it grows with every list of the channel and never repeats.
+    pub sequence: u64,
+    /// For people.
+    pub version: String,
+    /// When the list was made.
+    pub created: Option<Timestamp>,
+    /// When devices must stop believing that this list is the newest.
+    pub expires: Option<Timestamp>,
+    /// Other keys, `rollout` among them.
+    pub extra: Map<String, Value>,
+}
+
+/// What a `wheel` entry says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wheel {
+    /// The package's name, equal to `Name` in its METADATA.
+    pub name: String,
+    /// The package's version, equal to `Version` in its METADATA, to the letter.
+    pub version: String,
+    /// The digest of the wheel.
+    pub digest: Digest,
+    /// The size of the wheel in bytes.
+    pub size: Option<u64>,
+    /// The compatibility tag (PEP 425) of the wheel, as `py3-none-any` or `mpy6-bytecode-esp32`.
+    pub tag: Option<String>,
+    /// Other keys.
+    pub extra: Map<String, Value>,
+}
+
+/// What a `src` entry says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Src {
+    /// Where the file goes, relative to the device's root.
+    pub path: FilePath,
+    /// The digest of the file.
+    pub digest: Digest,
+    /// The size of the file in bytes.
+    pub size: Option<u64>,
+    /// Other keys.
+    pub extra: Map<String, Value>,
+}
+
+/// What a `firmware` entry says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Firmware {
+    /// The image's name.
+    pub name: String,
+    /// The image's version.
+    pub version: String,
+    /// The hardware it is for.
+    pub target: Option<String>,
+    /// The digest of the image.
+    pub digest: Digest,
+    /// The size of the image in bytes.
+    pub size: Option<u64>,
+    /// Other keys.
+    pub extra: Map<String, Value>,
+}
+
+/// What a `signature` entry says. It covers every byte of the payload before the `,` in front of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The id of the key.
+    pub key: String,
+    /// The algorithm, as `rsa3072-pkcs1v15-sha256`.
+    pub alg: String,
+    /// The signature, in base64.
+    pub sig: String,
+    /// Other keys.
+    pub extra: Map<String, Value>,
+}
+
+/// An order to one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Command {
+    /// Read the channel again now.
+    Check,
+    /// Go back to the release before the present one.
+    Rollback,
+    /// Restart.
+    Restart,
+}
+
+/// Why a payload is not an update list.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// Larger than [`limits::LIST`].
+    #[error("a list of {size} bytes is larger than {}", limits::LIST)]
+    TooLarge {
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// Not JSON; says where.
+    #[error("not JSON")]
+    Json(#[from] serde_json::Error),
+    /// JSON, but not an array. Mpy-BLOX would wait for ever.
+    #[error("an update list is a JSON array, not {found}")]
+    NotAnArray {
+        /// What it is instead.
+        found: &'static str,
+    },
+    /// More entries than [`limits::LIST_ENTRIES`].
+    #[error("{count} entries are more than {}", limits::LIST_ENTRIES)]
+    TooMany {
+        /// How many there are.
+        count: usize,
+    },
+    /// One entry is wrong.
+    #[error("entry {index}{}: {problem}", kind.as_ref().map(|k| format!(" (`{k}`)")).unwrap_or_default())]
+    Entry {
+        /// Which one, from 0.
+        index: usize,
+        /// Its `type`, if it has one.
+        kind: Option<String>,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+}
+
+/// What is wrong with an entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Not a JSON object.
+    #[error("an entry is a JSON object, not {0}")]
+    NotAnObject(&'static str),
+    /// A key that must be there is not.
+    #[error("`{0}` is missing")]
+    Missing(&'static str),
+    /// A key's value has another type than it must have.
+    #[error("`{key}` should be {expected}, not {found}")]
+    Type {
+        /// The key.
+        key: &'static str,
+        /// What its value should be.
+        expected: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+    /// A key's value has the right type and a wrong content.
+    #[error("`{key}`: {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// `release` anywhere but first.
+    #[error("a release comes first, once")]
+    ReleaseNotFirst,
+    /// `signature` anywhere but last.
+    #[error("a signature comes last, once")]
+    SignatureNotLast,
+    /// Two entries for one file, or two for one package and tag: a device could satisfy only one.
+    #[error("`{0}` is in the list twice")]
+    Twice(String),
+}
+
+impl UpdateList {
+    /// Reads the payload of a channel or `cmd` message.
+    ///
+    /// # Errors
+    /// Says which entry and what is wrong with it.
+    pub fn parse(payload: &[u8]) -> Result<UpdateList, ListError> {
+        if payload.len() > limits::LIST {
+            return Err(ListError::TooLarge { size: payload.len() });
+        }
+        let values = match serde_json::from_slice(payload)? {
+            Value::Array(values) => values,
+            other => return Err(ListError::NotAnArray { found: type_name(&other) }),
+        };
+        if values.len() > limits::LIST_ENTRIES {
+            return Err(ListError::TooMany { count: values.len() });
+        }
+        let mut entries = Vec::with_capacity(values.len());
+        for (index, value) in values.into_iter().enumerate() {
+            let kind = value.get("type").and_then(Value::as_str).map(str::to_owned);
+            entries.push(Entry::from_value(value).map_err(|problem| ListError::Entry {
+                index,
+                kind,
+                problem,
+            })?);
+        }
+        UpdateList::new(entries)
+    }
+
+    /// Makes a list of entries.
+    ///
+    /// # Errors
+    /// The entries are in a wrong order or one stands twice.
+    pub fn new(entries: Vec<Entry>) -> Result<UpdateList, ListError> {
+        let mut seen = HashSet::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let name = match entry {
+                Entry::Src(src) => Some(src.path.to_string()),
+                Entry::Wheel(wheel) => Some(name_and_tag(&wheel.name, wheel.tag.as_deref())),
+                Entry::Firmware(image) => Some(name_and_tag(&image.name, image.target.as_deref())),
+                _ => None,
+            };
+            let problem = match entry {
+                Entry::Release(_) if index != 0 => Some(Problem::ReleaseNotFirst),
+                Entry::Signature(_) if index + 1 != entries.len() => Some(Problem::SignatureNotLast),
+                _ => name
+                    .filter(|name| !seen.insert((entry.kind().to_owned(), name.clone())))
+                    .map(Problem::Twice),
+            };
+            if let Some(problem) = problem {
+                return Err(ListError::Entry { index, kind: Some(entry.kind().to_owned()), problem });
+            }
+        }
+        Ok(UpdateList { entries })
+    }
+
+    /// The list as a payload: compact JSON.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let values = self.entries.iter().map(Entry::to_value).collect();
+        serde_json::to_vec(&Value::Array(values)).expect("a value always makes JSON")
+    }
+
+    /// All entries, in order.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The release, if the list has one. Lists from Mpy-BLOX's own tools have none.
+    #[must_use]
+    pub fn release(&self) -> Option<&Release> {
+        match self.entries.first() {
+            Some(Entry::Release(release)) => Some(release),
+            _ => None,
+        }
+    }
+
+    /// Every package the list names, with its size where the list says it.
+    pub fn packages(&self) -> impl Iterator<Item = (PackageId, Option<u64>)> {
+        self.entries.iter().filter_map(Entry::package)
+    }
+}
+
+impl Entry {
+    /// The `type` of the entry.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        match self {
+            Entry::Release(_) => "release",
+            Entry::Wheel(_) => "wheel",
+            Entry::Src(_) => "src",
+            Entry::Firmware(_) => "firmware",
+            Entry::Signature(_) => "signature",
+            Entry::Command(Command::Check, _) => "check",
+            Entry::Command(Command::Rollback, _) => "rollback",
+            Entry::Command(Command::Restart, _) => "restart",
+            Entry::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or_default(),
+        }
+    }
+
+    /// The package the entry names, with its size where the entry says it.
+    #[must_use]
+    pub fn package(&self) -> Option<(PackageId, Option<u64>)> {
+        match self {
+            Entry::Wheel(wheel) => Some((PackageId::Wheel(wheel.digest), wheel.size)),
+            Entry::Src(src) => Some((PackageId::Src(src.path.clone(), src.digest), src.size)),
+            Entry::Firmware(image) => Some((PackageId::Firmware(image.digest), image.size)),
+            _ => None,
+        }
+    }
+
+    fn from_value(value: Value) -> Result<Entry, Problem> {
+        let mut fields = match value {
+            Value::Object(map) => Fields(map),
+            other => return Err(Problem::NotAnObject(type_name(&other))),
+        };
+        let kind = match fields.0.get("type") {
+            Some(Value::String(kind)) => kind.clone(),
+            Some(other) => return Err(mismatch("type", "a text", other)),
+            None => return Err(Problem::Missing("type")),
+        };
+        let known = ["release", "wheel", "src", "firmware", "signature", "check", "rollback", "restart"];
+        if !known.contains(&kind.as_str()) {
+            return Ok(Entry::Unknown(fields.0));
+        }
+        fields.0.shift_remove("type");
+        Ok(match kind.as_str() {
+            "release" => Entry::Release(Release {
+                channel: fields.parsed("channel", |text| {
+                    ChannelName::new(text).map_err(|error: NameError| error.to_string())
+                })?,
+                sequence: fields.number("sequence")?.ok_or(Problem::Missing("sequence"))?,
+                version: fields.text("version")?,
+                created: fields.time("created")?,
+                expires: fields.time("expires")?,
+                extra: fields.0,
+            }),
+            "wheel" => Entry::Wheel(Wheel {
+                name: fields.parsed("name", |text| package_name(&text))?,
+                version: fields.text("version")?,
+                digest: fields.digest()?,
+                size: fields.number("size")?,
+                tag: fields.optional_text("tag")?,
+                extra: fields.0,
+            }),
+            "src" => Entry::Src(Src {
+                path: fields.parsed("path", |text| {
+                    FilePath::new(text)
+                        .and_then(FilePath::for_topic)
+                        .map_err(|error: PathError| error.to_string())
+                })?,
+                digest: fields.digest()?,
+                size: fields.number("size")?,
+                extra: fields.0,
+            }),
+            "firmware" => Entry::Firmware(Firmware {
+                name: fields.text("name")?,
+                version: fields.text("version")?,
+                target: fields.optional_text("target")?,
+                digest: fields.digest()?,
+                size: fields.number("size")?,
+                extra: fields.0,
+            }),
+            "signature" => Entry::Signature(Signature {
+                key: fields.text("key")?,
+                alg: fields.text("alg")?,
+                sig: fields.string("sig")?.ok_or(Problem::Missing("sig"))?,
+                extra: fields.0,
+            }),
+            "check" => Entry::Command(Command::Check, fields.0),
+            "rollback" => Entry::Command(Command::Rollback, fields.0),
+            _ => Entry::Command(Command::Restart, fields.0),
+        })
+    }
+
+    fn to_value(&self) -> Value {
+        let mut map = Map::new();
+        let mut put = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                map.insert(key.to_owned(), value);
+            }
+        };
+        let text = |text: &dyn ToString| Some(Value::String(text.to_string()));
+        let optional = |text: &Option<String>| text.clone().map(Value::String);
+        if !matches!(self, Entry::Unknown(_)) {
+            put("type", text(&self.kind()));
+        }
+        let extra = match self {
+            Entry::Release(release) => {
+                put("channel", text(&release.channel));
+                put("sequence", Some(release.sequence.into()));
+                put("version", text(&release.version));
+                put("created", release.created.map(|time| time.to_string().into()));
+                put("expires", release.expires.map(|time| time.to_string().into()));
+                &release.extra
+            }
+            Entry::Wheel(wheel) => {
+                put("name", text(&wheel.name));
+                put("version", text(&wheel.version));
+                put("pkg_sha256", text(&wheel.digest));
+                put("size", wheel.size.map(Value::from));
+                put("tag", optional(&wheel.tag));
+                &wheel.extra
+            }
+            Entry::Src(src) => {
+                put("path", text(&src.path));
+                put("pkg_sha256", text(&src.digest));
+                put("size", src.size.map(Value::from));
+                &src.extra
+            }
+            Entry::Firmware(image) => {
+                put("name", text(&image.name));
+                put("version", text(&image.version));
+                put("target", optional(&image.target));
+                put("pkg_sha256", text(&image.digest));
+                put("size", image.size.map(Value::from));
+                &image.extra
+            }
+            Entry::Signature(signature) => {
+                put("key", text(&signature.key));
+                put("alg", text(&signature.alg));
+                put("sig", text(&signature.sig));
+                &signature.extra
+            }
+            Entry::Command(_, extra) | Entry::Unknown(extra) => extra,
+        };
+        for (key, value) in extra {
+            map.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        Value::Object(map)
+    }
+}
+
+/// The keys of an entry that nobody has taken yet; what remains at the end is kept as `extra`.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn string(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
+        match self.0.shift_remove(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(mismatch(key, "a text", &other)),
+        }
+    }
+
+    fn optional_text(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
+        let text = self.string(key)?;
+        if let Some(text) = &text {
+            short_text(text).map_err(|reason| Problem::Value { key, reason })?;
+        }
+        Ok(text)
+    }
+
+    fn text(&mut self, key: &'static str) -> Result<String, Problem> {
+        self.optional_text(key)?.ok_or(Problem::Missing(key))
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(String) -> Result<T, String>,
+    ) -> Result<T, Problem> {
+        let text = self.string(key)?.ok_or(Problem::Missing(key))?;
+        parse(text).map_err(|reason| Problem::Value { key, reason })
+    }
+
+    fn digest(&mut self) -> Result<Digest, Problem> {
+        self.parsed("pkg_sha256", |text| text.parse().map_err(|e: crate::digest::DigestError| e.to_string()))
+    }
+
+    fn number(&mut self, key: &'static str) -> Result<Option<u64>, Problem> {
+        match self.0.shift_remove(key) {
+            None => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(number) => Ok(Some(number)),
+                None => Err(mismatch(key, "a whole number from 0", &value)),
+            },
+        }
+    }
+
+    fn time(&mut self, key: &'static str) -> Result<Option<Timestamp>, Problem> {
+        let Some(text) = self.string(key)? else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| Problem::Value {
+            key,
+            reason: format!("`{}` is no RFC 3339 time such as `2026-11-20T10:00:00Z`", text.escape_debug()),
+        })
+    }
+}
+
+fn short_text(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > limits::TEXT {
+        return Err(format!("a text of {} bytes should have 1 to {}", text.len(), limits::TEXT));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(character) => Err(format!("the control character {character:?} does not belong here")),
+        None => Ok(()),
+    }
+}
+
+/// The name rule of the core metadata specification (PEP 508).
+fn package_name(name: &str) -> Result<String, String> {
+    short_text(name)?;
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    if name.chars().all(good) && edge(name.chars().next()) && edge(name.chars().next_back()) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!("`{name}` is no package name: use letters, digits, `.`, `_` and `-`"))
+    }
+}
+
+fn name_and_tag(name: &str, tag: Option<&str>) -> String {
+    match tag {
+        Some(tag) => format!("{name} ({tag})"),
+        None => name.to_owned(),
+    }
+}
+
+fn mismatch(key: &'static str, expected: &'static str, found: &Value) -> Problem {
+    Problem::Type { key, expected, found: type_name(found) }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,365 @@
+//! What an MQTT topic means to us, and the rules for topic names and filters.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{
+    Digest, FilePath, PackageId, limits,
+    package::{LegacyId, PACKAGES},
+    path::PathError,
+};
+
+const CHANNELS: &str = "mpypi/channels/";
+const NODES: &str = "mpypi/nodes/";
+
+/// The name of a channel: letters, digits, `.`, `_` and `-`, first a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelName(String);
+
+/// The name of a node, which is its MQTT client id. Holds no `/`, `+`, `#` or control character: an id
+/// with one can connect, but has no topic of its own.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(String);
+
+/// A text is not a channel name or node name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not a [`ChannelName`].
+    #[error(
+        "`{}` is no channel name: use 1 to {} letters, digits, `.`, `_` and `-`, a letter or digit first",
+        .0.escape_debug(), limits::CHANNEL_NAME
+    )]
+    Channel(String),
+    /// Not a [`NodeId`].
+    #[error(
+        "`{}` is no node name: use 1 to {} bytes without `/`, `+`, `#` and control characters",
+        .0.escape_debug(), limits::NODE_NAME
+    )]
+    Node(String),
+}
+
+/// What a topic is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// `mpypi/channels/<channel>`: the channel's update list.
+    Channel(ChannelName),
+    /// `mpypi/packages/<id>` in the current layout.
+    Package(PackageId),
+    /// `mpypi/packages/<id>` in an earlier layout.
+    Legacy(LegacyId),
+    /// `mpypi/nodes/<node>/<subject>`
+    Node(NodeId, NodeSubject),
+    /// Any other topic. Some of them may mean something to a later version.
+    Other(String),
+}
+
+/// What a node's topic is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeSubject {
+    /// What the node is and has, see [`Info`](crate::node::Info).
+    Info,
+    /// Where its update stands, see [`State`](crate::node::State).
+    State,
+    /// Retained `1` while connected, `0` by last will.
+    Online,
+    /// An update list for this node alone, applied at once and not retained.
+    Cmd,
+    /// Lines of text, not retained.
+    Log,
+}
+
+/// Why a topic name or filter is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopicError {
+    /// MQTT 4.7.3: at least one character.
+    #[error("a topic must not be empty")]
+    Empty,
+    /// Longer than [`limits::TOPIC`].
+    #[error("a topic of {length} bytes is longer than {}", limits::TOPIC)]
+    TooLong {
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// More levels than [`limits::TOPIC_LEVELS`].
+    #[error("a topic of {levels} levels has more than {}", limits::TOPIC_LEVELS)]
+    TooDeep {
+        /// How many levels it has.
+        levels: usize,
+    },
+    /// MQTT 4.7.3: no U+0000; MQTT 1.5.4 lets a receiver refuse other control characters, and we do.
+    #[error("topic `{}` holds the control character {character:?}", topic.escape_debug())]
+    Control {
+        /// The topic as given.
+        topic: String,
+        /// The character.
+        character: char,
+    },
+    /// MQTT 4.7.1: wildcards are for filters, alone in their level, `#` last.
+    #[error("wildcard in `{topic}` where none may be")]
+    Wildcard {
+        /// The topic or filter as given.
+        topic: String,
+    },
+    /// Below `mpypi/channels/` or `mpypi/nodes/`, with a name that is none.
+    #[error("topic `{topic}`: {source}")]
+    Name {
+        /// The topic as given.
+        topic: String,
+        /// What is wrong with the name.
+        source: NameError,
+    },
+    /// Below `mpypi/packages/`, with a path that is none.
+    #[error("topic `{topic}`: {source}")]
+    Path {
+        /// The topic as given.
+        topic: String,
+        /// What is wrong with the path.
+        source: PathError,
+    },
+    /// Below `mpypi/packages/wheel/` or `mpypi/packages/firmware/`, without a digest.
+    #[error("topic `{topic}` should end in a digest of 64 lowercase hexadecimal digits")]
+    Digest {
+        /// The topic as given.
+        topic: String,
+    },
+}
+
+impl ChannelName {
+    /// Checks `name` and keeps it.
+    ///
+    /// # Errors
+    /// [`NameError::Channel`]
+    pub fn new(name: impl Into<String>) -> Result<ChannelName, NameError> {
+        let name = name.into();
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if (1..=limits::CHANNEL_NAME).contains(&name.len())
+            && name.chars().all(good)
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        {
+            Ok(ChannelName(name))
+        } else {
+            Err(NameError::Channel(name))
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The topic of the channel's update list.
+    #[must_use]
+    pub fn topic(&self) -> String {
+        format!("{CHANNELS}{self}")
+    }
+}
+
+impl NodeId {
+    /// Checks `name` and keeps it.
+    ///
+    /// # Errors
+    /// [`NameError::Node`]
+    pub fn new(name: impl Into<String>) -> Result<NodeId, NameError> {
+        let name = name.into();
+        let bad = |c: char| matches!(c, '/' | '+' | '#') || c.is_control();
+        if (1..=limits::NODE_NAME).contains(&name.len()) && !name.contains(bad) {
+            Ok(NodeId(name))
+        } else {
+            Err(NameError::Node(name))
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The node's topic for `subject`.
+    #[must_use]
+    pub fn topic(&self, subject: NodeSubject) -> String {
+        format!("{NODES}{self}/{subject}")
+    }
+}
+
+macro_rules! text_type {
+    ($type:ty) => {
+        impl FromStr for $type {
+            type Err = NameError;
+
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::new(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+text_type!(ChannelName);
+text_type!(NodeId);
+
+impl fmt::Display for NodeSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NodeSubject::Info => "info",
+            NodeSubject::State => "state",
+            NodeSubject::Online => "online",
+            NodeSubject::Cmd => "cmd",
+            NodeSubject::Log => "log",
+        })
+    }
+}
+
+impl Topic {
+    /// What the topic name `name` means.
+    ///
+    /// # Errors
+    /// `name` is no MQTT topic name, or lies where only our own may lie and is none of them.
+    pub fn parse(name: &str) -> Result<Topic, TopicError> {
+        check_name(name)?;
+        if let Some(channel) = name.strip_prefix(CHANNELS).filter(|rest| !rest.contains('/')) {
+            return ChannelName::new(channel)
+                .map(Topic::Channel)
+                .map_err(|source| TopicError::Name { topic: name.to_owned(), source });
+        }
+        if let Some(id) = name.strip_prefix(PACKAGES) {
+            return parse_package(name, id);
+        }
+        if let Some((node, subject)) = name.strip_prefix(NODES).and_then(|rest| rest.split_once('/')) {
+            let subject = match subject {
+                "info" => NodeSubject::Info,
+                "state" => NodeSubject::State,
+                "online" => NodeSubject::Online,
+                "cmd" => NodeSubject::Cmd,
+                "log" => NodeSubject::Log,
+                _ => return Ok(Topic::Other(name.to_owned())),
+            };
+            return NodeId::new(node)
+                .map(|node| Topic::Node(node, subject))
+                .map_err(|source| TopicError::Name { topic: name.to_owned(), source });
+        }
+        Ok(Topic::Other(name.to_owned()))
+    }
+}
+
+fn parse_package(topic: &str, id: &str) -> Result<Topic, TopicError> {
+    let digest = || TopicError::Digest { topic: topic.to_owned() };
+    let path = |text: &str| {
+        FilePath::new(text).map_err(|source| TopicError::Path { topic: topic.to_owned(), source })
+    };
+    if let Some(rest) = id.strip_prefix("wheel/") {
+        return Ok(Topic::Package(PackageId::Wheel(rest.parse().map_err(|_| digest())?)));
+    }
+    if let Some(rest) = id.strip_prefix("firmware/") {
+        return Ok(Topic::Package(PackageId::Firmware(rest.parse().map_err(|_| digest())?)));
+    }
+    if let Some(rest) = id.strip_prefix("src/") {
+        let split = rest.rsplit_once('/').and_then(|(path, last)| Some((path, last.parse::<Digest>().ok()?)));
+        return match split {
+            Some((file, digest)) => Ok(Topic::Package(PackageId::Src(path(file)?, digest))),
+            None => Ok(Topic::Legacy(LegacyId::Path(path(rest)?))),
+        };
+    }
+    match id.parse() {
+        Ok(digest) => Ok(Topic::Legacy(LegacyId::Digest(digest))),
+        Err(_) => Ok(Topic::Legacy(LegacyId::Path(path(id)?))),
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Topic::Channel(channel) => f.write_str(&channel.topic()),
+            Topic::Package(id) => f.write_str(&id.topic()),
+            Topic::Legacy(id) => f.write_str(&id.topic()),
+            Topic::Node(node, subject) => f.write_str(&node.topic(*subject)),
+            Topic::Other(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Checks that `name` can be published to: MQTT 3.1.1 and 5, section 4.7, and our limits.
+///
+/// # Errors
+/// Says which rule `name` breaks.
+pub fn check_name(name: &str) -> Result<(), TopicError> {
+    check_text(name)?;
+    if name.contains(['+', '#']) {
+        return Err(TopicError::Wildcard { topic: name.to_owned() });
+    }
+    Ok(())
+}
+
+/// Checks that `filter` can be subscribed to: MQTT 3.1.1 and 5, section 4.7.1, and our limits.
+///
+/// # Errors
+/// Says which rule `filter` breaks.
+pub fn check_filter(filter: &str) -> Result<(), TopicError> {
+    check_text(filter)?;
+    let mut levels = filter.split('/').peekable();
+    while let Some(level) = levels.next() {
+        let good = match level {
+            "#" => levels.peek().is_none(),
+            "+" => true,
+            _ => !level.contains(['+', '#']),
+        };
+        if !good {
+            return Err(TopicError::Wildcard { topic: filter.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a checked `filter` matches a checked topic `name`: MQTT section 4.7, `$`-topics (4.7.2) included.
+#[must_use]
+pub fn matches(filter: &str, name: &str) -> bool {
+    if name.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut levels = name.split('/');
+    for level in filter.split('/') {
+        match (level, levels.next()) {
+            ("#", _) => return true,
+            ("+", Some(_)) => {}
+            (level, Some(found)) if level == found => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
+fn check_text(text: &str) -> Result<(), TopicError> {
+    if text.is_empty() {
+        return Err(TopicError::Empty);
+    }
+    if text.len() > limits::TOPIC {
+        return Err(TopicError::TooLong { length: text.len() });
+    }
+    if let Some(character) = text.chars().find(|c| c.is_control()) {
+        return Err(TopicError::Control { topic: text.to_owned(), character });
+    }
+    let levels = text.split('/').count();
+    if levels > limits::TOPIC_LEVELS {
+        return Err(TopicError::TooDeep { levels });
+    }
+    Ok(())
+}
