@@ -1,6 +1,6 @@
 //! Where a broker is: `mqtt://[user[:password]@]host[:port]`.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 use percent_encoding::percent_decode_str;
 
@@ -34,6 +34,12 @@ pub enum AddressError {
     /// No host between `//` and the port.
     #[error("the address names no host")]
     Host,
+    /// The host is no name and no address.
+    #[error("`{}` is no host: use a name, an IPv4 address or an IPv6 address in brackets", found.escape_debug())]
+    HostName {
+        /// What was found.
+        found: String,
+    },
     /// The port is no number from 1 to 65535.
     #[error("`{found}` is no port")]
     Port {
@@ -85,16 +91,25 @@ impl FromStr for BrokerUrl {
         if let Some((_, path)) = place.split_once('/') {
             return Err(AddressError::Rest { found: path.to_owned() });
         }
-        let (host, port) = match place.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
-            Some((host, "")) => (host, None),
-            Some((host, port)) => (host, Some(port.strip_prefix(':').unwrap_or(port))),
-            None => match place.rsplit_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (place, None),
+        let (host, port, good) = match place.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+            Some((host, port)) => (host, port, is_ipv6(host)),
+            None => {
+                let (host, port) = place.split_at(place.rfind(':').unwrap_or(place.len()));
+                (host, port, is_host(host))
+            }
+        };
+        let port = match port {
+            "" => None,
+            port => match port.strip_prefix(':') {
+                Some(port) => Some(port),
+                None => return Err(AddressError::HostName { found: place.to_owned() }),
             },
         };
         if host.is_empty() {
             return Err(AddressError::Host);
+        }
+        if !good {
+            return Err(AddressError::HostName { found: host.to_owned() });
         }
         let port = match port {
             None => Self::PORT,
@@ -105,6 +120,16 @@ impl FromStr for BrokerUrl {
         };
         Ok(BrokerUrl { host: host.to_owned(), port, credentials })
     }
+}
+
+fn is_host(text: &str) -> bool {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || "[]:?#\\%".contains(c);
+    !text.contains(bad)
+}
+
+/// An IPv6 address, with or without the zone that a link-local one needs.
+fn is_ipv6(text: &str) -> bool {
+    text.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok())
 }
 
 fn decode(text: &str) -> Result<String, AddressError> {
@@ -147,5 +172,15 @@ mod tests {
         assert_eq!(error("mqtt://:1883"), AddressError::Host);
         assert_eq!(error("mqtt://hub:0"), AddressError::Port { found: "0".into() });
         assert_eq!(error("mqtt://hub:1883/x"), AddressError::Rest { found: "x".into() });
+    }
+
+    #[test]
+    fn an_ipv6_address_is_never_taken_for_a_host_and_a_port() {
+        for text in
+            ["mqtt://::1", "mqtt://fe80::1:1883", "mqtt://[::1", "mqtt://[::1]1883", "mqtt://[hub]:1883"]
+        {
+            let error = text.parse::<BrokerUrl>().unwrap_err();
+            assert!(matches!(error, AddressError::HostName { .. }), "{text}: {error}");
+        }
     }
 }
