@@ -13,7 +13,7 @@ pub struct Digest([u8; 32]);
 
 /// A text is not 64 lowercase hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a digest is 64 lowercase hexadecimal digits, not `{found}`")]
+#[error("a digest is 64 lowercase hexadecimal digits, not `{}`", found.escape_debug())]
 pub struct DigestError {
     /// The start of what was found.
     pub found: String,

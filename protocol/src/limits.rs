@@ -21,6 +21,9 @@ pub const TOPIC_LEVELS: usize = 64;
 /// Longest path of a file on a device, in bytes of UTF-8. Leaves room for the rest of a package's topic.
 pub const PATH: usize = 512;
 
+/// Most components in a path: what [`TOPIC_LEVELS`] leaves beside `mpypi/packages/src/` and the digest.
+pub const PATH_COMPONENTS: usize = TOPIC_LEVELS - 4;
+
 /// Longest channel name, in bytes.
 pub const CHANNEL_NAME: usize = 64;
 

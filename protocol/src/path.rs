@@ -8,8 +8,8 @@ use crate::limits;
 
 /// A relative, `/`-separated file path with nothing in it that could lead out of the root it is joined to.
 ///
-/// No leading or trailing `/`, no empty, `.` or `..` component, no backslash, no control character, and
-/// never below [`FilePath::RESERVED`].
+/// No leading or trailing `/`, no empty, `.` or `..` component, no component that ends in a dot or space, no
+/// backslash, colon or control character, and never below [`FilePath::RESERVED`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FilePath(String);
 
@@ -25,6 +25,12 @@ pub enum PathError {
         /// Its length in bytes.
         length: usize,
     },
+    /// More components than [`limits::PATH_COMPONENTS`].
+    #[error("a path of {components} components has more than {}", limits::PATH_COMPONENTS)]
+    TooDeep {
+        /// How many it has.
+        components: usize,
+    },
     /// Starts or ends with `/`, or has an empty, `.` or `..` component.
     #[error("path `{path}` would leave the device's root: component `{component}` is not a name")]
     Escapes {
@@ -33,7 +39,15 @@ pub enum PathError {
         /// The component that is refused.
         component: String,
     },
-    /// A character that some file system or topic cannot carry.
+    /// A component that another name could stand for: FAT drops dots and spaces at the end of a name.
+    #[error("path `{path}`: component `{component}` ends in a dot or space, which not every device keeps")]
+    Trailing {
+        /// The path as given.
+        path: String,
+        /// The component that is refused.
+        component: String,
+    },
+    /// A character that some file system cannot carry, or takes for the end of a drive's name.
     #[error("path `{}` has the character {character:?}, which not every device can store", path.escape_debug())]
     Character {
         /// The path as given.
@@ -73,11 +87,18 @@ impl FilePath {
         if path.len() > limits::PATH {
             return Err(PathError::TooLong { length: path.len() });
         }
-        if let Some(character) = path.chars().find(|c| c.is_control() || *c == '\\') {
+        let components = path.split('/').count();
+        if components > limits::PATH_COMPONENTS {
+            return Err(PathError::TooDeep { components });
+        }
+        if let Some(character) = path.chars().find(|c| c.is_control() || matches!(c, '\\' | ':')) {
             return Err(PathError::Character { path, character });
         }
         if let Some(component) = path.split('/').find(|c| matches!(*c, "" | "." | "..")) {
             return Err(PathError::Escapes { component: component.to_owned(), path });
+        }
+        if let Some(component) = path.split('/').find(|c| c.ends_with(['.', ' '])) {
+            return Err(PathError::Trailing { component: component.to_owned(), path });
         }
         // FAT, which many boards use, ignores case.
         if path.split('/').next().is_some_and(|first| first.eq_ignore_ascii_case(Self::RESERVED)) {
@@ -100,7 +121,7 @@ impl FilePath {
     /// The path below `folder`.
     ///
     /// # Errors
-    /// The joined path may be too long.
+    /// The joined path may be too long or too deep, and `folder` may be none that a path can name.
     pub fn below(&self, folder: &str) -> Result<FilePath, PathError> {
         FilePath::new(format!("{folder}/{self}"))
     }
