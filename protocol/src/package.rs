@@ -19,13 +19,15 @@ pub enum PackageId {
     Firmware(Digest),
 }
 
-/// The ids of Mpy-BLOX's earlier generations and of the owner's document. A broker of ours answers them
-/// from the index; nothing of ours asks for them.
+/// The ids of Mpy-BLOX's earlier generations. A broker of ours answers them from the index; nothing of ours
+/// asks for them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum LegacyId {
     /// `<sha256>`: a wheel.
     Digest(Digest),
-    /// `<path>` or `src/<path>`: a src file.
+    /// `src/<path>`: a src file.
+    Src(FilePath),
+    /// `<path>`: a src file. A file below a folder `wheel`, `src` or `firmware` has no such topic.
     Path(FilePath),
 }
 
@@ -56,11 +58,12 @@ impl fmt::Display for PackageId {
 }
 
 impl LegacyId {
-    /// The topic the owner's layout uses.
+    /// The topic with this id.
     #[must_use]
     pub fn topic(&self) -> String {
         match self {
             LegacyId::Digest(digest) => format!("{PACKAGES}{digest}"),
+            LegacyId::Src(path) => format!("{PACKAGES}src/{path}"),
             LegacyId::Path(path) => format!("{PACKAGES}{path}"),
         }
     }

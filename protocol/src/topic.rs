@@ -18,7 +18,7 @@ const NODES: &str = "mpypi/nodes/";
 pub struct ChannelName(String);
 
 /// The name of a node, which is its MQTT client id. Holds no `/`, `+`, `#` or control character: an id
-/// with one can connect, but has no topic of its own.
+/// with one can connect, but has no topic of its own. It is no file name: `..` and `C:` are good node names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(String);
 
@@ -102,22 +102,22 @@ pub enum TopicError {
         topic: String,
     },
     /// Below `mpypi/channels/` or `mpypi/nodes/`, with a name that is none.
-    #[error("topic `{topic}`: {source}")]
+    #[error("topic `{topic}`: {problem}")]
     Name {
         /// The topic as given.
         topic: String,
         /// What is wrong with the name.
-        source: NameError,
+        problem: NameError,
     },
     /// Below `mpypi/packages/`, with a path that is none.
-    #[error("topic `{topic}`: {source}")]
+    #[error("topic `{topic}`: {problem}")]
     Path {
         /// The topic as given.
         topic: String,
         /// What is wrong with the path.
-        source: PathError,
+        problem: PathError,
     },
-    /// Below `mpypi/packages/wheel/` or `mpypi/packages/firmware/`, without a digest.
+    /// Below `mpypi/packages/`, with something other than a digest where one should be.
     #[error("topic `{topic}` should end in a digest of 64 lowercase hexadecimal digits")]
     Digest {
         /// The topic as given.
@@ -139,7 +139,7 @@ impl ChannelName {
         {
             Ok(ChannelName(name))
         } else {
-            Err(NameError::Channel(name))
+            Err(NameError::Channel(start(&name)))
         }
     }
 
@@ -167,7 +167,7 @@ impl NodeId {
         if (1..=limits::NODE_NAME).contains(&name.len()) && !name.contains(bad) {
             Ok(NodeId(name))
         } else {
-            Err(NameError::Node(name))
+            Err(NameError::Node(start(&name)))
         }
     }
 
@@ -182,6 +182,11 @@ impl NodeId {
     pub fn topic(&self, subject: NodeSubject) -> String {
         format!("{NODES}{self}/{subject}")
     }
+}
+
+/// Enough of a refused text to recognise it.
+fn start(text: &str) -> String {
+    text.chars().take(80).collect()
 }
 
 macro_rules! text_type {
@@ -233,13 +238,13 @@ impl Topic {
     /// What the topic name `name` means.
     ///
     /// # Errors
-    /// `name` is no MQTT topic name, or lies where only our own may lie and is none of them.
+    /// `name` is no MQTT topic name, or names a channel, package or node that cannot be.
     pub fn parse(name: &str) -> Result<Topic, TopicError> {
         check_name(name)?;
         if let Some(channel) = name.strip_prefix(CHANNELS).filter(|rest| !rest.contains('/')) {
             return ChannelName::new(channel)
                 .map(Topic::Channel)
-                .map_err(|source| TopicError::Name { topic: name.to_owned(), source });
+                .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
         }
         if let Some(id) = name.strip_prefix(PACKAGES) {
             return parse_package(name, id);
@@ -255,7 +260,7 @@ impl Topic {
             };
             return NodeId::new(node)
                 .map(|node| Topic::Node(node, subject))
-                .map_err(|source| TopicError::Name { topic: name.to_owned(), source });
+                .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
         }
         Ok(Topic::Other(name.to_owned()))
     }
@@ -264,7 +269,7 @@ impl Topic {
 fn parse_package(topic: &str, id: &str) -> Result<Topic, TopicError> {
     let digest = || TopicError::Digest { topic: topic.to_owned() };
     let path = |text: &str| {
-        FilePath::new(text).map_err(|source| TopicError::Path { topic: topic.to_owned(), source })
+        FilePath::new(text).map_err(|problem| TopicError::Path { topic: topic.to_owned(), problem })
     };
     if let Some(rest) = id.strip_prefix("wheel/") {
         return Ok(Topic::Package(PackageId::Wheel(rest.parse().map_err(|_| digest())?)));
@@ -276,13 +281,21 @@ fn parse_package(topic: &str, id: &str) -> Result<Topic, TopicError> {
         let split = rest.rsplit_once('/').and_then(|(path, last)| Some((path, last.parse::<Digest>().ok()?)));
         return match split {
             Some((file, digest)) => Ok(Topic::Package(PackageId::Src(path(file)?, digest))),
-            None => Ok(Topic::Legacy(LegacyId::Path(path(rest)?))),
+            None if ends_like_a_digest(rest) => Err(digest()),
+            None => Ok(Topic::Legacy(LegacyId::Src(path(rest)?))),
         };
     }
     match id.parse() {
         Ok(digest) => Ok(Topic::Legacy(LegacyId::Digest(digest))),
+        Err(_) if ends_like_a_digest(id) => Err(digest()),
         Err(_) => Ok(Topic::Legacy(LegacyId::Path(path(id)?))),
     }
+}
+
+/// Whether the last level is a digest but for the case of its letters: never meant as a file's name.
+fn ends_like_a_digest(id: &str) -> bool {
+    let last = id.rsplit('/').next().unwrap_or_default();
+    last.len() == 64 && last.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 impl fmt::Display for Topic {
