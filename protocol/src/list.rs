@@ -8,7 +8,10 @@ use std::collections::HashSet;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::{ChannelName, Digest, FilePath, PackageId, limits, path::PathError, topic::NameError};
+use crate::{
+    ChannelName, Digest, FilePath, PackageId, limits, path::PathError, topic::NameError,
+    wheel::normalized_name,
+};
 
 /// A checked update list: at most one release, first; at most one signature, last; no path and no package
 /// twice.
@@ -197,6 +200,9 @@ pub enum Problem {
     /// Two entries for one file, or two for one package and tag: a device could satisfy only one.
     #[error("`{0}` is in the list twice")]
     Twice(String),
+    /// A file where another entry needs a folder.
+    #[error("`{0}` is a file in this list, so nothing can be below it")]
+    BelowFile(String),
 }
 
 impl UpdateList {
@@ -224,25 +230,42 @@ impl UpdateList {
                 problem,
             })?);
         }
-        UpdateList::new(entries)
+        UpdateList::ordered(entries)
     }
 
-    /// Makes a list of entries.
+    /// Makes the list that devices will read when `entries` are sent.
     ///
     /// # Errors
-    /// The entries are in a wrong order or one stands twice.
+    /// What [`UpdateList::parse`] would say of the payload.
     pub fn new(entries: Vec<Entry>) -> Result<UpdateList, ListError> {
+        UpdateList::parse(&UpdateList { entries }.to_bytes())
+    }
+
+    fn ordered(entries: Vec<Entry>) -> Result<UpdateList, ListError> {
+        let files: HashSet<&str> = entries
+            .iter()
+            .filter_map(|entry| match entry {
+                Entry::Src(src) => Some(src.path.as_str()),
+                _ => None,
+            })
+            .collect();
         let mut seen = HashSet::new();
         for (index, entry) in entries.iter().enumerate() {
             let name = match entry {
                 Entry::Src(src) => Some(src.path.to_string()),
-                Entry::Wheel(wheel) => Some(name_and_tag(&wheel.name, wheel.tag.as_deref())),
+                Entry::Wheel(wheel) => {
+                    Some(name_and_tag(&normalized_name(&wheel.name), wheel.tag.as_deref()))
+                }
                 Entry::Firmware(image) => Some(name_and_tag(&image.name, image.target.as_deref())),
                 _ => None,
             };
             let problem = match entry {
                 Entry::Release(_) if index != 0 => Some(Problem::ReleaseNotFirst),
                 Entry::Signature(_) if index + 1 != entries.len() => Some(Problem::SignatureNotLast),
+                Entry::Src(src) if src.path.parents().any(|folder| files.contains(folder)) => {
+                    let file = src.path.parents().find(|folder| files.contains(folder)).unwrap_or_default();
+                    Some(Problem::BelowFile(file.to_owned()))
+                }
                 _ => name
                     .filter(|name| !seen.insert((entry.kind().to_owned(), name.clone())))
                     .map(Problem::Twice),
@@ -254,7 +277,8 @@ impl UpdateList {
         Ok(UpdateList { entries })
     }
 
-    /// The list as a payload: compact JSON.
+    /// The list as a payload: compact JSON, known keys first. What was parsed may have looked otherwise, so a
+    /// signed list is passed on as the bytes it came in, never as these.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let values = self.entries.iter().map(Entry::to_value).collect();
@@ -317,7 +341,7 @@ impl Entry {
         };
         let kind = match fields.0.get("type") {
             Some(Value::String(kind)) => kind.clone(),
-            Some(other) => return Err(mismatch("type", "a text", other)),
+            Some(other) => return Err(mismatch("type", "a string", other)),
             None => return Err(Problem::Missing("type")),
         };
         let known = ["release", "wheel", "src", "firmware", "signature", "check", "rollback", "restart"];
@@ -338,7 +362,7 @@ impl Entry {
             }),
             "wheel" => Entry::Wheel(Wheel {
                 name: fields.parsed("name", |text| package_name(&text))?,
-                version: fields.text("version")?,
+                version: fields.parsed("version", |text| package_version(&text))?,
                 digest: fields.digest()?,
                 size: fields.number("size")?,
                 tag: fields.optional_text("tag")?,
@@ -440,7 +464,7 @@ impl Fields {
         match self.0.shift_remove(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(mismatch(key, "a text", &other)),
+            Some(other) => Err(mismatch(key, "a string", &other)),
         }
     }
 
@@ -474,6 +498,9 @@ impl Fields {
             None => Ok(None),
             Some(value) => match value.as_u64() {
                 Some(number) => Ok(Some(number)),
+                None if value.is_number() => {
+                    Err(Problem::Value { key, reason: format!("{value} is no whole number from 0") })
+                }
                 None => Err(mismatch(key, "a whole number from 0", &value)),
             },
         }
@@ -481,11 +508,28 @@ impl Fields {
 
     fn time(&mut self, key: &'static str) -> Result<Option<Timestamp>, Problem> {
         let Some(text) = self.string(key)? else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| Problem::Value {
-            key,
-            reason: format!("`{}` is no RFC 3339 time such as `2026-11-20T10:00:00Z`", text.escape_debug()),
+        let time = if is_utc_time(&text) { text.parse().ok() } else { None };
+        time.map(Some).ok_or_else(|| {
+            let found: String = text.chars().take(40).collect();
+            let reason =
+                format!("`{}` is no time in UTC such as `2026-11-20T10:00:00Z`", found.escape_debug());
+            Problem::Value { key, reason }
         })
     }
+}
+
+/// The shape of RFC 3339 that every device can read: UTC, `T` and `Z`, a fraction if need be.
+fn is_utc_time(text: &str) -> bool {
+    let Some((time, zone)) = text.strip_suffix('Z').and_then(|time| time.split_at_checked(19)) else {
+        return false;
+    };
+    let digit = |c: u8| c.is_ascii_digit();
+    let time =
+        time.bytes().zip(b"0000-00-00T00:00:00").all(|(c, p)| if *p == b'0' { digit(c) } else { c == *p });
+    let fraction = zone
+        .strip_prefix('.')
+        .map(|fraction| (1..=9).contains(&fraction.len()) && fraction.bytes().all(digit));
+    time && fraction.unwrap_or(zone.is_empty())
 }
 
 fn short_text(text: &str) -> Result<(), String> {
@@ -510,6 +554,17 @@ fn package_name(name: &str) -> Result<String, String> {
     }
 }
 
+/// The characters of a version (PEP 440). It becomes part of a folder's name, so `/` must not be among them.
+fn package_version(version: &str) -> Result<String, String> {
+    short_text(version)?;
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+' | '!');
+    if version.chars().all(good) {
+        Ok(version.to_owned())
+    } else {
+        Err(format!("`{version}` is no version: use letters, digits, `.`, `_`, `-`, `+` and `!`"))
+    }
+}
+
 fn name_and_tag(name: &str, tag: Option<&str>) -> String {
     match tag {
         Some(tag) => format!("{name} ({tag})"),
@@ -526,7 +581,7 @@ fn type_name(value: &Value) -> &'static str {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
-        Value::String(_) => "a text",
+        Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     }
