@@ -1,5 +1,7 @@
 //! The texts inside a wheel (PEP 427): RECORD, METADATA and WHEEL, and how its dist-info folder is named.
 
+use std::collections::HashSet;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{Digest, FilePath, path::PathError};
@@ -30,12 +32,20 @@ pub enum WheelTextError {
         text: String,
     },
     /// A RECORD line's path leads out of the root.
-    #[error("RECORD line {line}: {source}")]
+    #[error("RECORD line {line}: {problem}")]
     Path {
         /// Which line, from 1.
         line: usize,
         /// What is wrong with the path.
-        source: PathError,
+        problem: PathError,
+    },
+    /// A RECORD names one file twice, so nobody can say which of its hashes holds.
+    #[error("RECORD line {line}: `{path}` is in an earlier line, too")]
+    Twice {
+        /// Which line, from 1.
+        line: usize,
+        /// The file.
+        path: FilePath,
     },
     /// A header line is not `Key: value`.
     #[error("line {line}: `{}` is not `Key: value`", text.escape_debug())]
@@ -53,13 +63,11 @@ pub enum WheelTextError {
 /// Says which line and what is wrong with it.
 pub fn parse_record(text: &str) -> Result<Vec<RecordLine>, WheelTextError> {
     let mut lines = Vec::new();
+    let mut seen = HashSet::new();
     for (index, text) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
         let line = index + 1;
         let error = || WheelTextError::Record { line, text: text.to_owned() };
-        let (path, rest) = match text.strip_prefix('"') {
-            Some(quoted) => quoted.split_once("\",").ok_or_else(error)?,
-            None => text.split_once(',').ok_or_else(error)?,
-        };
+        let (path, rest) = first_field(text).ok_or_else(error)?;
         let (hash, size) = rest.split_once(',').ok_or_else(error)?;
         let digest = match hash.strip_prefix("sha256=") {
             Some(base64) => Some(decode(base64).ok_or_else(error)?),
@@ -68,23 +76,31 @@ pub fn parse_record(text: &str) -> Result<Vec<RecordLine>, WheelTextError> {
         };
         let size = match size {
             "" => None,
-            size => Some(size.parse().map_err(|_| error())?),
+            size if size.bytes().all(|c| c.is_ascii_digit()) => Some(size.parse().map_err(|_| error())?),
+            _ => return Err(error()),
         };
-        let path = FilePath::new(path.replace("\"\"", "\""))
-            .map_err(|source| WheelTextError::Path { line, source })?;
+        let path = FilePath::new(path).map_err(|problem| WheelTextError::Path { line, problem })?;
+        if !seen.insert(path.clone()) {
+            return Err(WheelTextError::Twice { line, path });
+        }
         lines.push(RecordLine { path, digest, size });
     }
     Ok(lines)
 }
 
-/// Writes a RECORD file, one line for each file.
+/// Writes a RECORD file, one line for each file. A name with a comma or quotation mark is quoted, which Mpy-BLOX
+/// cannot read.
 #[must_use]
 pub fn write_record<'a>(lines: impl IntoIterator<Item = &'a RecordLine>) -> String {
     let mut text = String::new();
     for line in lines {
         let hash = line.digest.map(|digest| format!("sha256={}", URL_SAFE_NO_PAD.encode(digest.as_bytes())));
         let size = line.size.map(|size| size.to_string());
-        text += &format!("{},{},{}\n", line.path, hash.unwrap_or_default(), size.unwrap_or_default());
+        let path = match line.path.as_str() {
+            path if path.contains([',', '"']) => format!("\"{}\"", path.replace('"', "\"\"")),
+            path => path.to_owned(),
+        };
+        text += &format!("{path},{},{}\n", hash.unwrap_or_default(), size.unwrap_or_default());
     }
     text
 }
@@ -101,12 +117,15 @@ pub fn parse_headers(text: &str) -> Result<Vec<(String, String)>, WheelTextError
             break;
         }
         if let (true, Some((_, value))) = (line.starts_with([' ', '\t']), headers.last_mut()) {
-            value.push(' ');
-            value.push_str(line.trim());
+            let more = line.trim();
+            if !value.is_empty() && !more.is_empty() {
+                value.push(' ');
+            }
+            value.push_str(more);
             continue;
         }
         match line.split_once(':') {
-            Some((key, value)) if !key.is_empty() && !key.contains(' ') => {
+            Some((key, value)) if !key.is_empty() && !key.contains([' ', '\t']) => {
                 headers.push((key.to_owned(), value.trim().to_owned()));
             }
             _ => return Err(WheelTextError::Header { line: index + 1, text: line.to_owned() }),
@@ -115,8 +134,8 @@ pub fn parse_headers(text: &str) -> Result<Vec<(String, String)>, WheelTextError
     Ok(headers)
 }
 
-/// A name or version as it stands in a wheel's file name and dist-info folder: lowercase names with runs
-/// of `-`, `_` and `.` made one `_` (PEP 427 and the binary distribution format specification).
+/// A package's name as it stands in a wheel's file name and dist-info folder: lowercase, with runs of `-`, `_`
+/// and `.` made one `_` (PEP 427 and the binary distribution format specification).
 #[must_use]
 pub fn normalized_name(name: &str) -> String {
     let mut normal = String::with_capacity(name.len());
@@ -134,6 +153,24 @@ pub fn normalized_name(name: &str) -> String {
 #[must_use]
 pub fn dist_info(name: &str, version: &str) -> String {
     format!("{}-{}.dist-info", normalized_name(name), version.replace('-', "_"))
+}
+
+/// The first field of a line of CSV, unquoted, and what follows the comma behind it.
+fn first_field(line: &str) -> Option<(String, &str)> {
+    let Some(quoted) = line.strip_prefix('"') else {
+        return line.split_once(',').map(|(field, rest)| (field.to_owned(), rest));
+    };
+    let mut field = String::new();
+    let mut rest = quoted;
+    loop {
+        let (piece, after) = rest.split_once('"')?;
+        field.push_str(piece);
+        match after.strip_prefix('"') {
+            Some(_) => field.push('"'),
+            None => return Some((field, after.strip_prefix(',')?)),
+        }
+        rest = &after[1..];
+    }
 }
 
 fn decode(base64: &str) -> Option<Digest> {
@@ -165,6 +202,13 @@ mod tests {
     fn a_record_that_leads_out_of_the_root_is_refused_with_its_line() {
         let error = parse_record("a.py,,\n../boot.py,,\n").unwrap_err();
         assert!(matches!(error, WheelTextError::Path { line: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_name_with_quotes_and_commas_survives() {
+        let lines = [RecordLine { path: FilePath::new("a\",b\".py").unwrap(), digest: None, size: None }];
+        assert_eq!(write_record(&lines), "\"a\"\",b\"\".py\",,\n");
+        assert_eq!(parse_record(&write_record(&lines)), Ok(lines.to_vec()));
     }
 
     #[test]
