@@ -1,0 +1,36 @@
+"""Blinking patterns for one LED, on MicroPython boards and on any computer.
+
+A pattern is a sequence of steps, each a level (1 is lit) and how long it is held, in milliseconds.
+"""
+
+from .led import Led
+
+try:
+    from time import sleep_ms
+except ImportError:  # CPython
+    from time import sleep
+
+    def sleep_ms(ms):
+        sleep(ms / 1000)
+
+
+__version__ = "1.0.0"
+__all__ = ["Led", "PATTERNS", "play"]
+
+PATTERNS = {
+    "blink": ((1, 500), (0, 500)),
+    "heartbeat": ((1, 60), (0, 140), (1, 60), (0, 740)),
+}
+
+
+def play(led, pattern, rounds=None, sleep_ms=sleep_ms):
+    """Shows `pattern` on `led`, for ever unless `rounds` says how often. The LED is off afterwards."""
+    try:
+        while rounds is None or rounds > 0:
+            for level, ms in pattern:
+                led.set(level)
+                sleep_ms(ms)
+            if rounds is not None:
+                rounds -= 1
+    finally:
+        led.set(0)
