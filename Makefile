@@ -1,0 +1,79 @@
+# `make` lists what there is to do. Everything works from a clean clone with nothing else typed.
+
+CHANNEL ?= dev
+BROKER ?= mqtt://127.0.0.1:1883
+NODE ?= node-1
+NODES ?= 50
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+mpypi := cargo run -q -p mpypi-publisher --bin mpypi --
+broker := cargo run -q -p mpypi-broker --bin mpypi-broker --
+agent := cargo run -q -p mpypi-agent-sim --bin mpypi-agent --
+
+##@ See it
+.PHONY: help demo
+help: ## This list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nCHANNEL=%s BROKER=%s NODE=%s NODES=%s\n' '$(CHANNEL)' '$(BROKER)' '$(NODE)' '$(NODES)'
+
+demo: ## A release, from a folder through a broker to five devices, and an update of it
+	@bash tests/demo.sh
+
+##@ Use it
+.PHONY: broker publish watch status agent fleet
+broker: ## Run a broker on 127.0.0.1:1883, its data in data/
+	@$(broker) serve
+
+publish: ## Publish channels/CHANNEL to BROKER
+	@$(mpypi) publish channels/$(CHANNEL) --broker $(BROKER)
+
+watch: ## Publish channels/CHANNEL to BROKER again at every change
+	@$(mpypi) watch channels/$(CHANNEL) --broker $(BROKER)
+
+status: ## What CHANNEL holds on BROKER and what its nodes say
+	@$(mpypi) status $(CHANNEL) --broker $(BROKER)
+
+agent: ## Run one simulated device NODE on CHANNEL, its files in node/NODE
+	@$(agent) run --broker $(BROKER) --channel $(CHANNEL) --root node/$(NODE) --node $(NODE)
+
+fleet: ## Run NODES simulated devices on CHANNEL
+	@$(agent) fleet --broker $(BROKER) --channel $(CHANNEL) --nodes $(NODES)
+
+##@ Check it
+.PHONY: test fmt fmt-check lint doc deny ci clean
+test: ## All tests; those with foreign programs use mosquitto, fetched if it is not there
+	@bash tests/peers.sh
+	cargo test -q --workspace --doc
+	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
+	else set -x; cargo test --workspace --lib --bins --tests; fi
+
+fmt: ## Format the code
+	cargo fmt --all
+
+fmt-check:
+	cargo fmt --all --check
+
+lint: ## Clippy with warnings denied, and what the crates must not depend on
+	cargo clippy --workspace --all-targets -- -D warnings
+	@# The protocol does no I/O: it has no business with a runtime.
+	@if cargo tree -p mpypi-protocol -e normal --prefix none | grep -E '^(tokio|mio|socket2|async-[a-z]+) '; \
+	then echo 'error: mpypi-protocol depends on a runtime' >&2; exit 1; fi
+
+doc: ## The documentation, with warnings denied
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+deny: ## Licences, banned crates, sources and known holes of what we depend on
+	@bash .ci/deny
+
+# The tests come last, so that their summary is the last thing CI says.
+ci: fmt-check lint doc deny demo test ## Everything CI does
+
+clean: ## Remove what was built and what broker, agent and fleet left
+	cargo clean
+	rm -rf data node fleet

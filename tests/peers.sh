@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Makes sure that the tests find mosquitto and its clients, which check us from outside.
+#
+# Where they are not installed, Debian's packages are unpacked below target/peers: no root, no service
+# started, nothing changed outside this folder. `target/peers/mosquitto` and its clients can be run as they are.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+peers="$PWD/target/peers"
+programs=(mosquitto mosquitto_pub mosquitto_sub)
+
+missing() {
+  local program
+  for program in "${programs[@]}"; do
+    PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin:$peers" command -v "$program" > /dev/null || return 0
+  done
+  return 1
+}
+
+give_up() {
+  echo "error: $1" >&2
+  echo "hint: install mosquitto and its clients, with \`sudo apt-get install mosquitto mosquitto-clients\`" \
+    "or \`brew install mosquitto\`" >&2
+  exit 1
+}
+
+missing || exit 0
+command -v apt-get > /dev/null && command -v dpkg-deb > /dev/null ||
+  give_up "mosquitto is not installed, and there is no apt-get to fetch it with"
+
+echo "mosquitto is not installed: unpacking Debian's packages into target/peers"
+rm -rf "$peers"
+mkdir -p "$peers"/apt/lists/partial "$peers"/apt/cache/archives/partial "$peers"/root
+
+# apt-get with lists and a cache of its own needs no root. It reads what is installed and fetches the rest.
+own_apt() {
+  apt-get -qq -o Debug::NoLocking=1 -o Dir::State::Lists="$peers/apt/lists" \
+    -o Dir::Cache="$peers/apt/cache" -o APT::Sandbox::User="" "$@"
+}
+own_apt update || give_up "apt-get could not fetch the lists of packages"
+own_apt install --yes --download-only --no-install-recommends mosquitto mosquitto-clients ||
+  give_up "apt-get could not fetch mosquitto"
+
+for package in "$peers"/apt/cache/archives/*.deb; do
+  dpkg-deb --extract "$package" "$peers/root"
+done
+rm -rf "$peers/apt"
+
+libraries=$(cd "$peers" && find root -name '*.so*' -printf '$here/%h\n' | sort -u | paste -sd:)
+for program in "$peers"/root/usr/sbin/mosquitto "$peers"/root/usr/bin/mosquitto_*; do
+  cat > "$peers/$(basename "$program")" << END
+#!/bin/sh
+here=\$(cd "\$(dirname "\$0")" && pwd)
+LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "\$here/${program#"$peers"/}" "\$@"
+END
+done
+chmod +x "$peers"/mosquitto*
+
+# The clients know no --version; their usage ends with 1.
+"$peers/mosquitto" -h > /dev/null || [ $? -le 3 ] || give_up "the unpacked mosquitto does not run"
+"$peers/mosquitto_sub" --help > /dev/null || [ $? -eq 1 ] || give_up "the unpacked mosquitto_sub does not run"
+missing && give_up "the packages lack one of: ${programs[*]}"
+exit 0
