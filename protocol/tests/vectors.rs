@@ -1,0 +1,178 @@
+//! The golden vectors under `vectors/`, which bind every implementation of the wire format alike.
+
+use mpypi_protocol::{
+    Digest, FilePath, PackageId, Topic, UpdateList,
+    list::ListError,
+    node::{Info, NodeError, State},
+    package::LegacyId,
+    topic::{NodeSubject, check_filter, check_name, matches},
+    wheel::{RecordLine, dist_info, parse_headers, parse_record, write_record},
+};
+use serde_json::{Value, json};
+
+/// The cases below `key` in a file of vectors; there must be some.
+fn cases(file: &str, key: &str) -> Vec<Value> {
+    let path = format!("{}/vectors/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let vectors: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let cases = vectors[key].as_array().unwrap_or_else(|| panic!("{path} has no `{key}`"));
+    assert!(!cases.is_empty(), "{path}: `{key}` is empty");
+    cases.clone()
+}
+
+fn text<'a>(case: &'a Value, key: &str) -> &'a str {
+    case[key].as_str().unwrap_or_else(|| panic!("no text `{key}` in {case}"))
+}
+
+fn bytes(case: &Value) -> Vec<u8> {
+    let digits = text(case, "hex");
+    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+}
+
+/// Every case of `file` below `key` is refused by `parse` with the words that it names.
+fn refused<T, E: ToString>(file: &str, key: &str, input: &str, parse: impl Fn(&str) -> Result<T, E>) {
+    for case in cases(file, key) {
+        match parse(text(&case, input)) {
+            Ok(_) => panic!("accepted: {case}"),
+            Err(error) => assert_eq!(error.to_string(), text(&case, "error"), "{case}"),
+        }
+    }
+}
+
+#[test]
+fn digests() {
+    for case in cases("digests.json", "digests") {
+        let digest = Digest::of(&bytes(&case));
+        assert_eq!(digest.to_string(), text(&case, "sha256"));
+        assert_eq!(text(&case, "sha256").parse(), Ok(digest));
+    }
+    refused("digests.json", "invalid", "text", |text| text.parse::<Digest>());
+}
+
+#[test]
+fn paths() {
+    for case in cases("paths.json", "valid") {
+        let path = FilePath::new(text(&case, "path")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(json!(path.parents().collect::<Vec<_>>()), case["parents"], "{case}");
+        assert!(path.clone().for_topic().is_ok(), "{case}");
+        assert!(check_name(&PackageId::Src(path, Digest::EMPTY).topic()).is_ok(), "{case}");
+    }
+    refused("paths.json", "invalid", "path", |path| FilePath::new(path));
+    refused("paths.json", "invalid_in_topics", "path", |path| FilePath::new(path).unwrap().for_topic());
+}
+
+#[test]
+fn topics() {
+    for case in cases("topics.json", "valid") {
+        let topic = Topic::parse(text(&case, "topic")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(topic.to_string(), text(&case, "topic"));
+        let found = match &topic {
+            Topic::Channel(channel) => json!({ "kind": "channel", "channel": channel }),
+            Topic::Package(PackageId::Wheel(digest)) => json!({ "kind": "wheel", "digest": digest }),
+            Topic::Package(PackageId::Firmware(digest)) => json!({ "kind": "firmware", "digest": digest }),
+            Topic::Package(PackageId::Src(path, digest)) => {
+                json!({ "kind": "src", "path": path, "digest": digest })
+            }
+            Topic::Legacy(LegacyId::Digest(digest)) => json!({ "kind": "legacy_digest", "digest": digest }),
+            Topic::Legacy(LegacyId::Src(path)) => json!({ "kind": "legacy_src", "path": path }),
+            Topic::Legacy(LegacyId::Path(path)) => json!({ "kind": "legacy_path", "path": path }),
+            Topic::Node(node, subject) => {
+                let subject = match subject {
+                    NodeSubject::Info => "info",
+                    NodeSubject::State => "state",
+                    NodeSubject::Online => "online",
+                    NodeSubject::Cmd => "cmd",
+                    NodeSubject::Log => "log",
+                };
+                json!({ "kind": "node", "node": node, "subject": subject })
+            }
+            Topic::Other(_) => json!({ "kind": "other" }),
+        };
+        let mut expected = case.clone();
+        expected.as_object_mut().unwrap().shift_remove("topic");
+        assert_eq!(found, expected, "{topic}");
+    }
+    refused("topics.json", "invalid", "topic", Topic::parse);
+}
+
+#[test]
+fn filters() {
+    for case in cases("filters.json", "valid") {
+        assert_eq!(check_filter(case.as_str().unwrap()), Ok(()), "{case}");
+    }
+    refused("filters.json", "invalid", "filter", check_filter);
+    for case in cases("filters.json", "matches") {
+        let (filter, topic) = (text(&case, "filter"), text(&case, "topic"));
+        assert_eq!((check_filter(filter), check_name(topic)), (Ok(()), Ok(())), "{case}");
+        assert_eq!(json!(matches(filter, topic)), case["matches"], "{case}");
+    }
+}
+
+#[test]
+fn lists() {
+    for case in cases("lists.json", "valid") {
+        let list = parse_list(text(&case, "text")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let canonical = String::from_utf8(list.to_bytes()).unwrap();
+        assert_eq!(canonical, text(&case, "canonical"), "{}", case["name"]);
+        assert_eq!(parse_list(&canonical).unwrap(), list, "{}", case["name"]);
+        let packages: Vec<Value> =
+            list.packages().map(|(id, size)| json!({ "topic": id.topic(), "size": size })).collect();
+        assert_eq!(json!(packages), case["packages"], "{}", case["name"]);
+    }
+    refused("lists.json", "invalid", "text", parse_list);
+    for case in cases("lists.json", "invalid_bytes") {
+        let error = UpdateList::parse(&bytes(&case)).unwrap_err();
+        assert_eq!(error.to_string(), text(&case, "error"), "{case}");
+    }
+}
+
+fn parse_list(text: &str) -> Result<UpdateList, ListError> {
+    UpdateList::parse(text.as_bytes())
+}
+
+#[test]
+fn wheel_records() {
+    for case in cases("wheel_record.json", "valid") {
+        let lines = parse_record(text(&case, "text")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let found: Vec<Value> = lines
+            .iter()
+            .map(|RecordLine { path, digest, size }| json!({ "path": path, "sha256": digest, "size": size }))
+            .collect();
+        assert_eq!(json!(found), case["lines"], "{case}");
+        assert_eq!(write_record(&lines), text(&case, "written"), "{case}");
+        assert_eq!(parse_record(text(&case, "written")), Ok(lines), "{case}");
+    }
+    refused("wheel_record.json", "invalid", "text", parse_record);
+    for case in cases("wheel_record.json", "dist_info") {
+        assert_eq!(dist_info(text(&case, "name"), text(&case, "version")), text(&case, "folder"));
+    }
+}
+
+#[test]
+fn wheel_headers() {
+    for case in cases("wheel_record.json", "headers") {
+        let headers = parse_headers(text(&case, "text")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(json!(headers), case["headers"], "{case}");
+    }
+    refused("wheel_record.json", "invalid_headers", "text", parse_headers);
+}
+
+#[test]
+fn node_messages() {
+    let info = |text: &str| Info::parse(text.as_bytes()).map(|info| info.to_bytes());
+    let state = |text: &str| State::parse(text.as_bytes()).map(|state| state.to_bytes());
+    kept("info", info);
+    kept("state", state);
+    refused("node.json", "invalid_info", "text", info);
+    refused("node.json", "invalid_state", "text", state);
+}
+
+/// Every message below `key` comes out as it says, and once more the same.
+fn kept(key: &str, through: impl Fn(&str) -> Result<Vec<u8>, NodeError>) {
+    for case in cases("node.json", key) {
+        for input in ["text", "canonical"] {
+            let found = through(text(&case, input)).unwrap_or_else(|error| panic!("{case}: {error}"));
+            assert_eq!(String::from_utf8(found).unwrap(), text(&case, "canonical"), "{case}");
+        }
+    }
+}
