@@ -120,7 +120,8 @@ fn lists() {
         assert_eq!(json!(packages), case["packages"], "{}", case["name"]);
     }
     refused("lists.json", "invalid", "text", parse_list);
-    for case in cases("lists.json", "invalid_bytes") {
+    refused("lists.json", "not_json", "text", parse_list);
+    for case in cases("lists.json", "not_json_bytes") {
         let error = UpdateList::parse(&bytes(&case)).unwrap_err();
         assert_eq!(error.to_string(), text(&case, "error"), "{case}");
     }
