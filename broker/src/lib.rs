@@ -1,1 +1,37 @@
-//! Placeholder.
+//! An MQTT broker whose retained messages are a durable package index.
+//!
+//! ```text
+//! server       accepts, starts and stops everything
+//!  └ connection   driver: bytes in, bytes out, deadlines        ── outbox: what waits to be sent
+//!      └ session     state machine: packets and time in, effects out
+//!          └ packet     bytes ↔ meaning, MQTT 3.1.1 and 5
+//! door         policy: what may become part of the index
+//! index        durable store of retained messages               ── writer: the one thread that changes it
+//! bus          rumqttd's router between two links               ── mailbox: a session's bounded queue
+//! subscriptions  who gets what
+//! ```
+//!
+//! A message's way: `connection` reads it, `session` takes it, `door` checks it, `index::writer` judges and
+//! commits it, then acknowledges it and puts it on the `bus`; the dispatcher puts it into `mailbox`es, from
+//! where connections fetch it. Retained messages are read from the index by each connection as its client
+//! takes them.
+//!
+//! Invariants: an acknowledged message is durable; a refused one leaves no trace; nothing waits in a queue
+//! without a limit from [`limits`]; `session`, `door` and `packet` touch no socket, file or clock.
+
+pub mod bus;
+pub mod clock;
+pub mod connection;
+pub mod door;
+pub mod index;
+pub mod limits;
+pub mod mailbox;
+pub mod message;
+pub mod outbox;
+pub mod packet;
+pub mod server;
+pub mod session;
+pub mod subscriptions;
+
+pub use limits::Limits;
+pub use server::{Access, Broker, Config, ServeError};

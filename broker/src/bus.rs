@@ -1,0 +1,219 @@
+//! The bus: carries every message that was let in to everyone who subscribed, in one order.
+//!
+//! rumqttd's router is the bus, behind two links: the index's writer sends into one, the dispatcher receives
+//! from the other. What travels is a ticket of eight bytes; the message it stands for waits in a bounded
+//! table. The router sees one internal topic, QoS 0, nothing retained and no properties, so that nothing a
+//! client sends can reach the paths on which it fails. Tickets are consecutive: a gap is noticed at once, and
+//! everyone then reads again from the index.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use rumqttd::{Notification, Router, RouterConfig, local::LinkBuilder, local::LinkRx, local::LinkTx};
+
+use crate::{
+    clock,
+    mailbox::Delivery,
+    message::{Message, SessionId},
+    packet::SubscriptionOptions,
+    subscriptions::{Receiver, Subscriptions},
+};
+
+/// Messages on the bus at once; the writer waits beyond that.
+const IN_FLIGHT: usize = 4096;
+/// How long the router may hold a ticket before it is taken for dead.
+const STALL: Duration = Duration::from_secs(10);
+/// How often the dispatcher looks whether the router is stuck or everybody has gone.
+const WATCH: Duration = Duration::from_millis(500);
+/// The one topic the router sees.
+const TOPIC: &str = "mpypi-bus";
+
+/// The router failed. Messages can no longer reach anyone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the bus failed: {0}")]
+pub struct BusError(String);
+
+/// Everyone's subscriptions, changed by connections and read by the dispatcher.
+pub type SharedSubscriptions = Arc<RwLock<Subscriptions>>;
+
+/// The writer's end.
+pub struct Sender {
+    link: LinkTx,
+    table: Arc<Table>,
+}
+
+/// The dispatcher's end.
+pub struct Dispatcher {
+    link: LinkRx,
+    /// Keeps the receiving link's connection open.
+    _link: LinkTx,
+    table: Arc<Table>,
+    subscriptions: SharedSubscriptions,
+}
+
+/// Messages whose tickets are on the bus.
+#[derive(Debug, Default)]
+struct Table {
+    /// Held to put in or take out one message.
+    waiting: Mutex<Waiting>,
+    room: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    messages: VecDeque<Arc<Message>>,
+    /// The ticket of the first of `messages`.
+    first: u64,
+    closed: bool,
+}
+
+/// Starts the router and connects both ends.
+///
+/// # Errors
+/// The router does not accept its links.
+pub fn start(subscriptions: SharedSubscriptions) -> Result<(Sender, Dispatcher), BusError> {
+    let config = RouterConfig {
+        max_connections: 4,
+        max_outgoing_packet_count: 256,
+        // Far more than IN_FLIGHT tickets need, so that none is overwritten unread.
+        max_segment_size: 1024 * 1024,
+        max_segment_count: 4,
+        ..RouterConfig::default()
+    };
+    let router = Router::new(0, config).spawn();
+    let failed = |error: rumqttd::local::LinkError| BusError(error.to_string());
+    let (link, _, _) = LinkBuilder::new("mpypi-bus-in", router.clone()).build().map_err(failed)?;
+    let (mut receiver, incoming, _) = LinkBuilder::new("mpypi-bus-out", router).build().map_err(failed)?;
+    receiver.subscribe(TOPIC).map_err(failed)?;
+    let table = Arc::new(Table::default());
+    Ok((
+        Sender { link, table: table.clone() },
+        Dispatcher { link: incoming, _link: receiver, table, subscriptions },
+    ))
+}
+
+impl Sender {
+    /// Puts a message on the bus; waits while it is full.
+    ///
+    /// # Errors
+    /// The router or the dispatcher is gone.
+    pub fn send(&mut self, message: Arc<Message>) -> Result<(), BusError> {
+        let mut waiting = self.table.lock();
+        while waiting.messages.len() >= IN_FLIGHT && !waiting.closed {
+            waiting = self.table.room.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        if waiting.closed {
+            return Err(BusError("the dispatcher is gone".to_owned()));
+        }
+        let ticket = waiting.first + waiting.messages.len() as u64;
+        waiting.messages.push_back(message);
+        drop(waiting);
+        let payload = ticket.to_be_bytes().to_vec();
+        self.link.publish(TOPIC, payload).map_err(|error| BusError(error.to_string()))?;
+        Ok(())
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.table.lock().closed = true;
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        self.table.lock().closed = true;
+        self.table.room.notify_all();
+    }
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Dispatcher {
+    /// Hands messages to mailboxes until the sender is gone and all it sent is delivered. Call it on a thread
+    /// of its own.
+    ///
+    /// # Errors
+    /// The router fails or holds a ticket too long.
+    pub fn run(mut self) -> Result<(), BusError> {
+        let mut heard = clock::now().instant;
+        loop {
+            let now = clock::now().instant;
+            match self.link.recv_deadline(now + WATCH) {
+                Ok(Some(Notification::Forward(forward))) => {
+                    heard = now;
+                    let ticket = forward.publish.payload.as_ref().try_into().map(u64::from_be_bytes);
+                    let Ok(ticket) = ticket else { return Err(BusError("a foreign message".to_owned())) };
+                    self.take(ticket);
+                }
+                Ok(Some(Notification::Unschedule)) => {
+                    self.link.ready().map_err(|error| BusError(error.to_string()))?;
+                }
+                Ok(_) => {}
+                Err(rumqttd::local::LinkError::RecvTimeout(_)) => {}
+                Err(error) => return Err(BusError(error.to_string())),
+            }
+            let waiting = self.table.lock();
+            match (waiting.messages.is_empty(), waiting.closed) {
+                (true, true) => return Ok(()),
+                (true, false) => heard = now,
+                (false, _) if now.duration_since(heard) > STALL => {
+                    return Err(BusError(format!("no answer for {} s", STALL.as_secs())));
+                }
+                (false, _) => {}
+            }
+        }
+    }
+
+    /// Delivers the message of `ticket`. Tickets before it were lost on the way: everyone catches up.
+    fn take(&self, ticket: u64) {
+        loop {
+            let (message, missed) = {
+                let mut waiting = self.table.lock();
+                if ticket < waiting.first {
+                    return; // its message was given up for lost already
+                }
+                let Some(message) = waiting.messages.pop_front() else { return };
+                waiting.first += 1;
+                (message, waiting.first - 1 < ticket)
+            };
+            self.table.room.notify_one();
+            let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
+            if !missed {
+                deliver(&subscriptions, &message);
+                return;
+            }
+            tracing::error!(topic = %message.topic, "a message was lost on the bus: everyone reads again");
+            for receiver in subscriptions.all() {
+                match message.version {
+                    0 => receiver.mailbox.overflow(),
+                    version => receiver.mailbox.lag(version - 1),
+                }
+            }
+        }
+    }
+}
+
+fn deliver(subscriptions: &Subscriptions, message: &Arc<Message>) {
+    for (id, Receiver { mailbox, options }) in subscriptions.receivers(&message.topic) {
+        if wants(options, id, message) {
+            mailbox.push(Delivery {
+                message: message.clone(),
+                qos: message.qos.min(options.qos),
+                // MQTT 5, 3.3.1.3; in 3.1.1 a live message never has the flag.
+                retain: message.retain && options.retain_as_published,
+            });
+        }
+    }
+}
+
+fn wants(options: SubscriptionOptions, id: SessionId, message: &Message) -> bool {
+    !(options.no_local && message.origin == Some(id))
+}

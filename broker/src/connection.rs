@@ -1,0 +1,567 @@
+//! One client's connection: bytes in, bytes out, deadlines. What they mean is the session's business.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bus::SharedSubscriptions,
+    clock,
+    door::{admit, is_heavy},
+    index::{
+        Index, Step,
+        writer::{Op, Reply, Settled},
+    },
+    limits::Limits,
+    mailbox::{Mail, Mailbox},
+    message::{Refusal, SessionId},
+    outbox::Outbox,
+    packet::{self, Connect, Framing, Packet, Publish, Reason, Version},
+    session::{Effect, Replay, Replayed, Session},
+    subscriptions::Receiver,
+};
+
+/// Bytes waiting to be sent above which no further message is fetched for the client.
+const OUT_ENOUGH: u64 = 64 * 1024;
+/// Bytes waiting to be sent above which nothing further is read from the client.
+const OUT_FULL: u64 = 256 * 1024;
+/// Room made in the read buffer at a time, in bytes.
+const READ: usize = 16 * 1024;
+/// Messages fetched before others have their turn.
+const TURN: usize = 64;
+/// For the last bytes to a client that is being closed.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// For an earlier connection with the same client id to go.
+const TAKEOVER: Duration = Duration::from_secs(10);
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The limits.
+    pub limits: Limits,
+    /// For reading retained messages.
+    pub index: Index,
+    /// To the index's writer.
+    pub ops: mpsc::Sender<Op>,
+    /// Read by the dispatcher.
+    pub subscriptions: SharedSubscriptions,
+    /// Places for large packets, in KiB.
+    pub places: Arc<Semaphore>,
+    /// Places for clients.
+    pub clients: Arc<Semaphore>,
+    /// Ends every connection.
+    pub shutdown: CancellationToken,
+    /// Who is connected.
+    pub registry: Registry,
+}
+
+/// Client ids in use.
+#[derive(Debug, Default)]
+pub struct Registry {
+    last_id: AtomicU64,
+    /// Held to look up, put in or take out one client.
+    members: Mutex<HashMap<String, Member>>,
+}
+
+#[derive(Debug, Clone)]
+struct Member {
+    id: SessionId,
+    kick: CancellationToken,
+    gone: CancellationToken,
+}
+
+/// A place in the registry, left on drop.
+struct Membership<'r> {
+    registry: &'r Registry,
+    client_id: String,
+    member: Member,
+}
+
+impl Registry {
+    /// Enters `client_id`, after whoever had it before has gone ([MQTT-3.1.4-2]), will and all.
+    async fn enter(&self, client_id: &str) -> Membership<'_> {
+        let id = SessionId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1);
+        let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
+        for _ in 0..2 {
+            let earlier = self.lock().get(client_id).cloned();
+            let Some(earlier) = earlier else { break };
+            earlier.kick.cancel();
+            timeout(TAKEOVER, earlier.gone.cancelled()).await.ok();
+        }
+        if let Some(earlier) = self.lock().insert(client_id.to_owned(), member.clone()) {
+            earlier.kick.cancel();
+        }
+        Membership { registry: self, client_id: client_id.to_owned(), member }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Member>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Membership<'_> {
+    fn drop(&mut self) {
+        let mut members = self.registry.lock();
+        if members.get(&self.client_id).is_some_and(|member| member.id == self.member.id) {
+            members.remove(&self.client_id);
+        }
+        self.member.gone.cancel();
+    }
+}
+
+/// Serves one client until it has gone.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, peer: SocketAddr, shared: &Shared) {
+    let (mut reader, mut writer) = tokio::io::split(socket);
+    let mut buffer = BytesMut::new();
+    let handshake = timeout(shared.limits.connect, handshake(&mut reader, &mut buffer, shared));
+    let greeting = tokio::select! {
+        greeting = handshake => greeting,
+        () = shared.shutdown.cancelled() => return,
+    };
+    let (connect, _place) = match greeting {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(refused)) => {
+            tracing::info!(%peer, "refused: {}", refused.text);
+            let code = packet::connack(refused.version, refused.reason, &refused.text, &shared.limits, None);
+            if refused.answer && writer.write_all(&code).await.is_ok() {
+                farewell(&mut reader, &mut writer).await;
+            }
+            return;
+        }
+        Err(_) => return tracing::info!(%peer, "no CONNECT in time"),
+    };
+    let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", fastrand::u64(..)));
+    let client_id = assigned.as_ref().unwrap_or(&connect.client_id);
+    let membership = shared.registry.enter(client_id).await;
+    let now = clock::now().instant;
+    let session = Session::new(membership.member.id, client_id.clone(), &connect, shared.limits.clone(), now);
+    let connack = packet::connack(connect.version, Reason::Success, "", &shared.limits, assigned.as_deref());
+    tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
+    let (to_us, settled) = mpsc::unbounded_channel();
+    let mut connection = Connection {
+        shared,
+        session,
+        mailbox: Arc::new(Mailbox::new(&shared.limits)),
+        outbox: Outbox::default(),
+        buffer,
+        place: Place::None,
+        part_since: None,
+        progress: now,
+        to_us,
+        settled,
+        closing: false,
+    };
+    connection.outbox.push(connack);
+    let end = connection.run(&mut reader, &mut writer, &membership.member.kick).await;
+    connection.leave().await;
+    match end {
+        Ok(()) => farewell(&mut reader, &mut writer).await,
+        Err(error) => tracing::debug!(%peer, client = membership.client_id, %error, "lost"),
+    }
+    tracing::debug!(%peer, client = membership.client_id, "gone");
+}
+
+/// Why a client did not get in.
+struct Refused {
+    version: Version,
+    reason: Reason,
+    text: String,
+    /// Whether a CONNACK is owed: not to bytes that are no CONNECT.
+    answer: bool,
+}
+
+async fn handshake(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    shared: &Shared,
+) -> Result<(Connect, OwnedSemaphorePermit), Refused> {
+    let silent =
+        |text: String| Refused { version: Version::V3, reason: Reason::ProtocolError, text, answer: false };
+    let frame = loop {
+        match packet::frame(buffer, shared.limits.connect_packet) {
+            // Before anything is held for it: what is not a CONNECT goes no further.
+            _ if buffer.first().is_some_and(|first| *first != 0x10) => {
+                return Err(silent("the first packet is no CONNECT".to_owned()));
+            }
+            Ok(Framing::Whole(frame)) => break frame,
+            Ok(Framing::Part(_)) => {}
+            Err(error) => return Err(silent(error.text)),
+        }
+        buffer.reserve(1024);
+        match reader.read_buf(buffer).await {
+            Ok(0) => return Err(silent("closed before its CONNECT".to_owned())),
+            Ok(_) => {}
+            Err(error) => return Err(silent(error.to_string())),
+        }
+    };
+    let connect = match packet::decode(frame, Version::V3) {
+        Ok(Packet::Connect(connect)) => *connect,
+        Ok(_) => return Err(silent("the first packet is no CONNECT".to_owned())),
+        Err(error) => {
+            let answer = error.reason == Reason::UnsupportedProtocolVersion;
+            return Err(Refused { version: Version::V3, reason: error.reason, text: error.text, answer });
+        }
+    };
+    let refuse = |reason, text: &str| {
+        Err(Refused { version: connect.version, reason, text: text.to_owned(), answer: true })
+    };
+    if connect.wants_auth_exchange {
+        return refuse(Reason::BadAuthenticationMethod, "enhanced authentication is not offered");
+    }
+    if connect.client_id.is_empty() && connect.version == Version::V3 && !connect.clean_start {
+        return refuse(Reason::ClientIdentifierNotValid, "an empty client id needs a clean session");
+    }
+    if let Some(will) = &connect.will
+        && let Err(error) = mpypi_protocol::topic::check_name(&will.topic)
+    {
+        return refuse(Reason::TopicNameInvalid, &format!("the will's topic: {error}"));
+    }
+    match shared.clients.clone().try_acquire_owned() {
+        Ok(place) => Ok((connect, place)),
+        Err(_) => refuse(Reason::QuotaExceeded, "too many clients"),
+    }
+}
+
+/// Lets the client read what was sent: a socket closed with bytes unread would take it back.
+async fn farewell(reader: &mut (impl AsyncRead + Unpin), writer: &mut (impl AsyncWrite + Unpin)) {
+    /// Bytes of a closed client that are read and thrown away.
+    const DRAIN: usize = 1024 * 1024;
+    let drain = async {
+        writer.shutdown().await.ok();
+        let mut scratch = [0; 4096];
+        let mut drained = 0;
+        while drained < DRAIN {
+            match reader.read(&mut scratch).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => drained += count,
+            }
+        }
+    };
+    timeout(FAREWELL, drain).await.ok();
+}
+
+/// A large packet's place among all that are being received.
+enum Place {
+    None,
+    Waiting(std::pin::Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>),
+    Taken(OwnedSemaphorePermit),
+}
+
+struct Connection<'s> {
+    shared: &'s Shared,
+    session: Session,
+    mailbox: Arc<Mailbox>,
+    outbox: Outbox,
+    buffer: BytesMut,
+    place: Place,
+    /// Since when the buffer holds the start of a packet, and how many bytes the packet has in all.
+    part_since: Option<(Instant, usize)>,
+    /// When the client last took bytes, or had taken all.
+    progress: Instant,
+    to_us: mpsc::UnboundedSender<Settled>,
+    settled: mpsc::UnboundedReceiver<Settled>,
+    closing: bool,
+}
+
+/// What woke a connection.
+enum Woken {
+    Read(std::io::Result<usize>),
+    Wrote(std::io::Result<usize>),
+    Settled(Settled),
+    Place(OwnedSemaphorePermit),
+    Kicked,
+    Shutdown,
+    Nothing,
+}
+
+impl Connection<'_> {
+    async fn run(
+        &mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+        kick: &CancellationToken,
+    ) -> std::io::Result<()> {
+        loop {
+            self.receive().await;
+            let more = self.fetch().await;
+            if self.closing && self.outbox.is_empty() {
+                return Ok(());
+            }
+            let reading =
+                self.session.wants_packets() && self.outbox.bytes() < OUT_FULL && !self.place.is_waiting();
+            let fetching = !more && self.session.wants_messages() && self.outbox.bytes() < OUT_ENOUGH;
+            let deadline = self.deadline();
+            self.buffer.reserve(if reading { READ } else { 0 });
+            let woken = tokio::select! {
+                result = reader.read_buf(&mut self.buffer), if reading => Woken::Read(result),
+                result = self.outbox.write(writer, &self.shared.index), if !self.outbox.is_empty() => {
+                    Woken::Wrote(result)
+                }
+                Some(settled) = self.settled.recv() => Woken::Settled(settled),
+                place = self.place.taken(), if self.place.is_waiting() => match place {
+                    Ok(place) => Woken::Place(place),
+                    Err(_) => Woken::Shutdown,
+                },
+                () = self.mailbox.arrived(), if fetching => Woken::Nothing,
+                () = tokio::task::yield_now(), if more => Woken::Nothing,
+                () = sleep_until(deadline.into()) => Woken::Nothing,
+                () = kick.cancelled(), if !self.closing => Woken::Kicked,
+                () = self.shared.shutdown.cancelled(), if !self.closing => Woken::Shutdown,
+            };
+            let now = clock::now().instant;
+            let mut effects = Vec::new();
+            match woken {
+                Woken::Read(Ok(0)) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Woken::Read(result) => {
+                    result?;
+                }
+                Woken::Wrote(result) => {
+                    result?;
+                    self.progress = now;
+                }
+                Woken::Settled(settled) => self.session.settled(settled, &mut effects),
+                Woken::Place(place) => self.place = Place::Taken(place),
+                Woken::Kicked => {
+                    self.session.end(Reason::SessionTakenOver, "the client id connected again", &mut effects);
+                }
+                Woken::Shutdown => {
+                    self.session.end(Reason::ServerShuttingDown, "the broker stops", &mut effects);
+                }
+                Woken::Nothing => {}
+            }
+            self.session.tick(now, &mut effects);
+            self.check_stalls(now, &mut effects)?;
+            self.carry_out(effects).await;
+        }
+    }
+
+    /// Takes whole packets out of the buffer.
+    async fn receive(&mut self) {
+        while self.session.wants_packets() && !self.place.is_waiting() {
+            let now = clock::now().instant;
+            let mut effects = Vec::new();
+            match packet::frame(&mut self.buffer, self.shared.limits.packet) {
+                Ok(Framing::Whole(frame)) => {
+                    self.part_since = None;
+                    match packet::decode(frame, self.session.version) {
+                        Ok(packet) => self.session.packet(now, packet, &mut effects),
+                        Err(error) => self.session.bad_packet(&error, &mut effects),
+                    }
+                }
+                Ok(Framing::Part(total)) => {
+                    if self.buffer.is_empty() {
+                        return;
+                    }
+                    let total = total.unwrap_or_default();
+                    let (since, _) = self.part_since.unwrap_or((now, 0));
+                    self.part_since = Some((since, total));
+                    if total > Limits::SMALL_PACKET && matches!(self.place, Place::None) {
+                        let size = u32::try_from(total.div_ceil(1024)).unwrap_or(u32::MAX);
+                        let places = self.shared.places.clone();
+                        self.place = Place::Waiting(Box::pin(places.acquire_many_owned(size)));
+                    }
+                    return;
+                }
+                Err(error) => self.session.bad_packet(&error, &mut effects),
+            }
+            self.carry_out(effects).await;
+        }
+    }
+
+    /// Fetches messages for the client until enough wait to be sent; says whether there may be more now.
+    async fn fetch(&mut self) -> bool {
+        for _ in 0..TURN {
+            if !self.session.wants_messages() || self.outbox.bytes() >= OUT_ENOUGH {
+                return false;
+            }
+            let now = clock::now();
+            let mut effects = Vec::new();
+            if let Some(replay) = self.session.next_replay(!self.mailbox.is_empty()) {
+                match self.look_up(&replay, now.unix_ms) {
+                    Ok(found) => self.session.replayed(now, replay, found, &mut effects),
+                    Err(error) => {
+                        tracing::error!(%error, filter = replay.filter, "cannot read the index");
+                        self.session.end(Reason::UnspecifiedError, "cannot read the index", &mut effects);
+                    }
+                }
+            } else {
+                match self.mailbox.pop() {
+                    Some(Mail::Delivery(delivery)) => self.session.deliver(now, &delivery, &mut effects),
+                    Some(Mail::Lagging(since)) => self.session.lagging(since),
+                    Some(Mail::Overflow) => {
+                        self.session.end(
+                            Reason::QuotaExceeded,
+                            "messages came faster than they were taken",
+                            &mut effects,
+                        );
+                    }
+                    None => return false,
+                }
+            }
+            self.carry_out(effects).await;
+        }
+        true
+    }
+
+    fn look_up(&self, replay: &Replay, now_ms: u64) -> Result<Replayed, crate::index::IndexError> {
+        let index = &self.shared.index;
+        if replay.filter.contains(['+', '#']) {
+            let step = index.next(&replay.filter, replay.after.as_deref(), replay.since, now_ms)?;
+            return Ok(match step {
+                Step::Found(message) => Replayed::Found(message),
+                Step::Later(topic) => Replayed::Later(topic),
+                Step::End => Replayed::End,
+            });
+        }
+        let found = match index.get(&replay.filter, now_ms)? {
+            Some(message) => Some(message),
+            None => index.stand_in(&replay.filter, now_ms)?,
+        };
+        Ok(match found {
+            Some(message) if replay.since == 0 || message.version > replay.since => Replayed::Found(message),
+            _ => Replayed::End,
+        })
+    }
+
+    async fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send(bytes) => self.send(|outbox| outbox.push(bytes)),
+                Effect::Deliver(head, payload) => self.send(|outbox| {
+                    outbox.push(head);
+                    outbox.push_payload(payload);
+                }),
+                Effect::Admit(publish) => {
+                    let place = match std::mem::replace(&mut self.place, Place::None) {
+                        Place::Taken(place) => Some(place),
+                        other => {
+                            self.place = other;
+                            None
+                        }
+                    };
+                    let reply = Reply { to: self.to_us.clone(), packet_id: publish.packet_id };
+                    hand_over(self.shared, self.session.id, publish, Some(reply), place).await;
+                }
+                Effect::Subscribe(filter, options) => {
+                    let receiver = Receiver { mailbox: self.mailbox.clone(), options };
+                    self.subscriptions().insert(&filter, self.session.id, receiver);
+                }
+                Effect::Unsubscribe(filter) => self.subscriptions().remove(&filter, self.session.id),
+                Effect::Close => self.closing = true,
+            }
+        }
+    }
+
+    fn send(&mut self, push: impl FnOnce(&mut Outbox)) {
+        if self.outbox.is_empty() {
+            self.progress = clock::now().instant;
+        }
+        push(&mut self.outbox);
+    }
+
+    fn subscriptions(&self) -> std::sync::RwLockWriteGuard<'_, crate::subscriptions::Subscriptions> {
+        self.shared.subscriptions.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next moment at which something is overdue.
+    fn deadline(&self) -> Instant {
+        /// Without any deadline, look again after this time.
+        const IDLE: Duration = Duration::from_secs(3600);
+        let stall = (!self.outbox.is_empty()).then(|| self.write_deadline());
+        let keep_alive = self.session.deadline();
+        let part = self.read_deadline();
+        let now = clock::now().instant;
+        [stall, keep_alive, part].into_iter().flatten().min().unwrap_or(now + IDLE)
+    }
+
+    fn write_deadline(&self) -> Instant {
+        self.progress + if self.closing { FAREWELL } else { self.shared.limits.write_stall }
+    }
+
+    fn read_deadline(&self) -> Option<Instant> {
+        // While the broker itself makes the client wait, the client is not late.
+        if self.place.is_waiting() || !self.session.wants_packets() {
+            return None;
+        }
+        let (since, total) = self.part_since?;
+        let grace = Duration::from_secs(total as u64 / self.shared.limits.slowest_upload.max(1));
+        Some(since + self.shared.limits.read_stall + grace)
+    }
+
+    fn check_stalls(&mut self, now: Instant, effects: &mut Vec<Effect>) -> std::io::Result<()> {
+        if !self.outbox.is_empty() && self.write_deadline() <= now {
+            tracing::info!(client = self.session.client_id, "closing: it takes no bytes");
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        if self.read_deadline().is_some_and(|deadline| deadline <= now) {
+            self.session.end(Reason::ProtocolError, "a packet never ended", effects);
+        }
+        Ok(())
+    }
+
+    /// Ends what the session had under way, and publishes its will.
+    async fn leave(&mut self) {
+        {
+            let mut subscriptions = self.subscriptions();
+            for filter in self.session.filters() {
+                subscriptions.remove(filter, self.session.id);
+            }
+        }
+        if let Some(will) = self.session.take_will() {
+            hand_over(self.shared, self.session.id, will, None, None).await;
+        }
+    }
+}
+
+/// Has the door check a message, and hands it to the index's writer.
+async fn hand_over(
+    shared: &Shared,
+    origin: SessionId,
+    publish: Publish,
+    reply: Option<Reply>,
+    place: Option<OwnedSemaphorePermit>,
+) {
+    let topic = publish.topic.as_str().into();
+    let limits = shared.limits.clone();
+    let admitted = match is_heavy(&publish) {
+        false => admit(publish, &limits),
+        true => {
+            let work = tokio::task::spawn_blocking(move || admit(publish, &limits));
+            work.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "checking a message failed");
+                Err(Refusal::new(Reason::UnspecifiedError, "the message could not be checked"))
+            })
+        }
+    };
+    if shared.ops.send(Op { admitted, topic, origin, reply, place }).await.is_err() {
+        tracing::debug!("the index has stopped");
+    }
+}
+
+impl Place {
+    fn is_waiting(&self) -> bool {
+        matches!(self, Place::Waiting(_))
+    }
+
+    /// The place that is waited for. Ask only while waiting.
+    async fn taken(&mut self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        match self {
+            Place::Waiting(place) => place.await,
+            _ => std::future::pending().await,
+        }
+    }
+}

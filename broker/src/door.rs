@@ -1,0 +1,234 @@
+//! The door: what may become part of the index. Policy only; the index asks it, inside the transaction.
+
+use mpypi_protocol::{ChannelName, Digest, PackageId, Topic, UpdateList, limits};
+
+use crate::{
+    limits::Limits,
+    message::Refusal,
+    packet::{Publish, Reason},
+};
+
+/// A message that passed all checks that need no look at the index.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The message.
+    pub publish: Publish,
+    /// What its topic makes of it.
+    pub kind: Kind,
+    /// The digest of the payload, where it was needed.
+    pub digest: Option<Digest>,
+}
+
+/// What an admitted message is.
+#[derive(Debug)]
+pub enum Kind {
+    /// A channel's new list.
+    List(ChannelName, Box<UpdateList>),
+    /// A package whose bytes hash to its topic's digest.
+    Package(PackageId),
+    /// A request to forget a package.
+    ForgetPackage(PackageId),
+    /// Any other retained message; empty ones clear.
+    Retained,
+    /// A message for those who listen now.
+    Live,
+}
+
+/// What a channel holds at present.
+#[derive(Debug, Clone, Copy)]
+pub struct Present<'a> {
+    /// The sequence of its release, if its list has one.
+    pub sequence: Option<u64>,
+    /// The digest of the list's payload.
+    pub digest: &'a Digest,
+}
+
+/// Checks `publish` as far as that can be done without the index.
+///
+/// # Errors
+/// Says what is wrong and which MQTT 5 reason fits.
+pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
+    let topic =
+        Topic::parse(&publish.topic).map_err(|e| Refusal::new(Reason::TopicNameInvalid, e.to_string()))?;
+    if publish.topic.starts_with('$') {
+        return Err(Refusal::new(Reason::TopicNameInvalid, "topics that start with `$` are the broker's"));
+    }
+    let invalid = |text: String| Err(Refusal::new(Reason::PayloadFormatInvalid, text));
+    let kind = match topic {
+        Topic::Channel(_) | Topic::Package(_) if !publish.retain => {
+            return invalid("lists and packages are retained: publish with the retain flag".to_owned());
+        }
+        Topic::Channel(channel) if publish.payload.is_empty() => {
+            return invalid(format!(
+                "channel `{channel}` cannot be cleared, its devices would wait for ever: publish a list without packages"
+            ));
+        }
+        Topic::Channel(channel) => match UpdateList::parse(&publish.payload) {
+            Ok(list) => match list.release() {
+                Some(release) if release.channel != channel => {
+                    return invalid(format!(
+                        "the list says it is for channel `{}`, not `{channel}`",
+                        release.channel
+                    ));
+                }
+                _ => Kind::List(channel, Box::new(list)),
+            },
+            Err(error) => return invalid(format!("not an update list: {}", chain(&error))),
+        },
+        Topic::Package(id) if publish.payload.is_empty() => Kind::ForgetPackage(id),
+        Topic::Package(id) => {
+            let size = publish.payload.len() as u64;
+            if size > limits.package {
+                let text = format!("a package of {size} bytes is larger than {}", limits.package);
+                return Err(Refusal::new(Reason::PacketTooLarge, text));
+            }
+            Kind::Package(id)
+        }
+        _ if publish.retain => Kind::Retained,
+        _ => Kind::Live,
+    };
+    let digest = match &kind {
+        Kind::Live | Kind::ForgetPackage(_) => None,
+        _ => Some(Digest::of(&publish.payload)),
+    };
+    if let (Kind::Package(id), Some(found)) = (&kind, &digest)
+        && id.digest() != found
+    {
+        return invalid(format!("the payload's digest is {found}, not what its topic says"));
+    }
+    Ok(Admitted { publish, kind, digest })
+}
+
+/// Whether hashing and parsing this message takes long enough to do it off the network threads.
+#[must_use]
+pub fn is_heavy(publish: &Publish) -> bool {
+    /// Bytes that are hashed in well under a millisecond even without SHA instructions.
+    const LIGHT: usize = 64 * 1024;
+    publish.payload.len() > LIGHT
+}
+
+/// Whether `list` may take the place of what its channel has at `present`. `has` tells whether a package is
+/// in the index.
+///
+/// # Errors
+/// Says which rule of the design's invariant 3 the list breaks.
+pub fn may_replace(
+    list: &UpdateList,
+    digest: &Digest,
+    present: Option<Present<'_>>,
+    mut has: impl FnMut(&PackageId) -> Result<bool, Refusal>,
+) -> Result<(), Refusal> {
+    if present.is_some_and(|present| present.digest == digest) {
+        return Ok(()); // the same list again, as after a lost PUBACK
+    }
+    let invalid = |text: String| Err(Refusal::new(Reason::PayloadFormatInvalid, text));
+    match (list.release().map(|release| release.sequence), present.and_then(|present| present.sequence)) {
+        (Some(new), Some(old)) if new <= old => {
+            return invalid(format!("release {new} is not newer than release {old}, which the channel has"));
+        }
+        (None, Some(old)) => {
+            return invalid(format!(
+                "the channel has release {old}: a list without a `release` entry cannot be newer"
+            ));
+        }
+        _ => {}
+    }
+    for (id, size) in list.packages() {
+        // Empty files cannot be retained; agents make them from the digest of nothing.
+        if *id.digest() != Digest::EMPTY && !has(&id)? {
+            let size = size.map(|size| format!(" of {size} bytes")).unwrap_or_default();
+            return invalid(format!(
+                "package `{id}`{size} is not here: publish packages first, the list last"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// An error and all its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text.truncate(text.floor_char_boundary(limits::TOPIC));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::packet::{Properties, Qos};
+
+    fn publish(topic: &str, payload: &[u8], retain: bool) -> Publish {
+        Publish {
+            topic: topic.to_owned(),
+            payload: Bytes::copy_from_slice(payload),
+            qos: Qos::AtLeastOnce,
+            retain,
+            packet_id: 1,
+            duplicate: false,
+            properties: Properties::default(),
+        }
+    }
+
+    fn refused(topic: &str, payload: &[u8], retain: bool) -> Reason {
+        admit(publish(topic, payload, retain), &Limits::default()).unwrap_err().reason
+    }
+
+    fn list(sequence: Option<u64>, packages: &str) -> UpdateList {
+        let release = sequence
+            .map(|n| format!(r#"{{"type":"release","channel":"dev","sequence":{n},"version":"{n}"}}"#))
+            .into_iter();
+        let all: Vec<_> = release.chain((!packages.is_empty()).then(|| packages.to_owned())).collect();
+        UpdateList::parse(format!("[{}]", all.join(",")).as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_package_that_does_not_hash_to_its_topic_is_refused() {
+        let topic = format!("mpypi/packages/wheel/{}", Digest::of(b"a"));
+        assert_eq!(refused(&topic, b"b", true), Reason::PayloadFormatInvalid);
+        assert!(admit(publish(&topic, b"a", true), &Limits::default()).is_ok());
+    }
+
+    #[test]
+    fn what_a_device_would_choke_on_is_refused_at_a_channel() {
+        for payload in ["", "{}", "null", "3", "[{}]", "[", "[{\"type\":\"src\",\"path\":\"a\"}]"] {
+            assert_eq!(
+                refused("mpypi/channels/dev", payload.as_bytes(), true),
+                Reason::PayloadFormatInvalid,
+                "{payload}"
+            );
+        }
+        assert_eq!(refused("mpypi/channels/dev", b"[]", false), Reason::PayloadFormatInvalid);
+        assert_eq!(refused("mpypi/channels/no such", b"[]", true), Reason::TopicNameInvalid);
+        let other = list(Some(1), "").to_bytes();
+        assert_eq!(refused("mpypi/channels/stable", &other, true), Reason::PayloadFormatInvalid);
+    }
+
+    #[test]
+    fn a_sequence_never_repeats_or_goes_back() {
+        let digest = Digest::of(b"old");
+        let present = Some(Present { sequence: Some(7), digest: &digest });
+        let try_list = |list: &UpdateList| may_replace(list, &Digest::of(b"new"), present, |_| Ok(true));
+        assert!(try_list(&list(Some(8), "")).is_ok());
+        assert!(try_list(&list(Some(7), "")).is_err());
+        assert!(try_list(&list(Some(6), "")).is_err());
+        assert!(try_list(&list(None, "")).is_err());
+        assert!(may_replace(&list(Some(7), ""), &digest, present, |_| Ok(true)).is_ok(), "sent again");
+    }
+
+    #[test]
+    fn a_list_needs_its_packages_but_not_the_empty_one() {
+        let names = |digest: Digest| {
+            list(Some(1), &format!(r#"{{"type":"src","path":"main.py","pkg_sha256":"{digest}"}}"#))
+        };
+        let try_list = |list: &UpdateList| may_replace(list, &Digest::of(b"new"), None, |_| Ok(false));
+        assert!(try_list(&names(Digest::of(b"x"))).is_err());
+        assert!(try_list(&names(Digest::EMPTY)).is_ok());
+    }
+}

@@ -1,0 +1,229 @@
+//! The index: the durable store of retained messages.
+//!
+//! Records (topic → message) live in redb; payloads above [`INLINE`] bytes are [`blobs`], files named by
+//! digest. One thread, the [`writer`], owns every change and commits many at once. Readers see only what is
+//! committed, and read it wherever they are.
+
+pub mod blobs;
+mod record;
+pub mod writer;
+
+use std::{ops::Bound, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use mpypi_protocol::{
+    Digest, PackageId, Topic,
+    package::{LegacyId, PACKAGES},
+    topic,
+};
+use redb::{Database, ReadableDatabase, ReadableTable};
+
+use self::{
+    blobs::Blobs,
+    record::{LEGACY, META, RECORDS, REFS, Record},
+};
+use crate::message::{Message, Payload};
+
+/// Payloads up to this many bytes are kept inside their record.
+pub const INLINE: usize = 16 * 1024;
+
+/// The index cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The data folder cannot be used.
+    #[error("cannot use `{path}` for the index")]
+    Folder {
+        /// The folder or file.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Another broker has the index open.
+    #[error("the index in `{path}` is in use by another broker")]
+    InUse {
+        /// The data folder.
+        path: String,
+    },
+    /// The database fails.
+    #[error("the index's database fails")]
+    Database(#[from] redb::Error),
+    /// A record cannot be read: written by another version, or damaged.
+    #[error("the record of `{topic}` is damaged")]
+    Damaged {
+        /// Its topic.
+        topic: String,
+        /// How.
+        source: postcard::Error,
+    },
+}
+
+/// Reads the index. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Index {
+    database: Arc<Database>,
+    blobs: Arc<Blobs>,
+}
+
+/// What [`Index::next`] found.
+#[derive(Debug)]
+pub enum Step {
+    /// The next match.
+    Found(Message),
+    /// None among the records looked at; go on after this topic.
+    Later(String),
+    /// No more matches.
+    End,
+}
+
+impl Index {
+    /// Opens the index in `folder`, making it if need be, and removes what a crash left behind.
+    ///
+    /// # Errors
+    /// The folder cannot be used, is in use, or holds a damaged index.
+    pub fn open(folder: &Path) -> Result<Index, IndexError> {
+        let at = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| IndexError::Folder { path, source }
+        };
+        std::fs::create_dir_all(folder).map_err(at(folder))?;
+        let file = folder.join("index.redb");
+        let database =
+            Database::builder().set_cache_size(CACHE).create(&file).map_err(|error| match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => {
+                    IndexError::InUse { path: folder.display().to_string() }
+                }
+                other => IndexError::Database(other.into()),
+            })?;
+        let blobs = Blobs::open(folder).map_err(at(folder))?;
+        let transaction = database.begin_write().map_err(redb::Error::from)?;
+        {
+            transaction.open_table(RECORDS).map_err(redb::Error::from)?;
+            transaction.open_table(LEGACY).map_err(redb::Error::from)?;
+            transaction.open_table(META).map_err(redb::Error::from)?;
+            let refs = transaction.open_table(REFS).map_err(redb::Error::from)?;
+            let swept = blobs
+                .sweep(|digest| Ok(refs.get(digest.as_bytes()).map_err(redb::Error::from)?.is_some()))?;
+            if swept > 0 {
+                tracing::info!(blobs = swept, "removed blobs that no message names");
+            }
+        }
+        transaction.commit().map_err(redb::Error::from)?;
+        // The new file's name must survive a power cut as surely as what is written into it.
+        blobs::sync_folder(folder).map_err(at(folder))?;
+        Ok(Index { database: Arc::new(database), blobs: Arc::new(blobs) })
+    }
+
+    /// The retained message of `topic`, unless it has expired.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn get(&self, topic: &str, now_ms: u64) -> Result<Option<Message>, IndexError> {
+        let transaction = self.database.begin_read().map_err(redb::Error::from)?;
+        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
+        let Some(value) = records.get(topic).map_err(redb::Error::from)? else { return Ok(None) };
+        let record = Record::read(topic, value.value())?;
+        Ok((!record.is_expired(now_ms)).then(|| record.into_message(topic)))
+    }
+
+    /// The first retained message after topic `after` that matches `filter` and changed after `since`.
+    ///
+    /// Looks at a bounded number of records, each as it is now: who asks again and again sees every message
+    /// that was there all along, and never an older one after a newer one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn next(
+        &self,
+        filter: &str,
+        after: Option<&str>,
+        since: u64,
+        now_ms: u64,
+    ) -> Result<Step, IndexError> {
+        let prefix = &filter[..filter.find(['+', '#']).unwrap_or(filter.len())];
+        // `a/#` matches `a` itself, which is shorter than the prefix `a/`.
+        let parent = filter.strip_suffix("/#").filter(|parent| !parent.contains(['+', '#']));
+        let start = match after {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(parent.unwrap_or(prefix)),
+        };
+        let transaction = self.database.begin_read().map_err(redb::Error::from)?;
+        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
+        let range = records.range::<&str>((start, Bound::Unbounded)).map_err(redb::Error::from)?;
+        for (looked_at, item) in range.enumerate() {
+            let (key, value) = item.map_err(redb::Error::from)?;
+            let name = key.value();
+            if !name.starts_with(prefix) && Some(name) != parent {
+                // Between `a` and `a/` lie names such as `a b`; after the prefix lies nothing of ours.
+                if name > prefix {
+                    return Ok(Step::End);
+                }
+            } else if topic::matches(filter, name) {
+                let record = Record::read(name, value.value())?;
+                if record.version > since && !record.is_expired(now_ms) {
+                    return Ok(Step::Found(record.into_message(name)));
+                }
+            }
+            if looked_at == SCAN {
+                return Ok(Step::Later(name.to_owned()));
+            }
+        }
+        Ok(Step::End)
+    }
+
+    /// What an exact subscription to `topic` is answered where nothing is retained there: a channel nobody
+    /// published has an empty list, and earlier layouts' package ids lead to the present ones.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn stand_in(&self, topic: &str, now_ms: u64) -> Result<Option<Message>, IndexError> {
+        let found = match Topic::parse(topic) {
+            Ok(Topic::Channel(_)) => {
+                let empty = Message {
+                    topic: Arc::from(topic),
+                    payload: Payload::Inline(Bytes::from_static(b"[]")),
+                    qos: crate::packet::Qos::AtLeastOnce,
+                    retain: true,
+                    properties: Default::default(),
+                    expires_ms: None,
+                    origin: None,
+                    version: 0,
+                };
+                return Ok(Some(empty));
+            }
+            Ok(Topic::Legacy(LegacyId::Digest(digest))) => {
+                let wheel = self.get(&PackageId::Wheel(digest).topic(), now_ms)?;
+                match wheel {
+                    Some(wheel) => Some(wheel),
+                    None => self.get(&PackageId::Firmware(digest).topic(), now_ms)?,
+                }
+            }
+            Ok(Topic::Legacy(LegacyId::Path(path))) => {
+                let transaction = self.database.begin_read().map_err(redb::Error::from)?;
+                let legacy = transaction.open_table(LEGACY).map_err(redb::Error::from)?;
+                let digest = legacy.get(path.as_str()).map_err(redb::Error::from)?.map(|d| d.value());
+                match digest {
+                    Some(digest) => {
+                        self.get(&format!("{PACKAGES}src/{path}/{}", Digest::from(digest)), now_ms)?
+                    }
+                    None => None,
+                }
+            }
+            _ => None,
+        };
+        Ok(found.map(|message| Message { topic: Arc::from(topic), ..message }))
+    }
+
+    /// A piece of a blob, at most [`blobs::CHUNK`] bytes from `offset`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn chunk(&self, digest: &Digest, len: u64, offset: u64) -> std::io::Result<Bytes> {
+        self.blobs.chunk(digest, len, offset)
+    }
+}
+
+/// Memory for the database's pages, in bytes.
+const CACHE: usize = 32 * 1024 * 1024;
+
+/// Records looked at in one step of a wildcard subscription.
+const SCAN: usize = 1024;

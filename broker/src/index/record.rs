@@ -1,0 +1,70 @@
+//! How a retained message is written down.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mpypi_protocol::Digest;
+use redb::TableDefinition;
+use serde::{Deserialize, Serialize};
+
+use super::IndexError;
+use crate::{
+    message::{Message, Payload},
+    packet::{Properties, Qos},
+};
+
+/// Topic → [`Record`].
+pub(super) const RECORDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("records");
+/// Digest of a blob → how many records name it.
+pub(super) const REFS: TableDefinition<'static, &[u8; 32], u64> = TableDefinition::new("refs");
+/// Path of a src file → the digest that the newest list of any channel gives it.
+pub(super) const LEGACY: TableDefinition<'static, &str, [u8; 32]> = TableDefinition::new("legacy");
+/// [`VERSION`] → the version of the newest change.
+pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+/// The key in [`META`].
+pub(super) const VERSION: &str = "version";
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) version: u64,
+    pub(super) qos: u8,
+    pub(super) body: Body,
+    pub(super) properties: Properties,
+    pub(super) expires_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Body {
+    Inline(Vec<u8>),
+    Blob { digest: [u8; 32], len: u64 },
+}
+
+impl Record {
+    pub(super) fn read(topic: &str, bytes: &[u8]) -> Result<Record, IndexError> {
+        postcard::from_bytes(bytes).map_err(|source| IndexError::Damaged { topic: topic.to_owned(), source })
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("a record holds nothing that postcard cannot write")
+    }
+
+    pub(super) fn is_expired(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_some_and(|expires| expires <= now_ms)
+    }
+
+    pub(super) fn into_message(self, topic: &str) -> Message {
+        Message {
+            topic: Arc::from(topic),
+            payload: match self.body {
+                Body::Inline(bytes) => Payload::Inline(Bytes::from(bytes)),
+                Body::Blob { digest, len } => Payload::Blob(Digest::from(digest), len),
+            },
+            qos: Qos::from_number(self.qos).unwrap_or(Qos::AtMostOnce),
+            retain: true,
+            properties: self.properties,
+            expires_ms: self.expires_ms,
+            origin: None,
+            version: self.version,
+        }
+    }
+}

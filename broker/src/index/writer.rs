@@ -1,0 +1,493 @@
+//! The one thread that changes the index: takes what waits, judges each message, commits all of it at once,
+//! then acknowledges and announces in the same order.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mpypi_protocol::{ChannelName, Digest, Entry, FilePath, PackageId, Topic, UpdateList};
+use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::{
+    INLINE, Index, IndexError,
+    record::{Body, LEGACY, META, RECORDS, REFS, Record, VERSION},
+};
+use crate::{
+    clock::{self, Now},
+    door::{Admitted, Kind, Present, may_replace},
+    limits::Limits,
+    message::{Message, Payload, Refusal, SessionId},
+    packet::Reason,
+};
+
+/// Messages that wait for the writer before their senders do.
+pub const QUEUE: usize = 1024;
+
+/// Most messages in one commit.
+const BATCH_MESSAGES: usize = 512;
+/// Most payload bytes in one commit.
+const BATCH_BYTES: usize = 32 * 1024 * 1024;
+/// How long a blob that no record names stays for readers in the middle of it.
+const BLOB_GRACE: Duration = Duration::from_secs(60);
+/// How often expired messages and forgotten blobs are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
+
+/// A message for the writer.
+#[derive(Debug)]
+pub struct Op {
+    /// The message, or why the door refused it: refusals wait in line, since answers keep the order of
+    /// what they answer [MQTT-4.6.0-2].
+    pub admitted: Result<Admitted, Refusal>,
+    /// The message's topic, for the log.
+    pub topic: Arc<str>,
+    /// Who sent it.
+    pub origin: SessionId,
+    /// Whom to tell what became of it.
+    pub reply: Option<Reply>,
+    /// The message's place among large packets, given back when it is settled.
+    pub place: Option<OwnedSemaphorePermit>,
+}
+
+/// Whom to tell what became of a message.
+#[derive(Debug)]
+pub struct Reply {
+    /// Takes the answer.
+    pub to: mpsc::UnboundedSender<Settled>,
+    /// Which message is meant.
+    pub packet_id: u16,
+}
+
+/// What became of a message: durable and announced, or refused without a trace.
+#[derive(Debug)]
+pub struct Settled {
+    /// Which message is meant; 0 for one at QoS 0.
+    pub packet_id: u16,
+    /// What became of it.
+    pub result: Result<(), Refusal>,
+}
+
+/// Takes messages that were let in to those who listen.
+pub type Announce = Box<dyn FnMut(Arc<Message>) + Send>;
+
+/// The index's writer.
+pub struct Writer {
+    index: Index,
+    limits: Limits,
+    announce: Announce,
+    channels: HashMap<ChannelName, ChannelState>,
+    version: u64,
+    forgotten: VecDeque<(Instant, Digest)>,
+}
+
+/// What the writer must know of a channel to judge its next list.
+#[derive(Debug)]
+struct ChannelState {
+    sequence: Option<u64>,
+    digest: Digest,
+    packages: HashSet<PackageId>,
+}
+
+impl ChannelState {
+    fn of(list: &UpdateList, digest: Digest) -> ChannelState {
+        ChannelState {
+            sequence: list.release().map(|release| release.sequence),
+            digest,
+            packages: list.packages().map(|(id, _)| id).collect(),
+        }
+    }
+}
+
+impl Writer {
+    /// A writer for `index`, which must have no other.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn new(index: Index, limits: Limits, announce: Announce) -> Result<Writer, IndexError> {
+        let mut writer = Writer {
+            index,
+            limits,
+            announce,
+            channels: HashMap::new(),
+            version: 0,
+            forgotten: VecDeque::new(),
+        };
+        writer.load()?;
+        Ok(writer)
+    }
+
+    fn load(&mut self) -> Result<(), IndexError> {
+        let transaction = self.index.database.begin_read().map_err(redb::Error::from)?;
+        let meta = transaction.open_table(META).map_err(redb::Error::from)?;
+        self.version = meta.get(VERSION).map_err(redb::Error::from)?.map_or(0, |version| version.value());
+        self.channels.clear();
+        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
+        for item in records.range::<&str>("mpypi/channels/"..).map_err(redb::Error::from)? {
+            let (key, value) = item.map_err(redb::Error::from)?;
+            if !key.value().starts_with("mpypi/channels/") {
+                break;
+            }
+            let Ok(Topic::Channel(channel)) = Topic::parse(key.value()) else { continue };
+            let payload = self.bytes(Record::read(key.value(), value.value())?.body)?;
+            match UpdateList::parse(&payload) {
+                Ok(list) => {
+                    self.channels.insert(channel, ChannelState::of(&list, Digest::of(&payload)));
+                }
+                Err(error) => tracing::error!(%channel, %error, "the channel's retained list is damaged"),
+            }
+        }
+        Ok(())
+    }
+
+    fn bytes(&self, body: Body) -> Result<Vec<u8>, IndexError> {
+        let (digest, len) = match body {
+            Body::Inline(bytes) => return Ok(bytes),
+            Body::Blob { digest, len } => (Digest::from(digest), len),
+        };
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < len {
+            let chunk = self.index.chunk(&digest, len, bytes.len() as u64);
+            let chunk = chunk.map_err(|source| IndexError::Folder { path: digest.to_string(), source })?;
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+
+    /// Works until all senders are gone. Call it on a thread of its own, inside a tokio runtime's context.
+    ///
+    /// # Errors
+    /// The database fails; nothing after the last acknowledged message is in it.
+    pub fn run(mut self, mut ops: mpsc::Receiver<Op>) -> Result<(), IndexError> {
+        let runtime = tokio::runtime::Handle::current();
+        let mut swept = clock::now().instant;
+        loop {
+            let first = runtime.block_on(async { tokio::time::timeout(SWEEP, ops.recv()).await });
+            let now = clock::now();
+            match first {
+                Ok(None) => return Ok(()),
+                Ok(Some(first)) => {
+                    let mut bytes = first.size();
+                    let mut batch = vec![first];
+                    while batch.len() < BATCH_MESSAGES && bytes < BATCH_BYTES {
+                        let Ok(op) = ops.try_recv() else { break };
+                        bytes += op.size();
+                        batch.push(op);
+                    }
+                    self.settle(batch, now)?;
+                }
+                Err(_) => {}
+            }
+            if now.instant.duration_since(swept) >= SWEEP {
+                swept = now.instant;
+                self.sweep(now)?;
+            }
+        }
+    }
+
+    /// Judges and commits `batch`, then answers and announces.
+    fn settle(&mut self, batch: Vec<Op>, now: Now) -> Result<(), IndexError> {
+        let stores = batch.iter().any(Op::stores);
+        let (versions, failure) = match stores {
+            false => (vec![Ok(0); batch.len()], None),
+            true => match self.commit(&batch, now) {
+                Ok(versions) => (versions, None),
+                Err(error) => {
+                    let text = "the index failed, nothing was kept";
+                    (vec![Err(Refusal::new(Reason::UnspecifiedError, text)); batch.len()], Some(error))
+                }
+            },
+        };
+        for (op, version) in batch.into_iter().zip(versions) {
+            let Op { admitted, topic, origin, reply, place } = op;
+            let result = admitted.and_then(|admitted| {
+                let message = message(admitted, topic.clone(), origin, version?, now);
+                (self.announce)(Arc::new(message));
+                Ok(())
+            });
+            if let Err(refusal) = &result {
+                tracing::info!(%topic, "refused: {refusal}");
+            }
+            drop(place);
+            if let Some(Reply { to, packet_id }) = reply {
+                to.send(Settled { packet_id, result }).ok(); // the client may be gone
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// For each message its version, or why it is refused. An error means that nothing was kept.
+    fn commit(&mut self, batch: &[Op], now: Now) -> Result<Vec<Result<u64, Refusal>>, IndexError> {
+        let transaction = self.index.database.begin_write().map_err(redb::Error::from)?;
+        let mut new_blobs = false;
+        let outcomes = {
+            let mut tables = Tables::open(&transaction)?;
+            let mut outcomes = Vec::with_capacity(batch.len());
+            for op in batch {
+                outcomes.push(self.apply(&mut tables, op, now, &mut new_blobs)?);
+            }
+            tables.meta.insert(VERSION, self.version).map_err(redb::Error::from)?;
+            outcomes
+        };
+        if new_blobs {
+            self.index
+                .blobs
+                .sync()
+                .map_err(|source| IndexError::Folder { path: "blobs".to_owned(), source })?;
+        }
+        transaction.commit().map_err(redb::Error::from)?;
+        Ok(outcomes)
+    }
+
+    fn apply(
+        &mut self,
+        tables: &mut Tables<'_>,
+        op: &Op,
+        now: Now,
+        new_blobs: &mut bool,
+    ) -> Result<Result<u64, Refusal>, IndexError> {
+        let Ok(Admitted { publish, kind, digest }) = &op.admitted else { return Ok(Ok(0)) };
+        match kind {
+            Kind::Live => return Ok(Ok(0)),
+            Kind::List(channel, list) => {
+                let present = self.channels.get(channel);
+                let digest = digest.unwrap_or(Digest::EMPTY);
+                let mut failure = None;
+                let verdict = may_replace(
+                    list,
+                    &digest,
+                    present.map(|present| Present { sequence: present.sequence, digest: &present.digest }),
+                    |id| match tables.has(&id.topic()) {
+                        Ok(has) => Ok(has),
+                        Err(error) => {
+                            failure = Some(error);
+                            Err(Refusal::new(Reason::UnspecifiedError, "the index failed"))
+                        }
+                    },
+                );
+                if let Some(error) = failure {
+                    return Err(error);
+                }
+                if let Err(refusal) = verdict {
+                    return Ok(Err(refusal));
+                }
+            }
+            Kind::ForgetPackage(id) => {
+                let user = self.channels.iter().find(|(_, state)| state.packages.contains(id));
+                if let Some((channel, _)) = user {
+                    let text = format!("channel `{channel}` names this package: publish a list without it");
+                    return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+                }
+            }
+            Kind::Package(_) | Kind::Retained => {}
+        }
+        let old = tables.read(&publish.topic)?;
+        if publish.payload.is_empty() {
+            if let Some(old) = old {
+                tables.remove(&publish.topic)?;
+                self.release(tables, &old.body, now)?;
+                self.version += 1;
+            }
+            return Ok(Ok(self.version));
+        }
+        let expires_ms = expiry(publish.properties.expiry, now);
+        let body = match (publish.payload.len() > INLINE, digest) {
+            (true, Some(digest)) => {
+                Body::Blob { digest: *digest.as_bytes(), len: publish.payload.len() as u64 }
+            }
+            _ => Body::Inline(publish.payload.to_vec()),
+        };
+        let same = old.as_ref().is_some_and(|old| {
+            old.body == body
+                && old.qos == publish.qos as u8
+                && old.properties == publish.properties
+                && old.expires_ms.is_none()
+                && expires_ms.is_none()
+        });
+        if same {
+            return Ok(Ok(old.map_or(0, |old| old.version)));
+        }
+        if old.is_none() && tables.records.len().map_err(redb::Error::from)? >= self.limits.retained {
+            let text = format!("the index holds {} messages already", self.limits.retained);
+            return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
+        }
+        if let Body::Blob { digest, .. } = &body {
+            if let Err(error) = self.index.blobs.write(&Digest::from(*digest), &publish.payload) {
+                tracing::error!(%error, topic = publish.topic, "cannot keep a payload");
+                let text = format!("the broker's disk does not take the message: {error}");
+                return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
+            }
+            *new_blobs = true;
+            tables.count(digest, 1)?;
+        }
+        if let Some(old) = old {
+            self.release(tables, &old.body, now)?;
+        }
+        self.version += 1;
+        let record = Record {
+            version: self.version,
+            qos: publish.qos as u8,
+            body,
+            properties: publish.properties.clone(),
+            expires_ms,
+        };
+        tables.insert(&publish.topic, &record)?;
+        if let (Kind::List(channel, list), Some(digest)) = (kind, digest) {
+            for entry in list.entries() {
+                if let Entry::Src(src) = entry {
+                    tables.name(&src.path, &src.digest)?;
+                }
+            }
+            self.channels.insert(channel.clone(), ChannelState::of(list, *digest));
+        }
+        Ok(Ok(self.version))
+    }
+
+    /// Counts one record less for the blob of `body`, and remembers it for removal if it was the last.
+    fn release(&mut self, tables: &mut Tables<'_>, body: &Body, now: Now) -> Result<(), IndexError> {
+        if let Body::Blob { digest, .. } = body
+            && tables.count(digest, -1)? == 0
+        {
+            self.forgotten.push_back((now.instant + BLOB_GRACE, Digest::from(*digest)));
+        }
+        Ok(())
+    }
+
+    /// Forgets expired messages, except packages that a channel names, and blobs past their grace time.
+    fn sweep(&mut self, now: Now) -> Result<(), IndexError> {
+        let named: HashSet<String> =
+            self.channels.values().flat_map(|state| &state.packages).map(PackageId::topic).collect();
+        let expired: Vec<String> = {
+            let transaction = self.index.database.begin_read().map_err(redb::Error::from)?;
+            let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
+            let mut expired = Vec::new();
+            for item in records.iter().map_err(redb::Error::from)? {
+                let (key, value) = item.map_err(redb::Error::from)?;
+                if Record::read(key.value(), value.value())?.is_expired(now.unix_ms) {
+                    expired.push(key.value().to_owned());
+                }
+            }
+            expired
+        };
+        let expired: Vec<_> = expired.into_iter().filter(|topic| !named.contains(topic)).collect();
+        let blobs_due = self.forgotten.front().is_some_and(|(due, _)| *due <= now.instant);
+        if expired.is_empty() && !blobs_due {
+            return Ok(());
+        }
+        let transaction = self.index.database.begin_write().map_err(redb::Error::from)?;
+        let mut unnamed = Vec::new();
+        {
+            let mut tables = Tables::open(&transaction)?;
+            for topic in &expired {
+                if let Some(old) = tables.read(topic)? {
+                    tables.remove(topic)?;
+                    self.release(&mut tables, &old.body, now)?;
+                }
+            }
+            while let Some((_, digest)) = self.forgotten.pop_front_if(|(due, _)| *due <= now.instant) {
+                // It may have come back in the meantime.
+                if tables.refs.get(digest.as_bytes()).map_err(redb::Error::from)?.is_none() {
+                    unnamed.push(digest);
+                }
+            }
+        }
+        transaction.commit().map_err(redb::Error::from)?;
+        for digest in unnamed {
+            self.index.blobs.remove(&digest);
+        }
+        Ok(())
+    }
+}
+
+impl Op {
+    fn size(&self) -> usize {
+        self.admitted.as_ref().map_or(0, |admitted| admitted.publish.payload.len())
+    }
+
+    fn stores(&self) -> bool {
+        self.admitted.as_ref().is_ok_and(|admitted| !matches!(admitted.kind, Kind::Live))
+    }
+}
+
+fn message(admitted: Admitted, topic: Arc<str>, origin: SessionId, version: u64, now: Now) -> Message {
+    let Admitted { publish, kind, digest } = admitted;
+    let size = publish.payload.len();
+    let cleared = size == 0;
+    let payload = match digest {
+        Some(digest) if size > INLINE => Payload::Blob(digest, size as u64),
+        // A small payload is a part of a large read buffer, which must not wait with it.
+        _ if size <= INLINE => Payload::Inline(Bytes::copy_from_slice(&publish.payload)),
+        _ => Payload::Inline(publish.payload),
+    };
+    Message {
+        topic,
+        payload,
+        qos: publish.qos,
+        retain: !matches!(kind, Kind::Live),
+        expires_ms: expiry(publish.properties.expiry, now),
+        properties: publish.properties,
+        origin: Some(origin),
+        // A cleared topic is not in the index: who misses the message cannot read it there.
+        version: if cleared { 0 } else { version },
+    }
+}
+
+fn expiry(seconds: Option<u32>, now: Now) -> Option<u64> {
+    seconds.map(|seconds| now.unix_ms + u64::from(seconds) * 1000)
+}
+
+/// The tables of one transaction.
+struct Tables<'t> {
+    records: Table<'t, &'static str, &'static [u8]>,
+    refs: Table<'t, &'static [u8; 32], u64>,
+    legacy: Table<'t, &'static str, [u8; 32]>,
+    meta: Table<'t, &'static str, u64>,
+}
+
+impl<'t> Tables<'t> {
+    fn open(transaction: &'t WriteTransaction) -> Result<Tables<'t>, IndexError> {
+        Ok(Tables {
+            records: transaction.open_table(RECORDS).map_err(redb::Error::from)?,
+            refs: transaction.open_table(REFS).map_err(redb::Error::from)?,
+            legacy: transaction.open_table(LEGACY).map_err(redb::Error::from)?,
+            meta: transaction.open_table(META).map_err(redb::Error::from)?,
+        })
+    }
+
+    fn has(&self, topic: &str) -> Result<bool, IndexError> {
+        Ok(self.records.get(topic).map_err(redb::Error::from)?.is_some())
+    }
+
+    fn read(&self, topic: &str) -> Result<Option<Record>, IndexError> {
+        let value = self.records.get(topic).map_err(redb::Error::from)?;
+        value.map(|value| Record::read(topic, value.value())).transpose()
+    }
+
+    fn insert(&mut self, topic: &str, record: &Record) -> Result<(), IndexError> {
+        self.records.insert(topic, record.to_bytes().as_slice()).map_err(redb::Error::from)?;
+        Ok(())
+    }
+
+    fn remove(&mut self, topic: &str) -> Result<(), IndexError> {
+        self.records.remove(topic).map_err(redb::Error::from)?;
+        Ok(())
+    }
+
+    fn name(&mut self, path: &FilePath, digest: &Digest) -> Result<(), IndexError> {
+        self.legacy.insert(path.as_str(), digest.as_bytes()).map_err(redb::Error::from)?;
+        Ok(())
+    }
+
+    /// Changes the count of records that name a blob, and returns it.
+    fn count(&mut self, digest: &[u8; 32], change: i64) -> Result<u64, IndexError> {
+        let present = self.refs.get(digest).map_err(redb::Error::from)?.map_or(0, |count| count.value());
+        let count = present.saturating_add_signed(change);
+        match count {
+            0 => self.refs.remove(digest).map_err(redb::Error::from)?,
+            _ => self.refs.insert(digest, count).map_err(redb::Error::from)?,
+        };
+        Ok(count)
+    }
+}

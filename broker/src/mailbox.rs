@@ -1,0 +1,200 @@
+//! A session's queue of live messages: bounded, filled by the bus, emptied by the connection.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    limits::Limits,
+    message::{Message, Payload},
+    packet::Qos,
+};
+
+/// Bounded queue of one session.
+///
+/// A retained message that does not fit is not lost: the mailbox notes that the session lags behind the
+/// index, and the session reads there what it missed. Any other message that does not fit ends the session.
+#[derive(Debug)]
+pub struct Mailbox {
+    /// Held to push or pop one message.
+    inner: Mutex<Inner>,
+    arrived: Notify,
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+/// A message for one session.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The message.
+    pub message: Arc<Message>,
+    /// The lower of the message's and the subscription's QoS.
+    pub qos: Qos,
+    /// The retain flag to send.
+    pub retain: bool,
+}
+
+/// What a mailbox has for its session.
+#[derive(Debug)]
+pub enum Mail {
+    /// The next message.
+    Delivery(Delivery),
+    /// Retained messages changed after this version of the index were left out.
+    Lagging(u64),
+    /// A message was lost: the session cannot go on.
+    Overflow,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    queue: VecDeque<Delivery>,
+    bytes: usize,
+    lagging: Option<u64>,
+    overflow: bool,
+}
+
+impl Mailbox {
+    /// An empty mailbox.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Mailbox {
+        Mailbox {
+            inner: Mutex::default(),
+            arrived: Notify::new(),
+            max_messages: limits.queue_messages,
+            max_bytes: limits.queue_bytes,
+        }
+    }
+
+    /// Puts a message in, or notes that it did not fit.
+    pub fn push(&self, delivery: Delivery) {
+        let size = memory(&delivery);
+        let mut inner = self.lock();
+        // A message larger than the whole queue still passes, alone.
+        let full = inner.queue.len() >= self.max_messages
+            || (!inner.queue.is_empty() && inner.bytes + size > self.max_bytes);
+        match (full || inner.lagging.is_some(), delivery.message.version) {
+            (false, _) => {
+                inner.bytes += size;
+                inner.queue.push_back(delivery);
+            }
+            (true, 0) if full => inner.overflow = true,
+            (true, 0) => {
+                inner.bytes += size;
+                inner.queue.push_back(delivery);
+            }
+            (true, version) => inner.lag(version - 1),
+        }
+        drop(inner);
+        self.arrived.notify_one();
+    }
+
+    /// Notes that messages after `version` of the index may be missing.
+    pub fn lag(&self, version: u64) {
+        self.lock().lag(version);
+        self.arrived.notify_one();
+    }
+
+    /// Notes that a message was lost.
+    pub fn overflow(&self) {
+        self.lock().overflow = true;
+        self.arrived.notify_one();
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        let inner = self.lock();
+        inner.queue.is_empty() && inner.lagging.is_none() && !inner.overflow
+    }
+
+    /// Takes out what comes next.
+    pub fn pop(&self) -> Option<Mail> {
+        let mut inner = self.lock();
+        if inner.overflow {
+            return Some(Mail::Overflow);
+        }
+        if let Some(delivery) = inner.queue.pop_front() {
+            inner.bytes -= memory(&delivery);
+            return Some(Mail::Delivery(delivery));
+        }
+        inner.lagging.take().map(Mail::Lagging)
+    }
+
+    /// Waits until something was put in since the last wait.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn lag(&mut self, version: u64) {
+        self.lagging = Some(self.lagging.map_or(version, |lagging| lagging.min(version)));
+    }
+}
+
+/// Bytes a waiting message holds in memory; a blob waits on disk.
+fn memory(delivery: &Delivery) -> usize {
+    match &delivery.message.payload {
+        Payload::Inline(bytes) => bytes.len() + delivery.message.topic.len(),
+        Payload::Blob(..) => delivery.message.topic.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn delivery(version: u64, size: usize) -> Delivery {
+        let message = Message {
+            topic: "t".into(),
+            payload: Payload::Inline(Bytes::from(vec![0; size])),
+            qos: Qos::AtMostOnce,
+            retain: version > 0,
+            properties: Default::default(),
+            expires_ms: None,
+            origin: None,
+            version,
+        };
+        Delivery { message: Arc::new(message), qos: Qos::AtMostOnce, retain: false }
+    }
+
+    fn mailbox() -> Mailbox {
+        Mailbox::new(&Limits { queue_messages: 2, queue_bytes: 100, ..Limits::default() })
+    }
+
+    #[test]
+    fn a_retained_message_that_does_not_fit_is_read_from_the_index_later() {
+        let mailbox = mailbox();
+        (1..=5).for_each(|version| mailbox.push(delivery(version, 1)));
+        assert!(matches!(mailbox.pop(), Some(Mail::Delivery(d)) if d.message.version == 1));
+        mailbox.push(delivery(6, 1)); // there is room, but 3 to 5 come first
+        assert!(matches!(mailbox.pop(), Some(Mail::Delivery(d)) if d.message.version == 2));
+        assert!(matches!(mailbox.pop(), Some(Mail::Lagging(2))));
+        assert!(mailbox.pop().is_none());
+    }
+
+    #[test]
+    fn a_live_message_that_does_not_fit_ends_the_session() {
+        let mailbox = mailbox();
+        (0..3).for_each(|_| mailbox.push(delivery(0, 1)));
+        assert!(matches!(mailbox.pop(), Some(Mail::Overflow)));
+    }
+
+    #[test]
+    fn a_message_larger_than_the_queue_passes_alone() {
+        let mailbox = mailbox();
+        mailbox.push(delivery(0, 1000));
+        assert!(matches!(mailbox.pop(), Some(Mail::Delivery(_))));
+        mailbox.push(delivery(0, 60));
+        mailbox.push(delivery(0, 60));
+        assert!(matches!(mailbox.pop(), Some(Mail::Overflow)));
+    }
+}

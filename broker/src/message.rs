@@ -1,0 +1,77 @@
+//! A message on its way from one client to others.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mpypi_protocol::Digest;
+
+use crate::packet::{Properties, Qos, Reason};
+
+/// Tells connections apart, also those that use a client id one after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// A message that was let in, shared by all who get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// A checked topic name.
+    pub topic: Arc<str>,
+    /// What it says.
+    pub payload: Payload,
+    /// The QoS it was published with.
+    pub qos: Qos,
+    /// Whether it was published to be retained.
+    pub retain: bool,
+    /// Its properties; the expiry among them is what the publisher said, not what is left.
+    pub properties: Properties,
+    /// When it means nothing any more, in milliseconds since 1970.
+    pub expires_ms: Option<u64>,
+    /// Who sent it; `None` for a message out of the index.
+    pub origin: Option<SessionId>,
+    /// Its place in the order of the index's changes; 0 if the index does not hold it.
+    pub version: u64,
+}
+
+/// The bytes of a message, never copied per receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Payload {
+    /// In memory, shared.
+    Inline(Bytes),
+    /// In the index's blob store, read in pieces as the receiver takes them.
+    Blob(Digest, u64),
+}
+
+impl Payload {
+    /// The payload's size in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match self {
+            Payload::Inline(bytes) => bytes.len() as u64,
+            Payload::Blob(_, len) => *len,
+        }
+    }
+
+    /// Whether there are no bytes at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Why a message was not let in. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// What to tell an MQTT 5 client.
+    pub reason: Reason,
+    /// What is wrong, and what to do about it.
+    pub text: String,
+}
+
+impl Refusal {
+    /// A refusal for `reason`.
+    #[must_use]
+    pub fn new(reason: Reason, text: impl Into<String>) -> Refusal {
+        Refusal { reason, text: text.into() }
+    }
+}

@@ -1,0 +1,120 @@
+//! What waits to be sent to one client: bytes, and blobs that are read as they go.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+};
+
+use bytes::{Buf, Bytes};
+use mpypi_protocol::Digest;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use crate::{index::Index, message::Payload};
+
+/// Slices handed to the socket in one call.
+const SLICES: usize = 32;
+
+/// Pieces in the order they are sent.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    pieces: VecDeque<Piece>,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Bytes(Bytes),
+    Blob { digest: Digest, len: u64, offset: u64 },
+}
+
+impl Outbox {
+    /// Whether everything is sent.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// How many bytes wait.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds bytes.
+    pub fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.bytes += bytes.len() as u64;
+            self.pieces.push_back(Piece::Bytes(bytes));
+        }
+    }
+
+    /// Adds a payload.
+    pub fn push_payload(&mut self, payload: Payload) {
+        match payload {
+            Payload::Inline(bytes) => self.push(bytes),
+            Payload::Blob(_, 0) => {}
+            Payload::Blob(digest, len) => {
+                self.bytes += len;
+                self.pieces.push_back(Piece::Blob { digest, len, offset: 0 });
+            }
+        }
+    }
+
+    /// Sends some of what waits, and says whether any was taken. May be dropped at any time without loss.
+    ///
+    /// # Errors
+    /// The socket fails, or a blob cannot be read.
+    pub async fn write(
+        &mut self,
+        socket: &mut (impl AsyncWrite + Unpin),
+        index: &Index,
+    ) -> io::Result<usize> {
+        self.load(index)?;
+        let slices: Vec<_> = self
+            .pieces
+            .iter()
+            .map_while(|piece| match piece {
+                Piece::Bytes(bytes) => Some(IoSlice::new(bytes)),
+                Piece::Blob { .. } => None,
+            })
+            .take(SLICES)
+            .collect();
+        let written = socket.write_vectored(&slices).await?;
+        self.advance(written);
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        Ok(written)
+    }
+
+    /// Puts the next chunk of the first blob in front of it, unless bytes enough wait before it.
+    fn load(&mut self, index: &Index) -> io::Result<()> {
+        let at = match (self.pieces.front(), self.pieces.get(1)) {
+            (Some(Piece::Blob { .. }), _) => 0,
+            // A PUBLISH's head and the first of its payload leave together.
+            (Some(Piece::Bytes(_)), Some(Piece::Blob { .. })) => 1,
+            _ => return Ok(()),
+        };
+        let Some(Piece::Blob { digest, len, offset }) = self.pieces.get_mut(at) else { return Ok(()) };
+        let chunk = index.chunk(digest, *len, *offset)?;
+        *offset += chunk.len() as u64;
+        if chunk.is_empty() || offset == len {
+            self.pieces.remove(at);
+        }
+        self.pieces.insert(at, Piece::Bytes(chunk));
+        Ok(())
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.bytes = self.bytes.saturating_sub(written as u64);
+        while written > 0 {
+            let Some(Piece::Bytes(bytes)) = self.pieces.front_mut() else { return };
+            let taken = written.min(bytes.len());
+            bytes.advance(taken);
+            written -= taken;
+            if bytes.is_empty() {
+                self.pieces.pop_front();
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Packets to bytes for a client.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{Properties, Qos, Reason, Version, property};
+use crate::limits::Limits;
+
+/// CONNACK. In MQTT 5 an accepted client learns our limits and what we do not offer, and the id we gave it
+/// if it had none; a refused one learns why.
+#[must_use]
+pub fn connack(
+    version: Version,
+    reason: Reason,
+    text: &str,
+    limits: &Limits,
+    assigned_id: Option<&str>,
+) -> Bytes {
+    if version == Version::V3 {
+        return Bytes::copy_from_slice(&[0x20, 2, 0, reason.v3_connect()]);
+    }
+    let mut properties = BytesMut::new();
+    if reason == Reason::Success {
+        properties.put_u8(property::RECEIVE_MAXIMUM);
+        properties.put_u16(limits.inbound_window);
+        properties.put_u8(property::MAXIMUM_PACKET_SIZE);
+        properties.put_u32(u32::try_from(limits.packet).unwrap_or(u32::MAX));
+        // Sessions end with their connection.
+        properties.put_u8(property::SESSION_EXPIRY);
+        properties.put_u32(0);
+        properties.put_slice(&[property::SUBSCRIPTION_IDS_AVAILABLE, 0, property::SHARED_AVAILABLE, 0]);
+        if let Some(id) = assigned_id {
+            properties.put_u8(property::ASSIGNED_CLIENT_ID);
+            put_text(&mut properties, id);
+        }
+    } else {
+        put_reason_string(&mut properties, text);
+    }
+    let mut body = BytesMut::new();
+    body.put_u8(0);
+    body.put_u8(reason as u8);
+    put_variable(&mut body, properties.len());
+    body.put(properties);
+    packet(0x20, &body)
+}
+
+/// Everything of a PUBLISH before its payload, which has `payload` bytes.
+#[must_use]
+pub fn publish_head(
+    version: Version,
+    topic: &str,
+    qos: Qos,
+    retain: bool,
+    packet_id: u16,
+    properties: &Properties,
+    payload: u64,
+) -> Bytes {
+    let mut body = BytesMut::with_capacity(topic.len() + 16);
+    put_text(&mut body, topic);
+    if qos != Qos::AtMostOnce {
+        body.put_u16(packet_id);
+    }
+    if version == Version::V5 {
+        put_message_properties(&mut body, properties);
+    }
+    let mut head = BytesMut::with_capacity(body.len() + 5);
+    head.put_u8(0x30 | (qos as u8) << 1 | u8::from(retain));
+    put_variable(&mut head, body.len() + usize::try_from(payload).unwrap_or(usize::MAX / 2));
+    head.put(body);
+    head.freeze()
+}
+
+/// PUBACK
+#[must_use]
+pub fn puback(version: Version, packet_id: u16, reason: Reason, text: &str) -> Bytes {
+    acknowledgement(0x40, version, packet_id, reason, text)
+}
+
+/// PUBREC
+#[must_use]
+pub fn pubrec(version: Version, packet_id: u16, reason: Reason, text: &str) -> Bytes {
+    acknowledgement(0x50, version, packet_id, reason, text)
+}
+
+/// PUBCOMP
+#[must_use]
+pub fn pubcomp(version: Version, packet_id: u16, reason: Reason) -> Bytes {
+    acknowledgement(0x70, version, packet_id, reason, "")
+}
+
+/// SUBACK: the QoS granted or why not, for each filter.
+#[must_use]
+pub fn suback(version: Version, packet_id: u16, granted: &[Result<Qos, Reason>]) -> Bytes {
+    let mut body = BytesMut::new();
+    body.put_u16(packet_id);
+    if version == Version::V5 {
+        body.put_u8(0);
+    }
+    for grant in granted {
+        body.put_u8(match (grant, version) {
+            (Ok(qos), _) => *qos as u8,
+            (Err(reason), Version::V5) => *reason as u8,
+            (Err(_), Version::V3) => 0x80,
+        });
+    }
+    packet(0x90, &body)
+}
+
+/// UNSUBACK: for each filter, whether there was such a subscription.
+#[must_use]
+pub fn unsuback(version: Version, packet_id: u16, reasons: &[Reason]) -> Bytes {
+    let mut body = BytesMut::new();
+    body.put_u16(packet_id);
+    if version == Version::V5 {
+        body.put_u8(0);
+        body.extend(reasons.iter().map(|reason| *reason as u8));
+    }
+    packet(0xb0, &body)
+}
+
+/// PINGRESP
+#[must_use]
+pub fn pingresp() -> Bytes {
+    Bytes::from_static(&[0xd0, 0])
+}
+
+/// DISCONNECT with a reason. MQTT 3.1.1 has none from a server: nothing is sent.
+#[must_use]
+pub fn disconnect(version: Version, reason: Reason, text: &str) -> Bytes {
+    if version == Version::V3 {
+        return Bytes::new();
+    }
+    let mut properties = BytesMut::new();
+    put_reason_string(&mut properties, text);
+    let mut body = BytesMut::new();
+    body.put_u8(reason as u8);
+    put_variable(&mut body, properties.len());
+    body.put(properties);
+    packet(0xe0, &body)
+}
+
+fn acknowledgement(first: u8, version: Version, packet_id: u16, reason: Reason, text: &str) -> Bytes {
+    let mut body = BytesMut::new();
+    body.put_u16(packet_id);
+    if version == Version::V5 && reason != Reason::Success {
+        body.put_u8(reason as u8);
+        let mut properties = BytesMut::new();
+        put_reason_string(&mut properties, text);
+        put_variable(&mut body, properties.len());
+        body.put(properties);
+    }
+    packet(first, &body)
+}
+
+fn packet(first: u8, body: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(body.len() + 5);
+    bytes.put_u8(first);
+    put_variable(&mut bytes, body.len());
+    bytes.put_slice(body);
+    bytes.freeze()
+}
+
+fn put_message_properties(body: &mut BytesMut, message: &Properties) {
+    let mut properties = BytesMut::new();
+    if let Some(byte) = message.payload_format {
+        properties.put_slice(&[property::PAYLOAD_FORMAT, byte]);
+    }
+    if let Some(seconds) = message.expiry {
+        properties.put_u8(property::MESSAGE_EXPIRY);
+        properties.put_u32(seconds);
+    }
+    if let Some(text) = &message.content_type {
+        properties.put_u8(property::CONTENT_TYPE);
+        put_text(&mut properties, text);
+    }
+    if let Some(text) = &message.response_topic {
+        properties.put_u8(property::RESPONSE_TOPIC);
+        put_text(&mut properties, text);
+    }
+    if let Some(data) = &message.correlation_data {
+        properties.put_u8(property::CORRELATION_DATA);
+        put_binary(&mut properties, data);
+    }
+    for (name, value) in &message.user {
+        properties.put_u8(property::USER);
+        put_text(&mut properties, name);
+        put_text(&mut properties, value);
+    }
+    put_variable(body, properties.len());
+    body.put(properties);
+}
+
+/// A reason string no longer than [`REASON_STRING`] bytes; none if `text` is empty.
+fn put_reason_string(properties: &mut BytesMut, text: &str) {
+    /// Longest reason string sent, in bytes: clients read it on small heaps.
+    const REASON_STRING: usize = 256;
+    let mut end = text.len().min(REASON_STRING);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    if end > 0 {
+        properties.put_u8(property::REASON_STRING);
+        put_text(properties, &text[..end]);
+    }
+}
+
+fn put_text(bytes: &mut BytesMut, text: &str) {
+    put_binary(bytes, text.as_bytes());
+}
+
+/// At most 65535 bytes, which all that was read from a packet keeps to.
+fn put_binary(bytes: &mut BytesMut, data: &[u8]) {
+    let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
+    bytes.put_u16(length);
+    bytes.put_slice(&data[..usize::from(length)]);
+}
+
+fn put_variable(bytes: &mut BytesMut, mut number: usize) {
+    loop {
+        let byte = (number & 0x7f) as u8;
+        number >>= 7;
+        if number == 0 {
+            bytes.put_u8(byte);
+            return;
+        }
+        bytes.put_u8(byte | 0x80);
+    }
+}

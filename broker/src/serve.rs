@@ -1,0 +1,88 @@
+//! `mpypi-broker serve`
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::Context;
+use mpypi_broker::{Access, Broker, Config, Limits, ServeError, index::IndexError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::ServeArgs;
+
+/// What a PUBLISH needs around its package, in bytes.
+const PACKET_OVERHEAD: u64 = 64 * 1024;
+
+pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    log_to_stderr(args.log_json)?;
+    let mut limits = Limits::default();
+    let most = limits.packet as u64 - PACKET_OVERHEAD;
+    anyhow::ensure!(args.max_package <= most, "--max-package is at most {most}, what fits into a packet");
+    limits.package = args.max_package;
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%error, "cannot raise the limit of open files: fewer clients may fit");
+    }
+    let access = if args.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
+    let config = Config { listen: args.listen, data: args.data, limits, access };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(serve(config));
+    // rumqttd's router has no way to stop: its thread ends with the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let open = config.access == Access::UnsafeOpen;
+    let data = config.data.display().to_string();
+    let broker = Broker::bind(config).await?;
+    for address in broker.addresses() {
+        // The first line is for programs: it tells the port.
+        println!("listening on mqtt://{address}");
+    }
+    std::io::stdout().flush().context("cannot say where the broker listens")?;
+    tracing::info!(data, "index open");
+    if open {
+        tracing::warn!("--unsafe-open: everyone who can reach this broker may read and publish");
+    }
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(broker.run(shutdown).await?)
+}
+
+/// What to do about an error, if we know.
+pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
+    match error.downcast_ref::<ServeError>()? {
+        ServeError::Listen { source, address } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Some(format!("is a broker running already? `--listen {}:0` picks a free port", address.ip()))
+        }
+        ServeError::Open(_) => {
+            Some("use a loopback address, or `--unsafe-open` in a network you trust".to_owned())
+        }
+        ServeError::Index(IndexError::InUse { .. }) => {
+            Some("give each broker a folder of its own with `--data`".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn log_to_stderr(json: bool) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("MPYPI_LOG")
+        .or_else(|_| EnvFilter::try_new("info,rumqttd=error"))
+        .context("MPYPI_LOG is no log filter")?;
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match json {
+        true => log.json().init(),
+        false => log.with_ansi(colour).init(),
+    }
+    Ok(())
+}

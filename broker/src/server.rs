@@ -1,0 +1,218 @@
+//! Starts everything, accepts connections, and stops everything.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    bus::{self, BusError, SharedSubscriptions},
+    connection::{self, Registry, Shared},
+    index::{
+        Index, IndexError,
+        writer::{QUEUE, Writer},
+    },
+    limits::Limits,
+};
+
+/// After a failure to accept, as with too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where to serve, and from what.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses to listen on; port 0 picks a free one.
+    pub listen: Vec<SocketAddr>,
+    /// The folder of the index.
+    pub data: PathBuf,
+    /// The limits.
+    pub limits: Limits,
+    /// Whether strangers from other machines may come in, without credentials.
+    pub access: Access,
+}
+
+/// Who may connect while there are no credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only this machine.
+    Loopback,
+    /// Everyone who can reach a listener.
+    UnsafeOpen,
+}
+
+/// The broker cannot start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nothing to listen on.
+    #[error("there is no address to listen on")]
+    NoListener,
+    /// An address of other machines, without leave for it.
+    #[error("listening on {0} would let everyone in, without credentials")]
+    Open(SocketAddr),
+    /// The index fails.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The bus fails.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// Not everything stopped in time.
+    #[error("not everything stopped within {} s", .0.as_secs())]
+    Stuck(Duration),
+}
+
+/// A broker that has its addresses and its index, and serves once it [runs](Broker::run).
+#[derive(Debug)]
+pub struct Broker {
+    config: Config,
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+    index: Index,
+}
+
+impl Broker {
+    /// Binds all addresses and opens the index.
+    ///
+    /// # Errors
+    /// Says what cannot be had.
+    pub async fn bind(config: Config) -> Result<Broker, ServeError> {
+        if config.listen.is_empty() {
+            return Err(ServeError::NoListener);
+        }
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for &address in &config.listen {
+            if config.access == Access::Loopback && !address.ip().is_loopback() {
+                return Err(ServeError::Open(address));
+            }
+            let failed = |source| ServeError::Listen { address, source };
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            addresses.push(listener.local_addr().map_err(failed)?);
+            listeners.push(listener);
+        }
+        let index = Index::open(&config.data)?;
+        Ok(Broker { config, listeners, addresses, index })
+    }
+
+    /// The addresses bound, in the order asked for.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves until `shutdown`, and returns when everything has stopped.
+    ///
+    /// # Errors
+    /// The index or the bus failed, or something would not stop.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let limits = self.config.limits;
+        let subscriptions = SharedSubscriptions::default();
+        let (mut sender, dispatcher) = bus::start(subscriptions.clone())?;
+        let failed = CancellationToken::new();
+        let announce_failed = failed.clone();
+        let announce = Box::new(move |message| {
+            if let Err(error) = sender.send(message) {
+                tracing::error!(%error, "cannot announce a message");
+                announce_failed.cancel();
+            }
+        });
+        let writer = Writer::new(self.index.clone(), limits.clone(), announce)?;
+        let (ops, waiting) = mpsc::channel(QUEUE);
+        let runtime = tokio::runtime::Handle::current();
+        let writer = spawn("index", &failed, move || {
+            let _context = runtime.enter();
+            writer.run(waiting).map_err(ServeError::from)
+        })?;
+        let dispatcher = spawn("bus", &failed, move || dispatcher.run().map_err(ServeError::from))?;
+
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            index: self.index,
+            ops,
+            subscriptions,
+            places: Arc::new(Semaphore::new(limits.inbound_bytes / 1024)),
+            clients: Arc::new(Semaphore::new(limits.clients)),
+            shutdown: stop.clone(),
+            registry: Registry::default(),
+            limits: limits.clone(),
+        });
+        let tasks = TaskTracker::new();
+        for listener in self.listeners {
+            tasks.spawn(accept(listener, shared.clone(), tasks.clone()));
+        }
+        tasks.close();
+        tokio::select! {
+            () = shutdown.cancelled() => tracing::info!("stopping"),
+            () = failed.cancelled() => tracing::error!("a part failed: stopping"),
+        }
+        stop.cancel();
+        // Connections first, so that their wills still reach the index; then the index, then the bus.
+        drop(shared);
+        let all = async {
+            tasks.wait().await;
+            for thread in [writer, dispatcher] {
+                thread.await.unwrap_or(Ok(()))?;
+            }
+            Ok(())
+        };
+        timeout(limits.shutdown, all).await.unwrap_or(Err(ServeError::Stuck(limits.shutdown)))
+    }
+}
+
+/// Runs `work` on a thread of its own; a failure cancels `failed`.
+fn spawn(
+    name: &str,
+    failed: &CancellationToken,
+    work: impl FnOnce() -> Result<(), ServeError> + Send + 'static,
+) -> Result<tokio::sync::oneshot::Receiver<Result<(), ServeError>>, ServeError> {
+    let (done, ended) = tokio::sync::oneshot::channel();
+    let failed = failed.clone();
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Also when the work panics.
+        let _guard = failed.drop_guard();
+        done.send(work()).ok();
+    });
+    thread.map_err(ServeError::Thread)?;
+    Ok(ended)
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
+                let shared = shared.clone();
+                tasks.spawn(async move { serve(socket, peer, &shared).await });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(socket: TcpStream, peer: SocketAddr, shared: &Shared) {
+    // Without it, eight small files take 400 ms.
+    if let Err(error) = socket.set_nodelay(true) {
+        return tracing::debug!(%peer, %error, "lost at once");
+    }
+    connection::serve(socket, peer, shared).await;
+}

@@ -1,0 +1,421 @@
+//! One client's session: packets and time in, effects out. No socket, no clock, no index.
+//!
+//! The connection feeds it with packets, with what became of the client's messages, and with messages for
+//! the client; it carries out the effects in order.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mpypi_protocol::topic;
+
+use crate::{
+    clock::Now,
+    index::writer::Settled,
+    limits::Limits,
+    mailbox::Delivery,
+    message::{Message, Payload, SessionId},
+    packet::{
+        self, Connect, Packet, PacketError, Publish, Qos, Reason, RetainHandling, Subscribe,
+        SubscriptionOptions, Unsubscribe, Version,
+    },
+};
+
+/// The state of one client's session, from CONNECT to the end of its connection.
+#[derive(Debug)]
+pub struct Session {
+    /// Tells it from all others.
+    pub id: SessionId,
+    /// The protocol it speaks.
+    pub version: Version,
+    /// The client's id.
+    pub client_id: String,
+    limits: Limits,
+    keep_alive: Option<Duration>,
+    heard: Instant,
+    will: Option<Publish>,
+    largest: u64,
+    window: usize,
+    subscriptions: BTreeMap<String, SubscriptionOptions>,
+    /// QoS of the client's messages that the index has not settled.
+    settling: HashMap<u16, Qos>,
+    unsettled: usize,
+    /// QoS 2 messages of the client that it has not released.
+    unreleased: HashSet<u16>,
+    /// QoS 1 messages to the client that it has not acknowledged.
+    unacknowledged: HashSet<u16>,
+    last_packet_id: u16,
+    replays: VecDeque<Replay>,
+    live_first: bool,
+    closing: bool,
+}
+
+/// What the connection is to do for the session.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send these bytes.
+    Send(Bytes),
+    /// Send a PUBLISH: its head, then its payload.
+    Deliver(Bytes, Payload),
+    /// Hand a message of the client to the door.
+    Admit(Publish),
+    /// Make live messages of this filter arrive.
+    Subscribe(String, SubscriptionOptions),
+    /// Stop live messages of this filter.
+    Unsubscribe(String),
+    /// Send everything, then close.
+    Close,
+}
+
+/// Retained messages that a subscription has yet to get, one at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// The filter.
+    pub filter: String,
+    /// The topic of the last one looked at.
+    pub after: Option<String>,
+    /// Only messages that changed after this version of the index.
+    pub since: u64,
+    options: SubscriptionOptions,
+    catching_up: bool,
+}
+
+/// What the index said to a [`Replay`].
+#[derive(Debug)]
+pub enum Replayed {
+    /// A match; there may be more.
+    Found(Message),
+    /// Go on after this topic.
+    Later(String),
+    /// No more.
+    End,
+}
+
+impl Session {
+    /// The session that `connect` opens.
+    #[must_use]
+    pub fn new(id: SessionId, client_id: String, connect: &Connect, limits: Limits, now: Instant) -> Session {
+        Session {
+            id,
+            version: connect.version,
+            client_id,
+            // 3.1.2.10: one and a half times what the client said; 0 is for ever.
+            keep_alive: (connect.keep_alive > 0)
+                .then(|| Duration::from_millis(u64::from(connect.keep_alive) * 1500)),
+            heard: now,
+            will: connect.will.clone(),
+            largest: connect.maximum_packet_size.map_or(u64::MAX, u64::from),
+            window: usize::from(connect.receive_maximum.min(limits.outbound_window)),
+            limits,
+            subscriptions: BTreeMap::new(),
+            settling: HashMap::new(),
+            unsettled: 0,
+            unreleased: HashSet::new(),
+            unacknowledged: HashSet::new(),
+            last_packet_id: 0,
+            replays: VecDeque::new(),
+            live_first: false,
+            closing: false,
+        }
+    }
+
+    /// When the client must have sent something, if ever.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.keep_alive.map(|keep_alive| self.heard + keep_alive)
+    }
+
+    /// Whether the session has room for another packet of the client.
+    #[must_use]
+    pub fn wants_packets(&self) -> bool {
+        !self.closing && self.unsettled < usize::from(self.limits.inbound_window)
+    }
+
+    /// Whether nothing of the client waits for the index any more.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.unsettled == 0
+    }
+
+    /// Whether the client can take another message.
+    #[must_use]
+    pub fn wants_messages(&self) -> bool {
+        !self.closing && self.unacknowledged.len() < self.window
+    }
+
+    /// The will, if it is still to be published. Ask once the connection has ended.
+    pub fn take_will(&mut self) -> Option<Publish> {
+        self.will.take()
+    }
+
+    /// The filters of all subscriptions.
+    pub fn filters(&self) -> impl Iterator<Item = &str> {
+        self.subscriptions.keys().map(String::as_str)
+    }
+
+    /// Takes a packet of the client.
+    pub fn packet(&mut self, now: Instant, packet: Packet, effects: &mut Vec<Effect>) {
+        if self.closing {
+            return;
+        }
+        self.heard = now;
+        match packet {
+            Packet::Connect(_) => self.end(Reason::ProtocolError, "a second CONNECT", effects),
+            Packet::Publish(publish) => self.publish(publish, effects),
+            Packet::PubAck(id) => {
+                self.unacknowledged.remove(&id);
+            }
+            // We never send at QoS 2.
+            Packet::PubRec(_) | Packet::PubComp(_) => {
+                self.end(Reason::ProtocolError, "nothing was sent at QoS 2", effects);
+            }
+            Packet::PubRel(id) => {
+                let reason = match self.unreleased.remove(&id) {
+                    true => Reason::Success,
+                    false => Reason::PacketIdentifierNotFound,
+                };
+                effects.push(Effect::Send(packet::pubcomp(self.version, id, reason)));
+            }
+            Packet::Subscribe(subscribe) => self.subscribe(subscribe, effects),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),
+            Packet::PingReq => effects.push(Effect::Send(packet::pingresp())),
+            Packet::Disconnect { with_will } => {
+                if !with_will {
+                    self.will = None; // [MQTT-3.1.2-10]
+                }
+                self.closing = true;
+                effects.push(Effect::Close);
+            }
+        }
+    }
+
+    /// Takes bytes that are no packet.
+    pub fn bad_packet(&mut self, error: &PacketError, effects: &mut Vec<Effect>) {
+        self.end(error.reason, &error.text, effects);
+    }
+
+    /// Takes what became of a message of the client.
+    pub fn settled(&mut self, settled: Settled, effects: &mut Vec<Effect>) {
+        self.unsettled = self.unsettled.saturating_sub(1);
+        if self.closing {
+            return;
+        }
+        let id = settled.packet_id;
+        match (settled.result, self.settling.remove(&id)) {
+            (Ok(()), None | Some(Qos::AtMostOnce)) => {}
+            (Ok(()), Some(Qos::AtLeastOnce)) => {
+                effects.push(Effect::Send(packet::puback(self.version, id, Reason::Success, "")));
+            }
+            (Ok(()), Some(Qos::ExactlyOnce)) => {
+                effects.push(Effect::Send(packet::pubrec(self.version, id, Reason::Success, "")));
+            }
+            // Without a reason code there is only one way not to claim success.
+            (Err(refusal), None | Some(Qos::AtMostOnce)) => self.end(refusal.reason, &refusal.text, effects),
+            (Err(refusal), _) if self.version == Version::V3 => {
+                self.end(refusal.reason, &refusal.text, effects);
+            }
+            (Err(refusal), Some(Qos::AtLeastOnce)) => {
+                effects.push(Effect::Send(packet::puback(self.version, id, refusal.reason, &refusal.text)));
+            }
+            (Err(refusal), Some(Qos::ExactlyOnce)) => {
+                self.unreleased.remove(&id);
+                effects.push(Effect::Send(packet::pubrec(self.version, id, refusal.reason, &refusal.text)));
+            }
+        }
+    }
+
+    /// Takes a live message for the client.
+    pub fn deliver(&mut self, now: Now, delivery: &Delivery, effects: &mut Vec<Effect>) {
+        self.send(now, &delivery.message, delivery.qos, delivery.retain, effects);
+    }
+
+    /// Which retained message the session wants next. Live messages and replays take turns; `live` says
+    /// whether a live one waits.
+    pub fn next_replay(&mut self, live: bool) -> Option<Replay> {
+        self.live_first = !self.live_first;
+        if live && self.live_first {
+            return None;
+        }
+        self.replays.pop_front()
+    }
+
+    /// Takes what the index said to a replay.
+    pub fn replayed(&mut self, now: Now, mut replay: Replay, found: Replayed, effects: &mut Vec<Effect>) {
+        match found {
+            Replayed::End => return,
+            Replayed::Later(after) => replay.after = Some(after),
+            Replayed::Found(message) => {
+                let retain = !replay.catching_up || replay.options.retain_as_published;
+                let qos = message.qos.min(replay.options.qos);
+                self.send(now, &message, qos, retain, effects);
+                replay.after = Some(message.topic.to_string());
+            }
+        }
+        // An exact filter is answered once.
+        if replay.filter.contains(['+', '#']) {
+            self.replays.push_front(replay);
+        }
+    }
+
+    /// Takes the news that retained messages changed after `since` were left out: reads them again.
+    pub fn lagging(&mut self, since: u64) {
+        // A replay under way reads each message as it is then, but has passed some topics already.
+        for (filter, options) in &self.subscriptions {
+            let waiting = self
+                .replays
+                .iter_mut()
+                .find(|replay| replay.catching_up && replay.after.is_none() && replay.filter == *filter);
+            match waiting {
+                Some(replay) => replay.since = replay.since.min(since),
+                None => self.replays.push_back(Replay {
+                    filter: filter.clone(),
+                    after: None,
+                    since,
+                    options: *options,
+                    catching_up: true,
+                }),
+            }
+        }
+    }
+
+    /// Takes the time.
+    pub fn tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.end(Reason::KeepAliveTimeout, "nothing heard for one and a half keep-alives", effects);
+        }
+    }
+
+    /// Ends the session from the broker's side; the will is published.
+    pub fn end(&mut self, reason: Reason, text: &str, effects: &mut Vec<Effect>) {
+        if self.closing {
+            return;
+        }
+        tracing::info!(client = self.client_id, ?reason, "closing: {text}");
+        self.closing = true;
+        effects.push(Effect::Send(packet::disconnect(self.version, reason, text)));
+        effects.push(Effect::Close);
+    }
+
+    fn publish(&mut self, publish: Publish, effects: &mut Vec<Effect>) {
+        let id = publish.packet_id;
+        match publish.qos {
+            // 4.3.3: a QoS 2 message that is still unreleased is the same message again.
+            Qos::ExactlyOnce if self.unreleased.contains(&id) => {
+                if !self.settling.contains_key(&id) {
+                    effects.push(Effect::Send(packet::pubrec(self.version, id, Reason::Success, "")));
+                }
+                return;
+            }
+            Qos::AtLeastOnce | Qos::ExactlyOnce if self.settling.contains_key(&id) => {
+                return self.end(Reason::PacketIdentifierInUse, "a packet id that is in use", effects);
+            }
+            Qos::ExactlyOnce if self.unreleased.len() >= usize::from(self.limits.inbound_window) => {
+                return self.end(Reason::ReceiveMaximumExceeded, "too many unreleased messages", effects);
+            }
+            Qos::ExactlyOnce => {
+                self.unreleased.insert(id);
+            }
+            _ => {}
+        }
+        if publish.qos != Qos::AtMostOnce {
+            self.settling.insert(id, publish.qos);
+        }
+        self.unsettled += 1;
+        effects.push(Effect::Admit(publish));
+    }
+
+    fn subscribe(&mut self, subscribe: Subscribe, effects: &mut Vec<Effect>) {
+        if subscribe.has_identifier {
+            // 3.2.2.3.12: CONNACK said that they are not available.
+            let text = "subscription identifiers were not offered";
+            return self.end(Reason::SubscriptionIdentifiersNotSupported, text, effects);
+        }
+        let mut granted = Vec::with_capacity(subscribe.filters.len());
+        let mut accepted = Vec::new();
+        for (filter, mut options) in subscribe.filters {
+            options.qos = options.qos.min(Qos::AtLeastOnce);
+            let is_new = !self.subscriptions.contains_key(&filter);
+            let verdict = if filter.starts_with("$share/") {
+                Err(Reason::SharedSubscriptionsNotSupported)
+            } else if topic::check_filter(&filter).is_err() {
+                Err(Reason::TopicFilterInvalid)
+            } else if is_new && self.subscriptions.len() >= self.limits.subscriptions {
+                Err(Reason::QuotaExceeded)
+            } else {
+                Ok(options.qos)
+            };
+            granted.push(verdict);
+            if verdict.is_ok() {
+                self.subscriptions.insert(filter.clone(), options);
+                accepted.push((filter, options, is_new));
+            }
+        }
+        // Live first: what changes between the two is then seen twice, never missed.
+        for (filter, options, _) in &accepted {
+            effects.push(Effect::Subscribe(filter.clone(), *options));
+        }
+        effects.push(Effect::Send(packet::suback(self.version, subscribe.packet_id, &granted)));
+        for (filter, options, is_new) in accepted {
+            let wanted = match options.retain_handling {
+                RetainHandling::Send => true,
+                RetainHandling::SendIfNew => is_new,
+                RetainHandling::DoNotSend => false,
+            };
+            if wanted {
+                self.replays.retain(|replay| replay.filter != filter || replay.catching_up);
+                self.replays.push_back(Replay { filter, after: None, since: 0, options, catching_up: false });
+            }
+        }
+    }
+
+    fn unsubscribe(&mut self, unsubscribe: Unsubscribe, effects: &mut Vec<Effect>) {
+        let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
+        for filter in unsubscribe.filters {
+            let reason = match self.subscriptions.remove(&filter) {
+                Some(_) => Reason::Success,
+                None => Reason::NoSubscriptionExisted,
+            };
+            self.replays.retain(|replay| replay.filter != filter);
+            reasons.push(reason);
+            effects.push(Effect::Unsubscribe(filter));
+        }
+        effects.push(Effect::Send(packet::unsuback(self.version, unsubscribe.packet_id, &reasons)));
+    }
+
+    fn send(&mut self, now: Now, message: &Message, qos: Qos, retain: bool, effects: &mut Vec<Effect>) {
+        let mut properties = message.properties.clone();
+        if let Some(expires) = message.expires_ms {
+            // 3.3.2.3.3: what is left, in seconds.
+            let left = expires.saturating_sub(now.unix_ms).div_ceil(1000);
+            if left == 0 {
+                return;
+            }
+            properties.expiry = Some(u32::try_from(left).unwrap_or(u32::MAX));
+        }
+        let qos = qos.min(Qos::AtLeastOnce);
+        let id = if qos == Qos::AtMostOnce { 0 } else { self.free_packet_id() };
+        let size = message.payload.len();
+        let head = packet::publish_head(self.version, &message.topic, qos, retain, id, &properties, size);
+        if head.len() as u64 + size > self.largest {
+            // [MQTT-3.1.2-25]: as if it had been sent.
+            tracing::info!(client = self.client_id, topic = %message.topic, "larger than the client takes");
+            return;
+        }
+        if id != 0 {
+            self.unacknowledged.insert(id);
+        }
+        effects.push(Effect::Deliver(head, message.payload.clone()));
+    }
+
+    /// A packet id that is not in use. There is one: the window is far smaller than the number of ids.
+    fn free_packet_id(&mut self) -> u16 {
+        loop {
+            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+            if !self.unacknowledged.contains(&self.last_packet_id) {
+                return self.last_packet_id;
+            }
+        }
+    }
+}
