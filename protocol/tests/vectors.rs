@@ -1,5 +1,7 @@
 //! The golden vectors under `vectors/`, which bind every implementation of the wire format alike.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers, too")]
+
 use mpypi_protocol::{
     Digest, FilePath, PackageId, Topic, UpdateList,
     list::ListError,
