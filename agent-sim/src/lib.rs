@@ -1,1 +1,31 @@
-//! Placeholder.
+//! A simulated device: everything a real one does, from an update list on a topic to files in their place.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`flash`] | the few file-system operations a device has; a disk, a memory, a power cut |
+//! | [`journal`] | the records a device keeps |
+//! | [`store`] | staged, journaled installs that survive a power cut at any operation |
+//! | [`wheel`] | unpacking a wheel by its RECORD |
+//! | [`accept`] | whether to believe an update list |
+//! | [`refusal`] | why something is not applied, and what follows |
+//! | [`update`] | the update as a state machine |
+//! | [`device`] | the two together, without a connection |
+//! | [`node`] | a device on an MQTT connection |
+//! | [`fleet`] | many nodes in one process, and what became of them |
+//! | [`limits`] | every limit, by name |
+//!
+//! Everything above [`node`] reads no clock and opens no socket.
+
+pub mod accept;
+pub mod backoff;
+pub mod device;
+pub mod flash;
+pub mod fleet;
+mod install;
+pub mod journal;
+pub mod limits;
+pub mod node;
+pub mod refusal;
+pub mod store;
+pub mod update;
+pub mod wheel;

@@ -1,0 +1,154 @@
+//! The whole command line, on a page.
+
+mod fleet;
+mod run;
+
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+use mpypi_agent_sim::fleet::{Bars, FleetError, FleetOptions, Lines, Summary, View};
+use mpypi_protocol::BrokerUrl;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A simulated device that follows a channel of mpypi, or a fleet of them.
+///
+/// It does everything a real device does: subscribes to the channel's update list on an MQTT broker, fetches the
+/// packages it lacks, verifies them, puts them in place such that a power cut at any moment leaves the old or the
+/// new release, confirms the new one or rolls it back, and says on `mpypi/nodes/<node>/state` where it stands.
+/// Only the application is absent: the restart is simulated, and a new release confirms itself.
+#[derive(Debug, Parser)]
+#[command(name = "mpypi-agent", version, max_term_width = 100, after_long_help = AFTER)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one device in a directory.
+    Run(run::Args),
+    /// Run many devices in one process.
+    Fleet(fleet::Args),
+}
+
+/// Where the broker is, and what comes out.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// The broker, as mqtt://[user[:password]@]host[:port].
+    #[arg(long, value_name = "URL", env = "MPYPI_BROKER", default_value = "mqtt://127.0.0.1:1883")]
+    #[arg(hide_env_values = true)]
+    broker: BrokerUrl,
+    /// The channel to follow.
+    #[arg(long, default_value = "dev")]
+    channel: mpypi_protocol::ChannelName,
+    /// How long a new release must run before it is confirmed, as 500ms or 2s.
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = parse_time)]
+    confirm_after: Duration,
+    /// Print the result as JSON on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+const AFTER: &str = "\
+Examples:
+  mpypi-agent run --root /tmp/node --node kitchen
+      follow channel `dev` of the broker on this machine until Ctrl-C
+  mpypi-agent run --channel stable --once --json
+      apply one release, print the result, exit
+  mpypi-agent fleet --nodes 50 --releases 1 --for 60s
+      fifty devices; ends when each has applied or refused one release
+
+Progress goes to standard error, results to standard output.
+
+Exit codes:
+  0  every device applied every release it saw
+  1  failed to run: no broker, a directory that cannot be used
+  2  wrong usage
+  3  some device did not apply a release";
+
+/// A message to people, and what they can do about it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    error: anyhow::Error,
+    hint: Option<String>,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let hint = match error.downcast_ref::<FleetError>() {
+            Some(FleetError::Boot { path, .. }) => Some(format!(
+                "remove `{}` to start this device from nothing",
+                path.join(mpypi_agent_sim::journal::FOLDER).display()
+            )),
+            _ => None,
+        };
+        Failure { error, hint }
+    }
+}
+
+/// Runs what the command line says.
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Fleet(args) => fleet::run(args),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(3),
+        Err(Failure { error, hint }) => {
+            eprintln!("error: {error:#}");
+            if let Some(hint) = hint {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a fleet until it is done or a signal comes; shows its progress.
+fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
+    let broker = options.broker.clone();
+    let names = options.members.iter().map(|(node, _)| node);
+    let view: Box<dyn View> = match std::io::stderr().is_terminal() {
+        true => Box::new(Bars::new(names)),
+        false => Box::new(Lines::new(names)),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let summary = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let on_signal = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            on_signal.cancel();
+        });
+        Ok::<_, Failure>(mpypi_agent_sim::fleet::run(options, view, stop).await?)
+    })?;
+    match &summary.trouble {
+        Some(trouble) if !summary.ever_connected => Err(Failure {
+            error: anyhow::anyhow!("{trouble}"),
+            hint: Some(format!("is there a broker at {broker}? start one with `mpypi-broker serve`")),
+        }),
+        _ => Ok(summary),
+    }
+}
+
+/// Reads `500ms`, `60s`, `5m` or `1h`.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..split].parse().map_err(|_| "use a time as 500ms, 60s, 5m or 1h".to_owned())?;
+    let unit = match &text[split..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("use a time as 500ms, 60s, 5m or 1h".to_owned()),
+    };
+    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(|| "this is too long".to_owned())
+}

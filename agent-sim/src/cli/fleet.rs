@@ -1,0 +1,70 @@
+//! `mpypi-agent fleet`
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use mpypi_agent_sim::{fleet::FleetOptions, limits, update::Timing};
+use mpypi_protocol::NodeId;
+
+use super::{Common, Failure, parse_time, run_fleet};
+
+/// Run many devices in one process.
+///
+/// Each has its own connection, its own name (`device-1`, `device-2`, …) and its own directory. Runs until Ctrl-C
+/// or SIGTERM, or as long as `--releases` and `--for` say; then prints what each device did with each release.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// How many devices.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::NODES)))]
+    nodes: u32,
+    /// What their names start with.
+    #[arg(long, default_value = "device-")]
+    prefix: String,
+    /// Keep their directories here; unless given, they are temporary.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// End when every device has applied or refused this many different releases.
+    #[arg(long, value_name = "K")]
+    releases: Option<usize>,
+    /// End after this time, as 500ms, 60s, 5m or 1h.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_time)]
+    time: Option<Duration>,
+    /// Decides everything random.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// Whether every device applied every release.
+pub(crate) fn run(args: Args) -> Result<bool, Failure> {
+    let mut temporary = None;
+    let dir = match args.dir {
+        Some(dir) => dir,
+        None => {
+            let dir = tempfile::Builder::new().prefix("mpypi-fleet-").tempdir();
+            let dir = temporary.insert(dir.context("cannot make a temporary directory")?);
+            dir.path().to_owned()
+        }
+    };
+    let mut members = Vec::new();
+    for number in 1..=args.nodes {
+        let node = NodeId::new(format!("{}{number}", args.prefix))?;
+        let root = dir.join(node.as_str());
+        members.push((node, root));
+    }
+    let summary = run_fleet(FleetOptions {
+        broker: args.common.broker,
+        channel: args.common.channel,
+        members,
+        timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
+        seed: args.seed,
+        releases: args.releases,
+        time: args.time,
+    })?;
+    match args.common.json {
+        true => println!("{}", summary.json()),
+        false => println!("{}", summary.table()),
+    }
+    Ok(summary.all_applied())
+}

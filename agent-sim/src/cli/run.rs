@@ -1,0 +1,55 @@
+//! `mpypi-agent run`
+
+use std::path::PathBuf;
+
+use mpypi_agent_sim::{fleet::FleetOptions, update::Timing};
+use mpypi_protocol::NodeId;
+
+use super::{Common, Failure, run_fleet};
+
+/// Run one device in a directory.
+///
+/// The directory is the device's flash: the release's files are in it as on a device, and what the agent keeps
+/// for itself is in `.mpypi/`. Runs until Ctrl-C or SIGTERM.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// The directory that is the device's flash.
+    #[arg(long, value_name = "DIR", default_value = "node")]
+    root: PathBuf,
+    /// The device's name and MQTT client id; this machine's name unless given.
+    #[arg(long)]
+    node: Option<NodeId>,
+    /// Exit when one release is applied or has failed.
+    #[arg(long)]
+    once: bool,
+}
+
+/// Whether every release was applied.
+pub(crate) fn run(args: Args) -> Result<bool, Failure> {
+    let node = args.node.unwrap_or_else(this_machine);
+    let summary = run_fleet(FleetOptions {
+        broker: args.common.broker,
+        channel: args.common.channel,
+        seed: node
+            .as_str()
+            .bytes()
+            .fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(byte.into())),
+        members: vec![(node, args.root)],
+        timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
+        releases: args.once.then_some(1),
+        time: None,
+    })?;
+    if args.common.json {
+        println!("{}", summary.json());
+    }
+    Ok(summary.all_applied())
+}
+
+/// The host's name, without what a node's name cannot have.
+fn this_machine() -> NodeId {
+    let uname = rustix::system::uname();
+    let name: String = uname.nodename().to_string_lossy().replace(['/', '+', '#'], "-");
+    NodeId::new(format!("sim-{name}")).unwrap_or_else(|_| NodeId::new("sim").expect("a plain word is a name"))
+}

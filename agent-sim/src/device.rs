@@ -1,0 +1,186 @@
+//! A device without a connection: the update and its store, together. Still no socket and no clock.
+
+use std::{collections::VecDeque, time::Duration};
+
+use mpypi_protocol::{
+    ChannelName, NodeId,
+    node::{Info, Uname},
+};
+
+use crate::{
+    flash::Flash,
+    limits,
+    refusal::Refusal,
+    store::{Boot, BootError, Committed, Store},
+    update::{Action, Answer, Effect, Event, Report, Running, Timing, Updater},
+};
+
+/// What this agent calls itself in `info`.
+pub const AGENT: &str = concat!("mpypi-agent/", env!("CARGO_PKG_VERSION"));
+
+/// A device.
+#[derive(Debug)]
+pub struct Device<F> {
+    channel: ChannelName,
+    updater: Updater,
+    store: Store<F>,
+}
+
+/// What a device wants from its connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Subscribe.
+    Subscribe(Vec<String>),
+    /// Unsubscribe.
+    Unsubscribe(Vec<String>),
+    /// Publish `info`.
+    Introduce(Info),
+    /// Publish `state`.
+    Report(Report),
+    /// Say something to people.
+    Log(String),
+}
+
+impl<F: Flash> Device<F> {
+    /// Starts the device `node`, following `channel`.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub fn start(
+        flash: F,
+        node: &NodeId,
+        channel: ChannelName,
+        timing: Timing,
+        seed: u64,
+        now: Duration,
+    ) -> Result<(Device<F>, Vec<Output>), BootError> {
+        let (store, boot) = Store::boot(flash)?;
+        let updater = Updater::new(node, channel.clone(), timing, seed);
+        let mut device = Device { channel, updater, store };
+        let outputs = device.handle(now, device.booted(boot))?;
+        Ok((device, outputs))
+    }
+
+    /// Takes an event in, does what it asks of the store, and says what it asks of the connection.
+    ///
+    /// # Errors
+    /// The event led to a restart, and the device did not start.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Result<Vec<Output>, BootError> {
+        let mut outputs = Vec::new();
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for effect in self.updater.handle(now, event) {
+                match effect {
+                    Effect::Subscribe(filters) => outputs.push(Output::Subscribe(filters)),
+                    Effect::Unsubscribe(filters) => outputs.push(Output::Unsubscribe(filters)),
+                    Effect::Introduce => outputs.push(Output::Introduce(self.info())),
+                    Effect::Report(report) => outputs.push(Output::Report(report)),
+                    Effect::Log(line) => outputs.push(Output::Log(line)),
+                    Effect::Restart => {
+                        let boot = self.store.reboot()?;
+                        events.push_back(self.booted(boot));
+                    }
+                    Effect::Store(action) => events.push_back(match self.act(action) {
+                        Ok(answer) => Event::Done(answer),
+                        Err(refusal) => Event::Failed(refusal),
+                    }),
+                }
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// When to send [`Event::Tick`], at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.updater.deadline()
+    }
+
+    /// Where its update stands.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        self.updater.report()
+    }
+
+    /// Its store.
+    #[must_use]
+    pub fn store(&self) -> &Store<F> {
+        &self.store
+    }
+
+    /// Its flash, when it is taken apart.
+    #[must_use]
+    pub fn into_flash(self) -> F {
+        self.store.into_flash()
+    }
+
+    fn booted(&self, boot: Boot) -> Event {
+        Event::Booted { boot, installed: self.running(), seen: self.store.installed().seen.clone() }
+    }
+
+    fn running(&self) -> Running {
+        let installed = self.store.installed();
+        Running {
+            sequence: installed.sequence,
+            version: installed.version.clone(),
+            list: installed.list,
+            files: installed.files.len(),
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Result<Answer, Refusal> {
+        Ok(match action {
+            Action::Remember(seen) => {
+                self.store.remember(seen)?;
+                Answer::Noted
+            }
+            Action::Refuse(error) => {
+                self.store.refuse(error)?;
+                Answer::Noted
+            }
+            Action::Forgive => {
+                self.store.forgive()?;
+                Answer::Noted
+            }
+            Action::Survey(release) => Answer::Surveyed(self.store.survey(&release)?),
+            Action::Receive(need, payload) => {
+                let id = need.id.clone();
+                let mut incoming = self.store.receive(need)?;
+                for piece in payload.chunks(limits::PIECE) {
+                    incoming.push(piece)?;
+                }
+                incoming.finish()?;
+                Answer::Received(id)
+            }
+            Action::Stage(release) => Answer::Staged(self.store.stage(&self.channel, &release)?),
+            Action::Commit(staged) => match self.store.commit(staged)? {
+                Committed::Unchanged => Answer::Kept(self.running()),
+                Committed::Restart => Answer::Committed,
+            },
+            Action::Confirm => {
+                self.store.confirm()?;
+                Answer::Kept(self.running())
+            }
+            Action::GiveUp(reason) => {
+                self.store.give_up(&reason)?;
+                Answer::Noted
+            }
+        })
+    }
+
+    fn info(&self) -> Info {
+        let wheels = &self.store.installed().wheels;
+        Info {
+            uname: Uname {
+                sysname: "mpypi-sim".into(),
+                machine: std::env::consts::ARCH.into(),
+                version: env!("CARGO_PKG_VERSION").into(),
+            },
+            versions: wheels.iter().map(|(name, wheel)| (name.clone(), wheel.version.clone())).collect(),
+            channel: Some(self.channel.clone()),
+            agent: Some(AGENT.into()),
+            free: self.store.flash().free().ok(),
+            extra: serde_json::Map::new(),
+        }
+    }
+}

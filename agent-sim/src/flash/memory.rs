@@ -1,0 +1,275 @@
+//! A flash in memory, which loses at a power cut what was not synced.
+
+use std::{collections::BTreeMap, io};
+
+use super::{Flash, Kind, parent};
+
+/// A file system in memory. It knows for every name and every byte whether it was synced.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    names: BTreeMap<String, Node>,
+    /// The names as they stood when their folder was last synced.
+    synced: BTreeMap<String, Node>,
+    files: BTreeMap<u64, Data>,
+    next: u64,
+    capacity: u64,
+}
+
+/// What a power cut takes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing: everything was written at once.
+    Nothing,
+    /// Names made, changed or removed since their folder was synced.
+    Names,
+    /// Bytes written since their file was synced.
+    Bytes,
+    /// Both.
+    Everything,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Node {
+    Folder,
+    File(u64),
+}
+
+#[derive(Debug, Clone, Default)]
+struct Data {
+    bytes: Vec<u8>,
+    synced: usize,
+}
+
+impl Loss {
+    /// Every kind of loss.
+    pub const ALL: [Loss; 4] = [Loss::Nothing, Loss::Names, Loss::Bytes, Loss::Everything];
+}
+
+impl Memory {
+    /// An empty file system for `capacity` bytes.
+    #[must_use]
+    pub fn new(capacity: u64) -> Memory {
+        Memory { names: BTreeMap::new(), synced: BTreeMap::new(), files: BTreeMap::new(), next: 0, capacity }
+    }
+
+    /// The power goes off and on again.
+    pub fn lose(&mut self, loss: Loss) {
+        if matches!(loss, Loss::Names | Loss::Everything) {
+            self.names = self.synced.clone();
+            // What stands in a folder that was itself lost is lost with it.
+            let lost: Vec<_> =
+                self.names.keys().filter(|path| !self.has_folder(parent(path))).cloned().collect();
+            for path in lost {
+                self.names.remove(&path);
+            }
+        }
+        if matches!(loss, Loss::Bytes | Loss::Everything) {
+            for data in self.files.values_mut() {
+                data.bytes.truncate(data.synced);
+            }
+        }
+        for data in self.files.values_mut() {
+            data.synced = data.bytes.len();
+        }
+        self.synced = self.names.clone();
+        self.collect();
+    }
+
+    /// All files, with their bytes.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.names.iter().filter_map(|(path, node)| match node {
+            Node::File(id) => Some((path.as_str(), self.files[id].bytes.as_slice())),
+            Node::Folder => None,
+        })
+    }
+
+    /// All folders.
+    pub fn folders(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().filter(|(_, node)| **node == Node::Folder).map(|(path, _)| path.as_str())
+    }
+
+    fn has_folder(&self, path: &str) -> bool {
+        path.is_empty() || (self.names.get(path) == Some(&Node::Folder) && self.has_folder(parent(path)))
+    }
+
+    fn file(&self, path: &str) -> io::Result<u64> {
+        match self.names.get(path) {
+            Some(Node::File(id)) => Ok(*id),
+            Some(Node::Folder) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn need_folder(&self, path: &str) -> io::Result<()> {
+        match self.has_folder(path) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn used(&self) -> u64 {
+        self.files().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// Forgets files that have no name left.
+    fn collect(&mut self) {
+        let named =
+            |names: &BTreeMap<String, Node>, id: &u64| names.values().any(|node| *node == Node::File(*id));
+        let orphans: Vec<_> = self
+            .files
+            .keys()
+            .filter(|id| !named(&self.names, id) && !named(&self.synced, id))
+            .copied()
+            .collect();
+        for id in orphans {
+            self.files.remove(&id);
+        }
+    }
+}
+
+impl Flash for Memory {
+    fn kind(&self, path: &str) -> io::Result<Option<Kind>> {
+        if path.is_empty() {
+            return Ok(Some(Kind::Folder));
+        }
+        Ok(self.names.get(path).map(|node| match node {
+            Node::Folder => Kind::Folder,
+            Node::File(id) => Kind::File(self.files[id].bytes.len() as u64),
+        }))
+    }
+
+    fn read(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = &self.files[&self.file(path)?].bytes;
+        let rest = bytes.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        self.need_folder(path)?;
+        let inside = self.names.keys().filter(|name| parent(name) == path);
+        Ok(inside.map(|name| name.rsplit('/').next().unwrap_or(name).to_owned()).collect())
+    }
+
+    fn free(&self) -> io::Result<u64> {
+        Ok(self.capacity.saturating_sub(self.used()))
+    }
+
+    fn create(&mut self, path: &str) -> io::Result<()> {
+        self.need_folder(parent(path))?;
+        if self.names.get(path) == Some(&Node::Folder) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        self.files.insert(self.next, Data::default());
+        self.names.insert(path.to_owned(), Node::File(self.next));
+        self.next += 1;
+        self.collect();
+        Ok(())
+    }
+
+    fn append(&mut self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        let id = self.file(path)?;
+        if self.free()? < bytes.len() as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.files.entry(id).or_default().bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&mut self, path: &str) -> io::Result<()> {
+        if let Some(Node::File(id)) = self.names.get(path) {
+            let data = self.files.entry(*id).or_default();
+            data.synced = data.bytes.len();
+            return Ok(());
+        }
+        self.need_folder(path)?;
+        self.synced.retain(|name, _| parent(name) != path);
+        for (name, node) in self.names.iter().filter(|(name, _)| parent(name) == path) {
+            self.synced.insert(name.clone(), *node);
+        }
+        self.collect();
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        let id = self.file(from)?;
+        self.need_folder(parent(to))?;
+        if self.names.get(to) == Some(&Node::Folder) {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        self.names.remove(from);
+        self.names.insert(to.to_owned(), Node::File(id));
+        self.collect();
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str) -> io::Result<()> {
+        self.file(path)?;
+        self.names.remove(path);
+        self.collect();
+        Ok(())
+    }
+
+    fn make_folder(&mut self, path: &str) -> io::Result<()> {
+        self.need_folder(parent(path))?;
+        if self.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.names.insert(path.to_owned(), Node::Folder);
+        Ok(())
+    }
+
+    fn remove_folder(&mut self, path: &str) -> io::Result<()> {
+        if self.names.get(path) != Some(&Node::Folder) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if !self.list(path)?.is_empty() {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        self.names.remove(path);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two_states() -> Memory {
+        let mut flash = Memory::new(1000);
+        flash.create("a").unwrap();
+        flash.append("a", b"old").unwrap();
+        flash.sync("a").unwrap();
+        flash.sync("").unwrap();
+        flash.append("a", b"new").unwrap();
+        flash.create("b").unwrap();
+        flash
+    }
+
+    fn seen(flash: &Memory) -> Vec<(&str, &[u8])> {
+        flash.files().collect()
+    }
+
+    #[test]
+    fn a_power_cut_takes_what_was_not_synced() {
+        let after = |loss| {
+            let mut flash = two_states();
+            flash.lose(loss);
+            flash
+        };
+        assert_eq!(seen(&after(Loss::Nothing)), [("a", &b"oldnew"[..]), ("b", b"")]);
+        assert_eq!(seen(&after(Loss::Names)), [("a", &b"oldnew"[..])]);
+        assert_eq!(seen(&after(Loss::Bytes)), [("a", &b"old"[..]), ("b", b"")]);
+        assert_eq!(seen(&after(Loss::Everything)), [("a", &b"old"[..])]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut flash = Memory::new(5);
+        flash.create("a").unwrap();
+        flash.append("a", b"1234").unwrap();
+        assert_eq!(flash.append("a", b"56").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(flash.free().unwrap(), 1);
+    }
+}

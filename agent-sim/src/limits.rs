@@ -1,0 +1,62 @@
+//! Every limit of the agent, by name. The wire's own are in [`mpypi_protocol::limits`].
+
+use std::time::Duration;
+
+/// How much of a file is held in memory while it is written, read or hashed, in bytes.
+pub const PIECE: usize = 4096;
+
+/// Most members of a wheel.
+pub const WHEEL_MEMBERS: usize = 4096;
+
+/// Largest RECORD or METADATA of a wheel, in bytes.
+pub const WHEEL_TEXT: u64 = 1024 * 1024;
+
+/// Most bytes a wheel may unpack to: a bomb is refused here, whatever its headers say.
+pub const WHEEL_UNPACKED: u64 = 4 * mpypi_protocol::limits::PACKAGE;
+
+/// Largest `installed.json` or `journal.json`, in bytes.
+pub const RECORD: u64 = 16 * 1024 * 1024;
+
+/// How often a release may boot without being confirmed, and a committed install may fail to complete,
+/// before it is rolled back.
+pub const UNCONFIRMED_BOOTS: u32 = 3;
+
+/// How long to wait for any of the packages asked for.
+pub const FETCH_STALL: Duration = Duration::from_secs(10);
+
+/// How often a release is tried before the agent gives up until the next list or connection.
+pub const ATTEMPTS: u32 = 5;
+
+/// The first pause before a release is tried again.
+pub const RETRY_FIRST: Duration = Duration::from_millis(500);
+
+/// The longest pause before a release is tried again.
+pub const RETRY_MOST: Duration = Duration::from_secs(30);
+
+/// The first pause before the broker is tried again.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(200);
+
+/// The longest pause before the broker is tried again.
+pub const RECONNECT_MOST: Duration = Duration::from_secs(15);
+
+/// How long a new release must run before it is confirmed, unless told otherwise.
+pub const CONFIRM_AFTER: Duration = Duration::from_millis(500);
+
+/// The shortest time between two reports of progress within one phase.
+pub const PROGRESS: Duration = Duration::from_millis(500);
+
+/// MQTT keep-alive.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// How long a goodbye to the broker may take.
+pub const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Most requests waiting for the connection. The state machine never has as many: a window of
+/// subscriptions, their ends, and a few messages of its own.
+pub const REQUESTS: usize = 256;
+
+/// Longest `error` of a state message, in bytes.
+pub const ERROR_TEXT: usize = 500;
+
+/// Most nodes of a fleet.
+pub const NODES: u32 = 10_000;

@@ -1,0 +1,239 @@
+//! Why a list or a release is not applied, and what follows from each reason.
+
+use std::io;
+
+use jiff::Timestamp;
+use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError};
+
+use crate::{limits, wheel::WheelError};
+
+/// Why a list or a release is not applied.
+///
+/// Its text starts with a stable word (see [`Refusal::word`]), `: `, then details for people. It is what a
+/// node's state message says in `error`.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The payload is no update list.
+    #[error("bad-list: {}", chain(.0))]
+    BadList(#[source] ListError),
+    /// The list was made for another channel.
+    #[error("wrong-channel: this list is for channel `{found}`, this device follows `{expected}`")]
+    WrongChannel {
+        /// The channel the device follows.
+        expected: ChannelName,
+        /// The channel the list names.
+        found: ChannelName,
+    },
+    /// The list is older than one that was seen.
+    #[error("rollback: sequence {found} is older than {seen}, which this device has seen")]
+    Older {
+        /// The highest sequence seen.
+        seen: u64,
+        /// The list's.
+        found: u64,
+    },
+    /// The list has a sequence that was seen with another content.
+    #[error("rollback: sequence {sequence} was seen before with another content")]
+    Reused {
+        /// The sequence.
+        sequence: u64,
+    },
+    /// The list has no sequence, and lists with one were seen.
+    #[error("rollback: a list without a sequence follows sequence {seen}")]
+    Unsequenced {
+        /// The highest sequence seen.
+        seen: u64,
+    },
+    /// The list says that it may no longer be believed.
+    #[error("expired: sequence {sequence} expired at {expires}, it is {now}")]
+    Expired {
+        /// The list's sequence.
+        sequence: u64,
+        /// When it expired.
+        expires: Timestamp,
+        /// What the device's clock says.
+        now: Timestamp,
+    },
+    /// Two files of the release, or one and a folder on the device, want the same place.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// The broker did not send a package.
+    #[error("missing-package: the broker has no `{topic}`")]
+    MissingPackage {
+        /// The package's topic.
+        topic: String,
+    },
+    /// The broker does not let the device subscribe.
+    #[error("not-allowed: the broker refused the subscription to `{filter}`")]
+    NotAllowed {
+        /// The filter.
+        filter: String,
+    },
+    /// A package does not have the announced size.
+    #[error("wrong-size: package `{package}` has {found} bytes, {announced} were announced")]
+    WrongSize {
+        /// The package.
+        package: PackageId,
+        /// The size the list says.
+        announced: u64,
+        /// Bytes received, up to the first that was too many.
+        found: u64,
+    },
+    /// A package is larger than this device takes.
+    #[error("too-large: package `{package}` is larger than {} bytes", mpypi_protocol::limits::PACKAGE)]
+    TooLarge {
+        /// The package.
+        package: PackageId,
+    },
+    /// A package does not have the digest it is named by.
+    #[error("wrong-hash: package `{package}` has digest {}", found.short())]
+    WrongHash {
+        /// The package.
+        package: PackageId,
+        /// The digest of what was received.
+        found: Digest,
+    },
+    /// A path in a wheel leads out of the device's root.
+    #[error("escapes-root: wheel `{name}`: {problem}")]
+    EscapesRoot {
+        /// The wheel's name.
+        name: String,
+        /// The path and what is wrong with it.
+        problem: String,
+    },
+    /// A wheel is damaged, or does not hold what it says.
+    #[error("bad-wheel: wheel `{name}`: {}", chain(problem))]
+    BadWheel {
+        /// The wheel's name.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        problem: WheelError,
+    },
+    /// The release does not fit.
+    #[error("no-space: {needed} bytes are needed, {free} are free")]
+    NoSpace {
+        /// What is needed, in bytes.
+        needed: u64,
+        /// What is free, in bytes.
+        free: u64,
+    },
+    /// The flash failed.
+    #[error("storage: {0}")]
+    Storage(#[source] io::Error),
+    /// The release did not confirm that it works.
+    #[error("not-confirmed: the release was started {boots} times and never confirmed")]
+    NotConfirmed {
+        /// How often it was started.
+        boots: u32,
+    },
+    /// The committed release could not be put in place.
+    #[error("not-installed: {boots} starts did not complete the installation")]
+    NotInstalled {
+        /// How often it was tried.
+        boots: u32,
+    },
+    /// An operator sent `rollback`.
+    #[error("told-to: an operator rolled this release back")]
+    ToldTo,
+    /// The agent contradicts itself.
+    #[error("bug: {0}")]
+    Bug(&'static str),
+}
+
+/// What follows from a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may work later: try again a few times, then at the next list or connection.
+    Retry,
+    /// It will not change: remember, and do not try this list again until told to.
+    Reject,
+    /// The agent is wrong: stop, report, change nothing.
+    Bug,
+}
+
+impl Refusal {
+    /// What follows.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Refusal::MissingPackage { .. }
+            | Refusal::NotAllowed { .. }
+            | Refusal::NoSpace { .. }
+            | Refusal::Storage(_) => Verdict::Retry,
+            Refusal::BadList(_)
+            | Refusal::WrongChannel { .. }
+            | Refusal::Older { .. }
+            | Refusal::Reused { .. }
+            | Refusal::Unsequenced { .. }
+            | Refusal::Expired { .. }
+            | Refusal::Conflict(_)
+            | Refusal::WrongSize { .. }
+            | Refusal::TooLarge { .. }
+            | Refusal::WrongHash { .. }
+            | Refusal::EscapesRoot { .. }
+            | Refusal::BadWheel { .. }
+            | Refusal::NotConfirmed { .. }
+            | Refusal::NotInstalled { .. }
+            | Refusal::ToldTo => Verdict::Reject,
+            Refusal::Bug(_) => Verdict::Bug,
+        }
+    }
+
+    /// The first word of the text, which programs may compare.
+    #[must_use]
+    pub fn word(&self) -> String {
+        self.text().split(':').next().unwrap_or_default().to_owned()
+    }
+
+    /// The text, short enough for a state message.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = self.to_string();
+        let end = (0..=limits::ERROR_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text
+    }
+
+    /// The refusal that an error of the flash amounts to.
+    pub(crate) fn from_flash(error: io::Error, needed: u64, free: u64) -> Refusal {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Refusal::NoSpace { needed, free },
+            _ => Refusal::Storage(error),
+        }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Refusal::from_flash(error, 0, 0)
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text += &format!(": {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_starts_with_its_word_and_is_bounded() {
+        let long = Refusal::Conflict("é".repeat(1000));
+        assert_eq!(long.word(), "conflict");
+        assert!(long.text().len() <= limits::ERROR_TEXT);
+        let list = Refusal::BadList(mpypi_protocol::UpdateList::parse(b"[").unwrap_err());
+        assert!(list.text().starts_with("bad-list: not JSON: "), "{list}");
+    }
+}

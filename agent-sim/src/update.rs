@@ -1,0 +1,815 @@
+//! The update, as a state machine: events and time in, effects out. No file, no socket, no clock.
+//!
+//! ```text
+//! Idle → Downloading → Verifying → Installing → Restarting → Confirming → Idle
+//!             ↓ ↑            ↓                                    ↓
+//!          (pause)         Failed                             RolledBack
+//! ```
+//! Times are durations since any fixed start.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, NodeId, PackageId, UpdateList,
+    limits::SUBSCRIBE_FILTERS,
+    list::Command,
+    node::{Phase, State},
+    topic::NodeSubject,
+};
+
+use crate::{
+    accept::Accepted,
+    backoff::Backoff,
+    journal::{Refused, Seen},
+    limits,
+    refusal::{Refusal, Verdict},
+    store::{Boot, Need, Staged},
+};
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The device started, or started again.
+    Booted {
+        /// What its store found.
+        boot: Boot,
+        /// What is installed.
+        installed: Running,
+        /// The newest list accepted before.
+        seen: Option<Seen>,
+    },
+    /// There is a connection to the broker.
+    Connected,
+    /// There is none any more.
+    Disconnected,
+    /// A list arrived.
+    List {
+        /// How.
+        source: Source,
+        /// Its bytes.
+        payload: Bytes,
+        /// What the device's clock says, if it has one that is set.
+        wall: Option<Timestamp>,
+    },
+    /// A package arrived.
+    Package {
+        /// Which topic it came on.
+        id: PackageId,
+        /// Its bytes.
+        payload: Bytes,
+    },
+    /// The broker refused a subscription.
+    SubscriptionRefused {
+        /// Which.
+        filter: String,
+    },
+    /// The store did what it was told to.
+    Done(Answer),
+    /// The store could not.
+    Failed(Refusal),
+    /// The application says that the new release works.
+    Confirmed,
+    /// Time has passed.
+    Tick,
+}
+
+/// How a list arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Retained, on the channel's topic.
+    Channel,
+    /// On the node's `cmd` topic, for this node alone.
+    Cmd,
+}
+
+/// Which release runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Running {
+    /// Its sequence.
+    pub sequence: Option<u64>,
+    /// Its version.
+    pub version: Option<String>,
+    /// The digest of its list.
+    pub list: Option<Digest>,
+    /// How many files of it are on the device.
+    pub files: usize,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Subscribe, with at most [`SUBSCRIBE_FILTERS`] filters.
+    Subscribe(Vec<String>),
+    /// Unsubscribe, likewise.
+    Unsubscribe(Vec<String>),
+    /// Publish what the device is and has.
+    Introduce,
+    /// Publish where the update stands.
+    Report(Report),
+    /// Tell the store; its answer is the next event.
+    Store(Action),
+    /// Restart the device; the next event is [`Event::Booted`].
+    Restart,
+    /// Say something to people.
+    Log(String),
+}
+
+/// Where the update stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The state message.
+    pub state: State,
+    /// The list it is about, once one was judged.
+    pub list: Option<Digest>,
+}
+
+/// What the store is told.
+#[derive(Debug)]
+pub enum Action {
+    /// Note the newest list accepted.
+    Remember(Seen),
+    /// Note that it is not to be tried again.
+    Refuse(String),
+    /// Forget that.
+    Forgive,
+    /// Say what must be fetched.
+    Survey(Accepted),
+    /// Verify a package and keep it.
+    Receive(Need, Bytes),
+    /// Unpack, and work out what has to change.
+    Stage(Accepted),
+    /// Put the new release in place.
+    Commit(Staged),
+    /// Keep it.
+    Confirm,
+    /// Take it back at the next start.
+    GiveUp(Refusal),
+}
+
+/// What the store did.
+#[derive(Debug)]
+pub enum Answer {
+    /// Noted.
+    Noted,
+    /// What must be fetched.
+    Surveyed(Vec<Need>),
+    /// The package is verified.
+    Received(PackageId),
+    /// The release is verified.
+    Staged(Staged),
+    /// The release is in place, and the device has to restart.
+    Committed,
+    /// The release is what is installed.
+    Kept(Running),
+}
+
+/// The times that the update goes by. [`Timing::default`] takes them from [`limits`].
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// How long to wait for any package asked for.
+    pub stall: Duration,
+    /// How often a release is tried in a row.
+    pub attempts: u32,
+    /// The first and the longest pause between tries.
+    pub retry: (Duration, Duration),
+    /// How long a new release must run to be confirmed; `None`: the application has to say so.
+    pub confirm_after: Option<Duration>,
+    /// The shortest time between two reports of progress.
+    pub progress: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            stall: limits::FETCH_STALL,
+            attempts: limits::ATTEMPTS,
+            retry: (limits::RETRY_FIRST, limits::RETRY_MOST),
+            confirm_after: Some(limits::CONFIRM_AFTER),
+            progress: limits::PROGRESS,
+        }
+    }
+}
+
+/// The update of one device.
+#[derive(Debug)]
+pub struct Updater {
+    channel: ChannelName,
+    cmd: String,
+    timing: Timing,
+    rng: fastrand::Rng,
+    backoff: Backoff,
+    connected: bool,
+    running: Running,
+    seen: Option<Seen>,
+    activity: Activity,
+    /// A list that came while a release was being put in place.
+    queued: Option<(Bytes, Option<Timestamp>)>,
+    /// The next list is to be compared with the device even if it is what is installed.
+    recheck: bool,
+    /// How often the list named here was tried.
+    tried: Option<(Digest, u32)>,
+    shown: Report,
+    published: Option<(Report, Duration)>,
+}
+
+#[derive(Debug)]
+enum Activity {
+    /// Nothing to do; [`Updater::shown`] says why.
+    Resting,
+    /// The store looks what is missing.
+    Surveying(Job),
+    /// Packages are on their way.
+    Fetching {
+        job: Job,
+        waiting: VecDeque<Need>,
+        open: BTreeMap<PackageId, Need>,
+        verifying: usize,
+        stall_at: Duration,
+    },
+    /// Trouble that may pass.
+    Pausing { job: Job, until: Duration },
+    /// The store unpacks and plans.
+    Staging(Job),
+    /// The store puts files in place.
+    Committing(Job),
+    /// The commit failed; the restart shows what became of it.
+    Recovering { job: Job, refusal: Refusal },
+    /// The device restarts.
+    Restarting,
+    /// The new release runs.
+    Confirming { confirm_at: Option<Duration>, keeping: bool },
+}
+
+#[derive(Debug, Clone)]
+struct Job {
+    release: Accepted,
+    /// Tries in a row.
+    tries: u32,
+}
+
+type Effects = Vec<Effect>;
+
+impl Updater {
+    /// The update of `node`, following `channel`. `seed` decides the lengths of pauses.
+    #[must_use]
+    pub fn new(node: &NodeId, channel: ChannelName, timing: Timing, seed: u64) -> Updater {
+        let (first, most) = timing.retry;
+        let state = State {
+            phase: Phase::Idle,
+            sequence: None,
+            version: None,
+            done: 0,
+            total: 0,
+            error: None,
+            attempt: 0,
+            extra: serde_json::Map::new(),
+        };
+        Updater {
+            channel,
+            cmd: node.topic(NodeSubject::Cmd),
+            timing,
+            rng: fastrand::Rng::with_seed(seed),
+            backoff: Backoff::new(first, most),
+            connected: false,
+            running: Running::default(),
+            seen: None,
+            activity: Activity::Resting,
+            queued: None,
+            recheck: false,
+            tried: None,
+            shown: Report { state, list: None },
+            published: None,
+        }
+    }
+
+    /// Where the update stands.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.shown
+    }
+
+    /// When to send [`Event::Tick`], at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let activity = match &self.activity {
+            Activity::Fetching { stall_at, .. } if self.connected => Some(*stall_at),
+            Activity::Pausing { until, .. } => Some(*until),
+            Activity::Confirming { confirm_at, keeping: false, .. } => *confirm_at,
+            _ => None,
+        };
+        let progress = match &self.published {
+            Some((report, at)) if *report != self.shown => Some(*at + self.timing.progress),
+            _ => None,
+        };
+        activity.into_iter().chain(progress).min()
+    }
+
+    /// Takes an event in; says what is to be done, in this order.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Effects {
+        let mut effects = Effects::new();
+        let out = &mut effects;
+        match event {
+            Event::Booted { boot, installed, seen } => self.booted(now, boot, installed, seen, out),
+            Event::Connected => self.greet(now, out),
+            Event::Disconnected => self.connected = false,
+            Event::List { source, payload, wall } => self.list(source, payload, wall, out),
+            Event::Package { id, payload } => self.package(now, &id, payload, out),
+            Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
+            Event::Done(answer) => self.done(now, answer, out),
+            Event::Failed(refusal) => self.failed(now, refusal, out),
+            Event::Confirmed => self.keep(out),
+            Event::Tick => self.tick(now, out),
+        }
+        self.publish(now, out);
+        effects
+    }
+
+    fn booted(&mut self, now: Duration, boot: Boot, running: Running, seen: Option<Seen>, out: &mut Effects) {
+        self.running = running;
+        self.seen = seen;
+        let before = std::mem::replace(&mut self.activity, Activity::Resting);
+        match (boot, before) {
+            (Boot::Rest, Activity::Recovering { job, refusal }) => self.give_up(now, job, refusal, out),
+            (Boot::Rest, _) => self.rest_on_running(),
+            (Boot::Confirming { seen }, _) => {
+                self.show_release(Phase::Confirming, &seen);
+                let confirm_at = self.timing.confirm_after.map(|after| now + after);
+                self.activity = Activity::Confirming { confirm_at, keeping: false };
+            }
+            (Boot::RolledBack { seen }, _) => self.rest_on_refused(&seen),
+        }
+        self.take_queued(out);
+        if self.connected {
+            // Truth is what is retained, not what came before the restart.
+            out.push(Effect::Introduce);
+            out.push(Effect::Subscribe(vec![self.channel.topic()]));
+        }
+    }
+
+    fn greet(&mut self, now: Duration, out: &mut Effects) {
+        self.connected = true;
+        self.published = None;
+        out.push(Effect::Introduce);
+        out.push(Effect::Subscribe(vec![self.cmd.clone(), self.channel.topic()]));
+        if let Activity::Fetching { open, stall_at, .. } = &mut self.activity {
+            *stall_at = now + self.timing.stall;
+            if !open.is_empty() {
+                out.push(Effect::Subscribe(open.keys().map(PackageId::topic).collect()));
+            }
+        }
+    }
+
+    fn list(&mut self, source: Source, payload: Bytes, wall: Option<Timestamp>, out: &mut Effects) {
+        let list = match UpdateList::parse(&payload) {
+            Ok(list) => list,
+            Err(_) if payload.is_empty() => {
+                out.push(Effect::Log("the channel has no list any more; nothing changes".into()));
+                return;
+            }
+            Err(error) => {
+                self.refuse_list(&Refusal::BadList(error), None, Digest::of(&payload), out);
+                return;
+            }
+        };
+        if source == Source::Cmd {
+            for entry in list.entries() {
+                if let Entry::Command(command, _) = entry {
+                    self.command(*command, out);
+                }
+            }
+            // Orders alone are no list: nothing is to be removed because of them.
+            if list.release().is_none() && list.packages().next().is_none() {
+                return;
+            }
+        }
+        match self.activity {
+            Activity::Resting
+            | Activity::Surveying(_)
+            | Activity::Fetching { .. }
+            | Activity::Pausing { .. } => self.judge(list, Digest::of(&payload), wall, out),
+            Activity::Staging(_)
+            | Activity::Committing(_)
+            | Activity::Recovering { .. }
+            | Activity::Restarting
+            | Activity::Confirming { .. } => self.queued = Some((payload, wall)),
+        }
+    }
+
+    fn command(&mut self, command: Command, out: &mut Effects) {
+        match (command, &self.activity) {
+            (Command::Check, _) => {
+                self.recheck = true;
+                self.tried = None;
+                if let Some(seen) = &mut self.seen {
+                    seen.refused = None;
+                }
+                out.push(Effect::Store(Action::Forgive));
+                out.push(Effect::Subscribe(vec![self.channel.topic()]));
+            }
+            (Command::Rollback, Activity::Confirming { keeping: false, .. }) => {
+                out.push(Effect::Store(Action::GiveUp(Refusal::ToldTo)));
+                out.push(Effect::Restart);
+                self.activity = Activity::Restarting;
+            }
+            (Command::Rollback, _) => {
+                out.push(Effect::Log("nothing to roll back: no release waits for confirmation".into()));
+            }
+            (Command::Restart, Activity::Resting | Activity::Confirming { .. }) => {
+                out.push(Effect::Restart);
+                self.activity = Activity::Restarting;
+            }
+            (Command::Restart, _) => {
+                out.push(Effect::Log("not restarting: an update is under way and will".into()));
+            }
+        }
+    }
+
+    fn judge(&mut self, list: UpdateList, digest: Digest, wall: Option<Timestamp>, out: &mut Effects) {
+        let name = list.release().map(|release| (release.sequence, release.version.clone()));
+        let empty = name.is_none() && list.packages().next().is_none();
+        let release = match Accepted::judge(list, digest, &self.channel, self.seen.as_ref(), wall) {
+            Ok(release) => release,
+            Err(refusal) => return self.refuse_list(&refusal, name, digest, out),
+        };
+        if self.job().is_some_and(|job| job.release.digest() == digest) {
+            return;
+        }
+        if empty && self.running.files == 0 {
+            // What a channel that nobody published to answers.
+            self.abandon(out);
+            self.rest_on_running();
+            return;
+        }
+        if self.running.list == Some(digest) && !self.recheck {
+            self.abandon(out);
+            self.remember(&release, out);
+            self.rest_on_running();
+            self.shown.list = Some(digest);
+            return;
+        }
+        if let Some(seen) = self.seen.clone().filter(|seen| seen.list == digest && seen.refused.is_some()) {
+            self.abandon(out);
+            self.rest_on_refused(&seen);
+            return;
+        }
+        self.recheck = false;
+        self.abandon(out);
+        for skipped in release.skipped() {
+            out.push(Effect::Log(format!("skipping {skipped}")));
+        }
+        self.remember(&release, out);
+        self.backoff.reset();
+        self.shown.state.done = 0;
+        self.survey(Job { release, tries: 1 }, out);
+    }
+
+    fn remember(&mut self, release: &Accepted, out: &mut Effects) {
+        let mut seen = release.seen();
+        match &self.seen {
+            Some(before) if before.list == seen.list => seen.refused = before.refused.clone(),
+            _ => {}
+        }
+        if self.seen.as_ref() != Some(&seen) {
+            self.seen = Some(seen.clone());
+            out.push(Effect::Store(Action::Remember(seen)));
+        }
+    }
+
+    fn survey(&mut self, job: Job, out: &mut Effects) {
+        let digest = job.release.digest();
+        let tries = match self.tried {
+            Some((tried, count)) if tried == digest => count + 1,
+            _ => 1,
+        };
+        self.tried = Some((digest, tries));
+        self.show_release(Phase::Downloading, &job.release.seen());
+        self.shown.state.attempt = tries;
+        self.shown.state.total = self.shown.state.done;
+        out.push(Effect::Store(Action::Survey(job.release.clone())));
+        self.activity = Activity::Surveying(job);
+    }
+
+    fn package(&mut self, now: Duration, id: &PackageId, payload: Bytes, out: &mut Effects) {
+        let Activity::Fetching { open, verifying, stall_at, .. } = &mut self.activity else { return };
+        // Nothing is what a cleared topic says; it may be published again while we wait.
+        if payload.is_empty() {
+            return;
+        }
+        let Some(need) = open.remove(id) else { return };
+        *verifying += 1;
+        *stall_at = now + self.timing.stall;
+        self.shown.state.done += payload.len() as u64;
+        if need.size.is_none() {
+            self.shown.state.total += payload.len() as u64;
+        }
+        out.push(Effect::Unsubscribe(vec![id.topic()]));
+        out.push(Effect::Store(Action::Receive(need, payload)));
+    }
+
+    fn subscription_refused(&mut self, now: Duration, filter: String, out: &mut Effects) {
+        let refusal = Refusal::NotAllowed { filter };
+        out.push(Effect::Log(refusal.text()));
+        let Refusal::NotAllowed { filter } = &refusal else { return };
+        let ours = [&self.cmd, &self.channel.topic()].contains(&filter);
+        let fetching = match &self.activity {
+            Activity::Fetching { open, .. } => open.keys().any(|id| id.topic() == *filter),
+            _ => false,
+        };
+        match std::mem::replace(&mut self.activity, Activity::Resting) {
+            Activity::Fetching { job, open, .. } if fetching => {
+                unsubscribe(&open, out);
+                self.give_up(now, job, refusal, out);
+            }
+            Activity::Resting if ours => self.show_failed(&refusal),
+            other => self.activity = other,
+        }
+    }
+
+    fn done(&mut self, now: Duration, answer: Answer, out: &mut Effects) {
+        let before = std::mem::replace(&mut self.activity, Activity::Resting);
+        self.activity = match (answer, before) {
+            (Answer::Surveyed(needs), Activity::Surveying(job)) => {
+                let size: u64 = needs.iter().filter_map(|need| need.size).fold(0, u64::saturating_add);
+                self.shown.state.total = self.shown.state.total.saturating_add(size);
+                Activity::Fetching {
+                    job,
+                    waiting: needs.into(),
+                    open: BTreeMap::new(),
+                    verifying: 0,
+                    stall_at: now + self.timing.stall,
+                }
+            }
+            (Answer::Received(_), Activity::Fetching { job, waiting, open, verifying, stall_at }) => {
+                Activity::Fetching { job, waiting, open, verifying: verifying.saturating_sub(1), stall_at }
+            }
+            (Answer::Staged(staged), Activity::Staging(job)) => {
+                self.shown.state.phase = Phase::Installing;
+                self.publish(now, out);
+                out.push(Effect::Store(Action::Commit(staged)));
+                Activity::Committing(job)
+            }
+            (Answer::Kept(running), Activity::Committing(_) | Activity::Confirming { .. }) => {
+                self.installed(running, out);
+                return;
+            }
+            (Answer::Committed, Activity::Committing(_)) => {
+                self.shown.state.phase = Phase::Restarting;
+                self.publish(now, out);
+                out.push(Effect::Restart);
+                Activity::Restarting
+            }
+            // An answer to something that was abandoned meanwhile.
+            (_, before) => before,
+        };
+        self.fetch_on(now, out);
+    }
+
+    /// Asks for packages up to the window; goes on to verification when there are none left.
+    fn fetch_on(&mut self, now: Duration, out: &mut Effects) {
+        let Activity::Fetching { job, waiting, open, verifying, stall_at } = &mut self.activity else {
+            return;
+        };
+        let mut topics = Vec::new();
+        while open.len() + *verifying < SUBSCRIBE_FILTERS
+            && let Some(need) = waiting.pop_front()
+        {
+            topics.push(need.id.topic());
+            open.insert(need.id.clone(), need);
+        }
+        if !topics.is_empty() {
+            *stall_at = now + self.timing.stall;
+            // Without a connection they are asked for when there is one.
+            if self.connected {
+                out.push(Effect::Subscribe(topics));
+            }
+        } else if open.is_empty() && *verifying == 0 {
+            self.shown.state.phase = Phase::Verifying;
+            let job = job.clone();
+            self.publish(now, out);
+            out.push(Effect::Store(Action::Stage(job.release.clone())));
+            self.activity = Activity::Staging(job);
+        }
+    }
+
+    fn failed(&mut self, now: Duration, refusal: Refusal, out: &mut Effects) {
+        match std::mem::replace(&mut self.activity, Activity::Resting) {
+            Activity::Surveying(job) | Activity::Staging(job) => self.give_up(now, job, refusal, out),
+            Activity::Fetching { job, open, .. } => {
+                unsubscribe(&open, out);
+                self.give_up(now, job, refusal, out);
+            }
+            Activity::Committing(job) => {
+                out.push(Effect::Log(format!("{}; restarting to see what became of it", refusal.text())));
+                out.push(Effect::Restart);
+                self.activity = Activity::Recovering { job, refusal };
+            }
+            Activity::Confirming { .. } => {
+                out.push(Effect::Log(format!("cannot confirm: {}; restarting", refusal.text())));
+                out.push(Effect::Restart);
+                self.activity = Activity::Restarting;
+            }
+            other => {
+                out.push(Effect::Log(refusal.text()));
+                self.activity = other;
+            }
+        }
+        self.take_queued(out);
+    }
+
+    /// The release cannot be applied now: try again later, or not.
+    fn give_up(&mut self, now: Duration, job: Job, refusal: Refusal, out: &mut Effects) {
+        let again = job.tries < self.timing.attempts;
+        match refusal.verdict() {
+            Verdict::Retry if again => {
+                let pause = self.backoff.next(&mut self.rng);
+                self.show_release(Phase::Downloading, &job.release.seen());
+                out.push(Effect::Log(format!(
+                    "{}; try {} of {} follows in {:.1} s",
+                    refusal.text(),
+                    job.tries + 1,
+                    self.timing.attempts,
+                    pause.as_secs_f64()
+                )));
+                self.activity = Activity::Pausing { job, until: now + pause };
+            }
+            Verdict::Retry | Verdict::Bug => self.show_failed(&refusal),
+            Verdict::Reject => {
+                let error = refusal.text();
+                self.show_failed(&refusal);
+                if let Some(seen) = &mut self.seen {
+                    seen.refused = Some(Refused { error: error.clone(), rolled_back: false });
+                }
+                out.push(Effect::Store(Action::Refuse(error)));
+            }
+        }
+    }
+
+    fn keep(&mut self, out: &mut Effects) {
+        if let Activity::Confirming { keeping, .. } = &mut self.activity
+            && !*keeping
+        {
+            *keeping = true;
+            out.push(Effect::Store(Action::Confirm));
+        }
+    }
+
+    fn installed(&mut self, running: Running, out: &mut Effects) {
+        self.running = running;
+        let list = self.running.list;
+        let State { done, total, attempt, .. } = self.shown.state;
+        self.rest_on_running();
+        self.shown.list = list;
+        (self.shown.state.done, self.shown.state.total, self.shown.state.attempt) = (done, total, attempt);
+        if self.connected {
+            out.push(Effect::Introduce);
+        }
+        self.take_queued(out);
+    }
+
+    /// Looks at a list that came while the last one was being put in place.
+    fn take_queued(&mut self, out: &mut Effects) {
+        if !matches!(self.activity, Activity::Resting | Activity::Pausing { .. }) {
+            return;
+        }
+        if let Some((payload, wall)) = self.queued.take()
+            && let Ok(list) = UpdateList::parse(&payload)
+        {
+            let digest = Digest::of(&payload);
+            if self.running.list != Some(digest) {
+                // People see that the last one arrived before the next one starts.
+                out.push(Effect::Report(self.shown.clone()));
+                self.judge(list, digest, wall, out);
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Duration, out: &mut Effects) {
+        match std::mem::replace(&mut self.activity, Activity::Resting) {
+            Activity::Fetching { job, open, stall_at, .. } if self.connected && now >= stall_at => {
+                unsubscribe(&open, out);
+                let topic = open.keys().next().map(PackageId::topic).unwrap_or_default();
+                self.give_up(now, job, Refusal::MissingPackage { topic }, out);
+            }
+            Activity::Pausing { job, until } if now >= until => {
+                self.survey(Job { tries: job.tries + 1, ..job }, out);
+            }
+            other => {
+                let due = matches!(&other, Activity::Confirming { confirm_at: Some(at), .. } if now >= *at);
+                self.activity = other;
+                if due {
+                    self.keep(out);
+                }
+            }
+        }
+    }
+
+    fn refuse_list(
+        &mut self,
+        refusal: &Refusal,
+        name: Option<(u64, String)>,
+        digest: Digest,
+        out: &mut Effects,
+    ) {
+        out.push(Effect::Log(format!("a list is refused: {}", refusal.text())));
+        // It changes nothing: what is under way goes on, and is what the state is about.
+        if matches!(self.activity, Activity::Resting) {
+            let (sequence, version) = name.unzip();
+            self.shown.state = State { sequence, version, done: 0, total: 0, ..self.shown.state.clone() };
+            self.shown.list = Some(digest);
+            self.show_failed(refusal);
+        }
+    }
+
+    fn job(&self) -> Option<&Job> {
+        match &self.activity {
+            Activity::Surveying(job)
+            | Activity::Fetching { job, .. }
+            | Activity::Pausing { job, .. }
+            | Activity::Staging(job)
+            | Activity::Committing(job)
+            | Activity::Recovering { job, .. } => Some(job),
+            Activity::Resting | Activity::Restarting | Activity::Confirming { .. } => None,
+        }
+    }
+
+    /// Another list replaces the one being fetched.
+    fn abandon(&mut self, out: &mut Effects) {
+        if let Activity::Fetching { open, .. } = &self.activity {
+            unsubscribe(open, out);
+        }
+        self.activity = Activity::Resting;
+    }
+
+    fn rest_on_running(&mut self) {
+        self.activity = Activity::Resting;
+        self.shown.list = None;
+        self.shown.state = State {
+            phase: Phase::Idle,
+            sequence: self.running.sequence,
+            version: self.running.version.clone(),
+            done: 0,
+            total: 0,
+            error: None,
+            attempt: 0,
+            extra: serde_json::Map::new(),
+        };
+    }
+
+    fn rest_on_refused(&mut self, seen: &Seen) {
+        let rolled_back = seen.refused.as_ref().is_some_and(|refused| refused.rolled_back);
+        self.show_release(if rolled_back { Phase::RolledBack } else { Phase::Failed }, seen);
+        self.shown.state.error = seen.refused.as_ref().map(|refused| refused.error.clone());
+        self.activity = Activity::Resting;
+    }
+
+    fn show_release(&mut self, phase: Phase, seen: &Seen) {
+        let same = self.shown.list == Some(seen.list);
+        let before = self.shown.state.clone();
+        self.shown.list = Some(seen.list);
+        self.shown.state = State {
+            phase,
+            sequence: seen.sequence,
+            version: seen.version.clone(),
+            done: if same { before.done } else { 0 },
+            total: if same { before.total } else { 0 },
+            attempt: if same { before.attempt } else { 0 },
+            error: None,
+            extra: before.extra,
+        };
+    }
+
+    fn show_failed(&mut self, refusal: &Refusal) {
+        self.shown.state.phase = Phase::Failed;
+        self.shown.state.error = Some(refusal.text());
+    }
+
+    /// Reports a change at once, and mere progress at a bounded rate.
+    fn publish(&mut self, now: Duration, out: &mut Effects) {
+        let due = match &self.published {
+            None => true,
+            Some((report, _)) if *report == self.shown => false,
+            Some((report, at)) => {
+                let without_bytes = |report: &Report| Report {
+                    state: State { done: 0, total: 0, ..report.state.clone() },
+                    list: report.list,
+                };
+                without_bytes(report) != without_bytes(&self.shown) || now >= *at + self.timing.progress
+            }
+        };
+        if due {
+            self.published = Some((self.shown.clone(), now));
+            out.push(Effect::Report(self.shown.clone()));
+        }
+    }
+}
+
+fn unsubscribe(open: &BTreeMap<PackageId, Need>, out: &mut Effects) {
+    if !open.is_empty() {
+        out.push(Effect::Unsubscribe(open.keys().map(PackageId::topic).collect()));
+    }
+}
