@@ -1,1 +1,39 @@
-//! Placeholder.
+//! The publisher: packs a folder into wheels and source files, and publishes it as a channel of update lists
+//! through any MQTT broker.
+//!
+//! A publish goes down this street:
+//!
+//! | module | does |
+//! |---|---|
+//! | [`settings`] | `channel.toml` → settings |
+//! | [`walk`], [`promoter`] | which files of a folder count |
+//! | [`wheel`] | a project or a `.whl` → a wheel in the one form that every installer accepts |
+//! | [`channel`] | a folder → packages |
+//! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
+//! | [`retained`] | what a broker has |
+//! | [`publish`](mod@publish) | packages, then the list, then read back |
+//! | [`link`] | one MQTT connection |
+//!
+//! [`watch`](mod@watch) does it at every change, [`status`](mod@status) shows what came of it,
+//! [`progress`] and [`report`] are what people and programs see, [`limits`] names every limit. [`cli`] is the
+//! command line.
+//!
+//! Absent on purpose: no build tool is run, no link is followed, nothing outside the folder has a say.
+
+pub mod channel;
+pub mod cli;
+pub mod limits;
+pub mod link;
+pub mod plan;
+pub mod progress;
+pub mod promoter;
+pub mod publish;
+pub mod report;
+pub mod retained;
+pub mod settings;
+pub mod status;
+pub mod walk;
+pub mod watch;
+pub mod wheel;
+
+mod commands;

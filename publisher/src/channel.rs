@@ -1,0 +1,572 @@
+//! A channel's folder → what its devices should have.
+//!
+//! By convention, with nothing to configure: files below `src/` are sent as they are; each folder with a
+//! `pyproject.toml` and each `.whl` below `wheels/` becomes a wheel. A folder with neither is all `src`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ffi::OsStr,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, FilePath, PackageId,
+    digest::Hasher,
+    limits::PACKAGE,
+    list::{Src, Wheel as WheelEntry},
+    path::PathError,
+    topic::NameError,
+    wheel::normalized_name,
+};
+
+use crate::{
+    limits,
+    promoter::PromoterIgnore,
+    settings::{Settings, SettingsError},
+    walk::{Found, WalkError, Walked, walk},
+    wheel::{
+        Wheel, WheelError,
+        archive::ArchiveError,
+        pack::{ANY, pack},
+        repack::repack,
+    },
+};
+
+/// What a folder holds, ready to be compared with what a broker retains.
+#[derive(Debug)]
+pub struct Channel {
+    /// The channel's name.
+    pub name: ChannelName,
+    /// What its `channel.toml` says.
+    pub settings: Settings,
+    /// Wheels by name, then files by path.
+    pub packages: Vec<Package>,
+    /// What people should know: one sentence each.
+    pub warnings: Vec<String>,
+    /// What was done for people without being asked: one sentence each.
+    pub notes: Vec<String>,
+}
+
+/// One package.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// What the channel's list says about it.
+    pub entry: Entry,
+    /// Its id.
+    pub id: PackageId,
+    /// Its size in bytes.
+    pub size: u64,
+    content: Content,
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Packed(Bytes),
+    File(PathBuf),
+}
+
+/// Digests of files that did not change since they were last read.
+#[derive(Debug, Default)]
+pub struct Cache {
+    digests: HashMap<PathBuf, (u64, SystemTime, Digest)>,
+}
+
+/// Why a folder is no channel.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// There is no such folder.
+    #[error("folder `{}` cannot be opened", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is something else.
+    #[error("`{}` is not a folder", path.display())]
+    NotAFolder {
+        /// What it is not.
+        path: PathBuf,
+    },
+    /// The folder's name is no channel name.
+    #[error("folder `{}` cannot give the channel its name", folder.display())]
+    Name {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: NameError,
+    },
+    /// `channel.toml` is wrong.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The folder cannot be walked.
+    #[error(transparent)]
+    Walk(#[from] WalkError),
+    /// A file's path cannot be on a device or in a topic.
+    #[error("`{file}` cannot be sent")]
+    Path {
+        /// The file.
+        file: String,
+        /// Why.
+        source: PathError,
+    },
+    /// A file cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file is too large to be a package.
+    #[error("`{file}` has {size} bytes, more than the {PACKAGE} a package can have")]
+    TooLarge {
+        /// The file.
+        file: String,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A wheel cannot be made.
+    #[error("wheel `{folder}`")]
+    Wheel {
+        /// The project folder or `.whl`.
+        folder: String,
+        /// Why.
+        source: WheelError,
+    },
+    /// Two wheels are the same package for the same devices.
+    #[error("`{one}` and `{other}` are both wheel `{name}` for `{tag}`")]
+    Twice {
+        /// One project folder or `.whl`.
+        one: String,
+        /// The other.
+        other: String,
+        /// The package's name, normalised.
+        name: String,
+        /// The tag.
+        tag: String,
+    },
+    /// Nothing to send.
+    #[error("folder `{}` holds nothing to publish", folder.display())]
+    Empty {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file is not any more what it was when the folder was read.
+    #[error("`{}` changed while it was being published", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Channel {
+    /// Reads `folder`. `name` goes before what `channel.toml` and the folder are called; `now` decides which
+    /// digests of `cache` can be trusted next time.
+    ///
+    /// # Errors
+    /// See [`ChannelError`].
+    pub fn load(
+        folder: &Path,
+        name: Option<&ChannelName>,
+        cache: &mut Cache,
+        now: SystemTime,
+    ) -> Result<Channel, ChannelError> {
+        let open = |source| ChannelError::Folder { folder: folder.to_owned(), source };
+        let root = folder.canonicalize().map_err(open)?;
+        if !root.is_dir() {
+            return Err(ChannelError::NotAFolder { path: folder.to_owned() });
+        }
+        let settings = Settings::load(folder)?;
+        let name = match name.or(settings.name.as_ref()) {
+            Some(name) => name.clone(),
+            None => ChannelName::new(root.file_name().unwrap_or_default().to_string_lossy())
+                .map_err(|source| ChannelError::Name { folder: folder.to_owned(), source })?,
+        };
+        let mut reader = Reader { folder, cache, now, settings: &settings, warnings: vec![], notes: vec![] };
+        let packages = reader.packages()?;
+        let Reader { warnings, notes, .. } = reader;
+        if packages.is_empty() {
+            return Err(ChannelError::Empty { folder: folder.to_owned() });
+        }
+        Ok(Channel { name, settings, packages, warnings, notes })
+    }
+}
+
+struct Reader<'a> {
+    folder: &'a Path,
+    cache: &'a mut Cache,
+    now: SystemTime,
+    settings: &'a Settings,
+    warnings: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn packages(&mut self) -> Result<Vec<Package>, ChannelError> {
+        let is_folder = |name| self.folder.join(name).is_dir();
+        let conventional = is_folder("src") || is_folder("wheels");
+        let has_firmware = conventional && is_folder("firmware");
+        let enter: fn(&OsStr) -> bool = match conventional {
+            true => |name| name == "src" || name == "wheels",
+            false => |name| name != Settings::FILE,
+        };
+        let Walked { files, warnings } = walk(self.folder, &self.settings.ignore, enter)?;
+        self.warnings.extend(warnings);
+        if has_firmware {
+            self.warnings.push("`firmware/` is left out: this version cannot publish firmware".to_owned());
+        }
+        if conventional && self.folder.join("pyproject.toml").is_file() {
+            self.warnings.push(
+                "`pyproject.toml` is left out: to make a wheel of this project, put its folder below \
+                 `wheels/` of a channel"
+                    .to_owned(),
+            );
+        }
+        let (src, wheels): (Vec<Found>, Vec<Found>) = match conventional {
+            true => files.into_iter().partition(|file| file.name.starts_with("src/")),
+            false => (files, Vec::new()),
+        };
+        let mut packages = self.wheels(&wheels)?;
+        packages.extend(self.src(&src, if conventional { "src/" } else { "" })?);
+        Ok(packages)
+    }
+
+    fn src(&mut self, files: &[Found], root: &str) -> Result<Vec<Package>, ChannelError> {
+        let ignored = self.promoter_ignore(root);
+        let mut packages = Vec::with_capacity(files.len());
+        for file in files {
+            let name = &file.name[root.len()..];
+            if ignored.ignores(name) {
+                continue;
+            }
+            let path = FilePath::new(name)
+                .and_then(FilePath::for_topic)
+                .map_err(|source| ChannelError::Path { file: file.name.clone(), source })?;
+            let (digest, size) = self.digest(file)?;
+            packages.push(Package {
+                id: PackageId::Src(path.clone(), digest),
+                entry: Entry::Src(Src { path, digest, size: Some(size), extra: Default::default() }),
+                size,
+                content: Content::File(file.path.clone()),
+            });
+        }
+        packages.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(packages)
+    }
+
+    fn promoter_ignore(&mut self, root: &str) -> PromoterIgnore {
+        // A directory of that name counts as absent, as everything that cannot be read does.
+        let path = self.folder.join(root).join(PromoterIgnore::FILE);
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let (patterns, invalid) = PromoterIgnore::parse(&text);
+        for line in invalid {
+            self.warnings.push(format!(
+                "`{}` has `{line}`, which is no regular expression: it ignores nothing",
+                PromoterIgnore::FILE
+            ));
+        }
+        patterns
+    }
+
+    /// The digest and size of a file, from its bytes or from when they were last read.
+    fn digest(&mut self, file: &Found) -> Result<(Digest, u64), ChannelError> {
+        let too_large = |size| ChannelError::TooLarge { file: file.name.clone(), size };
+        if file.size > PACKAGE {
+            return Err(too_large(file.size));
+        }
+        if let Some((size, modified, digest)) = self.cache.digests.get(&file.path)
+            && (*size, Some(*modified)) == (file.size, file.modified)
+        {
+            return Ok((*digest, *size));
+        }
+        let read = |source| ChannelError::Read { path: file.path.clone(), source };
+        let mut content = fs::File::open(&file.path).map_err(read)?.take(PACKAGE + 1);
+        let (mut hasher, mut size, mut piece) = (Hasher::default(), 0, [0; 16 * 1024]);
+        loop {
+            match content.read(&mut piece).map_err(read)? {
+                0 => break,
+                count => {
+                    hasher.update(&piece[..count]);
+                    size += count as u64;
+                }
+            }
+        }
+        if size > PACKAGE {
+            return Err(too_large(size));
+        }
+        let digest = hasher.finish();
+        let settled =
+            |time: &SystemTime| self.now.duration_since(*time).is_ok_and(|since| since >= limits::SETTLED);
+        match file.modified.filter(settled).filter(|_| size == file.size) {
+            Some(modified) => self.cache.digests.insert(file.path.clone(), (size, modified, digest)),
+            None => self.cache.digests.remove(&file.path),
+        };
+        Ok((digest, size))
+    }
+
+    fn wheels(&mut self, files: &[Found]) -> Result<Vec<Package>, ChannelError> {
+        // The outermost folders with a `pyproject.toml`; what lies in them belongs to them.
+        let mut projects: Vec<&str> = Vec::new();
+        let mut folders: Vec<&str> =
+            files.iter().filter_map(|file| file.name.strip_suffix("/pyproject.toml")).collect();
+        folders.sort_unstable();
+        for folder in folders {
+            if folder != "wheels" && !projects.iter().any(|outer| is_below(folder, outer)) {
+                projects.push(folder);
+            }
+        }
+        let mut stray: Vec<&str> = Vec::new();
+        let mut wheels: BTreeMap<(String, String), (String, Wheel)> = BTreeMap::new();
+        let mut made = Vec::new();
+        for project in &projects {
+            let inside: Vec<Found> = files
+                .iter()
+                .filter(|file| is_below(&file.name, project))
+                .map(|file| Found { name: file.name[project.len() + 1..].to_owned(), ..file.clone() })
+                .collect();
+            let tag = self.settings.tag.as_deref().unwrap_or(ANY);
+            let wheel = pack(&inside, tag)
+                .map_err(|source| ChannelError::Wheel { folder: (*project).to_owned(), source })?;
+            made.push(((*project).to_owned(), wheel));
+        }
+        for file in files.iter().filter(|file| !projects.iter().any(|p| is_below(&file.name, p))) {
+            match file.name.ends_with(".whl") {
+                true => made.push((file.name.clone(), self.given_wheel(file)?)),
+                false => stray.push(&file.name),
+            }
+        }
+        for (from, wheel) in made {
+            let key = (normalized_name(&wheel.name), wheel.tag.clone());
+            if let Some((one, _)) = wheels.get(&key) {
+                let (one, (name, tag)) = (one.clone(), key);
+                return Err(ChannelError::Twice { one, other: from, name, tag });
+            }
+            wheels.insert(key, (from, wheel));
+        }
+        if let Some(first) = stray.first() {
+            let others = match stray.len() {
+                1 => String::new(),
+                count => format!(" and {} more", count - 1),
+            };
+            self.warnings.push(format!(
+                "`{first}`{others} left out: neither a `.whl` nor in a folder with a `pyproject.toml`"
+            ));
+        }
+        Ok(wheels.into_values().map(|(_, wheel)| Package::from(wheel)).collect())
+    }
+
+    fn given_wheel(&mut self, file: &Found) -> Result<Wheel, ChannelError> {
+        let error = |source| ChannelError::Wheel { folder: file.name.clone(), source };
+        if file.size > limits::INPUT {
+            let source = ArchiveError::TooLarge { what: "the wheel is", limit: limits::INPUT };
+            return Err(error(source.into()));
+        }
+        let given =
+            fs::read(&file.path).map_err(|source| ChannelError::Read { path: file.path.clone(), source })?;
+        let repacked = repack(&given).map_err(error)?;
+        if repacked.wheel.bytes != given {
+            let left_out = match repacked.left_out.as_slice() {
+                [] => String::new(),
+                parts => format!(", without {}", parts.join(" and ")),
+            };
+            self.notes.push(format!("`{}` was repacked into the form devices install{left_out}", file.name));
+        }
+        Ok(repacked.wheel)
+    }
+}
+
+fn is_below(name: &str, folder: &str) -> bool {
+    name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+}
+
+impl From<Wheel> for Package {
+    fn from(wheel: Wheel) -> Package {
+        let (digest, size) = (Digest::of(&wheel.bytes), wheel.bytes.len() as u64);
+        Package {
+            id: PackageId::Wheel(digest),
+            entry: Entry::Wheel(WheelEntry {
+                name: wheel.name,
+                version: wheel.version,
+                digest,
+                size: Some(size),
+                tag: Some(wheel.tag),
+                extra: Default::default(),
+            }),
+            size,
+            content: Content::Packed(wheel.bytes),
+        }
+    }
+}
+
+impl Package {
+    /// The package's bytes, which are sure to have its digest.
+    ///
+    /// # Errors
+    /// The file changed since the folder was read, or is gone.
+    pub fn bytes(&self) -> Result<Bytes, ChannelError> {
+        let path = match &self.content {
+            Content::Packed(bytes) => return Ok(bytes.clone()),
+            Content::File(path) => path,
+        };
+        let changed = || ChannelError::Changed { path: path.clone() };
+        let read = |source| ChannelError::Read { path: path.clone(), source };
+        let file = fs::File::open(path).map_err(read)?;
+        let mut bytes = Vec::new();
+        file.take(self.size + 1).read_to_end(&mut bytes).map_err(read)?;
+        match Digest::of(&bytes) == *self.id.digest() {
+            true => Ok(bytes.into()),
+            false => Err(changed()),
+        }
+    }
+}
+
+impl ChannelError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            ChannelError::Name { .. } => "give one with `--channel NAME` or `name` in channel.toml",
+            ChannelError::Settings(error) => return error.hint(),
+            ChannelError::Walk(error) => return error.hint(),
+            ChannelError::Path { .. } => "rename it, or leave it out with `ignore` in channel.toml",
+            ChannelError::TooLarge { .. } => "split it, or leave it out with `ignore` in channel.toml",
+            ChannelError::Wheel { source, .. } => return source.hint(),
+            ChannelError::Twice { .. } => "keep one of them",
+            ChannelError::Empty { .. } => {
+                "put files below `src/` or projects below `wheels/`; a list without packages would remove \
+                 everything from the channel's devices"
+            }
+            ChannelError::Changed { .. } => "run again when nothing writes to the folder",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{walk::tests::folder, wheel::pack::tests::PROJECT};
+
+    pub(crate) fn load(files: &[(&str, &str)]) -> Result<Channel, ChannelError> {
+        let folder = folder(files);
+        let name = ChannelName::new("dev").unwrap();
+        Channel::load(folder.path(), Some(&name), &mut Cache::default(), SystemTime::UNIX_EPOCH)
+    }
+
+    fn ids(channel: &Channel) -> Vec<String> {
+        let name = |package: &Package| match &package.entry {
+            Entry::Wheel(wheel) => format!("wheel {} {}", wheel.name, wheel.version),
+            Entry::Src(src) => format!("src {}", src.path),
+            other => other.kind().to_owned(),
+        };
+        channel.packages.iter().map(name).collect()
+    }
+
+    #[test]
+    fn a_folder_becomes_wheels_by_name_then_files_by_path() {
+        let channel = load(&[
+            ("README.md", "not for devices"),
+            ("channel.toml", "name = \"other\"\ntag = \"mpy6-bytecode-esp32\"\n"),
+            ("src/main.py", "import blink\n"),
+            ("src/lib/a.py", "\n"),
+            ("src/empty.txt", ""),
+            ("wheels/blink/pyproject.toml", PROJECT),
+            ("wheels/blink/blink_led.py", "x = 1\n"),
+            ("wheels/blink/tests/pyproject.toml", "not a project of its own"),
+            ("wheels/group/apple/pyproject.toml", "[project]\nname = \"apple\"\nversion = \"2\"\n"),
+            ("wheels/group/apple/apple.py", ""),
+        ])
+        .unwrap();
+        assert_eq!(channel.name.as_str(), "dev", "the command line goes first");
+        assert_eq!(
+            ids(&channel),
+            ["wheel apple 2", "wheel Blink-Led 1.4.0", "src empty.txt", "src lib/a.py", "src main.py"]
+        );
+        assert_eq!(channel.warnings, Vec::<String>::new());
+        let Entry::Wheel(wheel) = &channel.packages[1].entry else { panic!("a wheel comes second") };
+        assert_eq!(wheel.tag.as_deref(), Some("mpy6-bytecode-esp32"));
+        assert_eq!(channel.packages[2].id.digest(), &Digest::EMPTY);
+    }
+
+    #[test]
+    fn a_folder_without_the_convention_is_all_src() {
+        let channel = load(&[("main.py", "x"), ("channel.toml", ""), ("firmware/x.bin", "x")]).unwrap();
+        assert_eq!(ids(&channel), ["src firmware/x.bin", "src main.py"]);
+    }
+
+    #[test]
+    fn what_is_left_out_is_said() {
+        let channel = load(&[
+            ("src/main.py", "x"),
+            ("src/.promoterignore", "(\n.*\\.md\n"),
+            ("src/a.md", ""),
+            ("firmware/esp32.bin", "x"),
+            ("wheels/notes.txt", ""),
+        ])
+        .unwrap();
+        assert_eq!(ids(&channel), ["src .promoterignore", "src main.py"]);
+        assert_eq!(channel.warnings.len(), 3, "{:?}", channel.warnings);
+        assert!(channel.warnings[0].contains("`firmware/` is left out"));
+        assert!(channel.warnings[1].contains("`wheels/notes.txt` left out"));
+        assert!(channel.warnings[2].contains("`(`, which is no regular expression"));
+    }
+
+    #[test]
+    fn paths_that_no_topic_can_carry_are_refused() {
+        for name in ["src/a+b.py", "src/a#.py", "src/.mpypi/x", "src/a\\b.py"] {
+            let error = load(&[(name, "x")]).unwrap_err();
+            assert!(matches!(error, ChannelError::Path { .. }), "{name}: {error}");
+            assert!(error.hint().is_some());
+        }
+    }
+
+    #[test]
+    fn a_folder_with_nothing_in_it_is_refused() {
+        assert!(matches!(load(&[("src/.git/x", "")]), Err(ChannelError::Empty { .. })));
+    }
+
+    #[test]
+    fn two_wheels_of_one_package_are_refused() {
+        let other = PROJECT.replace("Blink-Led", "blink.led");
+        let error = load(&[
+            ("wheels/a/pyproject.toml", PROJECT),
+            ("wheels/a/blink_led.py", ""),
+            ("wheels/b/pyproject.toml", &other),
+            ("wheels/b/blink_led.py", ""),
+        ])
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`wheels/a` and `wheels/b` are both wheel `blink_led` for `py3-none-any`"
+        );
+    }
+
+    #[test]
+    fn a_file_that_changes_before_it_is_sent_is_noticed() {
+        let folder = folder(&[("src/main.py", "one")]);
+        let now = SystemTime::UNIX_EPOCH;
+        let name = ChannelName::new("dev").unwrap();
+        let channel = Channel::load(folder.path(), Some(&name), &mut Cache::default(), now).unwrap();
+        assert_eq!(channel.packages[0].bytes().unwrap(), "one");
+        fs::write(folder.path().join("src/main.py"), "two").unwrap();
+        assert!(matches!(channel.packages[0].bytes(), Err(ChannelError::Changed { .. })));
+    }
+
+    #[test]
+    fn a_digest_is_remembered_only_for_a_file_that_was_left_alone() {
+        let folder = folder(&[("src/main.py", "one")]);
+        let name = ChannelName::new("dev").unwrap();
+        let modified = fs::metadata(folder.path().join("src/main.py")).unwrap().modified().unwrap();
+        let mut cache = Cache::default();
+        Channel::load(folder.path(), Some(&name), &mut cache, modified).unwrap();
+        assert!(cache.digests.is_empty());
+        Channel::load(folder.path(), Some(&name), &mut cache, modified + limits::SETTLED).unwrap();
+        assert_eq!(cache.digests.len(), 1);
+    }
+}

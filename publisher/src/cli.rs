@@ -1,0 +1,72 @@
+//! The whole command line.
+
+use clap::{Args, Parser, Subcommand};
+use mpypi_protocol::BrokerUrl;
+
+use crate::commands::{publish, status, watch};
+
+/// Publish folders of MicroPython code to devices, through any MQTT broker.
+#[derive(Debug, Parser)]
+#[command(name = "mpypi", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mpypi publish channels/dev              publish a channel's folder to 127.0.0.1
+  mpypi publish channels/dev --dry-run    show what would be sent
+  mpypi watch channels/dev                publish at every change
+  mpypi status dev                        show the release of a channel and its devices
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish a folder as a channel's new release
+    Publish(publish::Args),
+    /// Publish a folder now and whenever something in it changes
+    Watch(watch::Args),
+    /// Show channels, their releases and their devices
+    Status(status::Args),
+}
+
+/// Where the broker is, for every command.
+#[derive(Debug, Args)]
+pub(crate) struct Broker {
+    /// The broker, as mqtt://[USER[:PASSWORD]@]HOST[:PORT]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "MPYPI_BROKER",
+        hide_env_values = true,
+        default_value = "mqtt://127.0.0.1:1883"
+    )]
+    pub(crate) broker: BrokerUrl,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// What failed, for people; see [`hint`](crate::report::hint).
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Publish(args) => publish::run(args).await,
+            Command::Watch(args) => watch::run(args).await,
+            Command::Status(args) => status::run(args).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,57 @@
+//! The subcommands, one file each.
+
+pub(crate) mod publish;
+pub(crate) mod status;
+pub(crate) mod watch;
+
+use std::io::{self, Write};
+
+/// SIGINT or SIGTERM came before the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stopped {
+    /// Before the list was sent.
+    #[error("stopped: the old release stands")]
+    BeforeTheList,
+    /// After it was sent, before it was read back.
+    #[error("stopped while the list was on its way: either the old or the new release stands")]
+    DuringTheList,
+    /// Where nothing is written.
+    #[error("stopped")]
+    Reading,
+}
+
+impl Stopped {
+    /// What to do about it.
+    pub(crate) fn hint(self) -> Option<String> {
+        match self {
+            Stopped::BeforeTheList | Stopped::DuringTheList => {
+                Some("run again to complete it: what the broker has is not sent again".to_owned())
+            }
+            Stopped::Reading => None,
+        }
+    }
+}
+
+/// Writes to stdout. A reader that went away (`mpypi status | head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Returns at SIGINT or SIGTERM.
+async fn interrupted() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            result = tokio::signal::ctrl_c() => result,
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}

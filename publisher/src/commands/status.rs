@@ -1,0 +1,169 @@
+//! `mpypi status`
+
+use std::io::stdout;
+
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
+use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList};
+use serde_json::{Value, json};
+
+use super::{Stopped, interrupted, print};
+use crate::{
+    cli::Broker,
+    report::{count, painted, size, wants_color},
+    status::{ChannelStatus, NodeStatus, Status, status},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  mpypi status               all channels and nodes
+  mpypi status dev stable    two channels and their nodes
+  mpypi status dev --json";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The channels [default: all]
+    #[arg(value_name = "CHANNEL")]
+    channels: Vec<ChannelName>,
+    #[command(flatten)]
+    broker: Broker,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let status = tokio::select! {
+        status = status(&args.broker.broker, &args.channels) => status?,
+        stop = interrupted() => {
+            stop?;
+            return Err(Stopped::Reading.into());
+        }
+    };
+    match args.json {
+        true => print(&format!("{}\n", to_json(&status))),
+        false => print(&to_text(&status, wants_color(&stdout()))),
+    }
+}
+
+fn to_text(status: &Status, color: bool) -> String {
+    let mut text = String::new();
+    for (name, channel) in &status.channels {
+        let name = painted(name.as_str(), "1", color);
+        match channel {
+            ChannelStatus::Nothing => text += &format!("{name}: nothing published\n"),
+            ChannelStatus::Invalid(problem) => {
+                text += &format!("{name}: retains no update list: {problem}\n");
+            }
+            ChannelStatus::List(list) => {
+                text += &format!("{name}: {}\n{}\n", title(list), entries(list).trim_fmt())
+            }
+        }
+    }
+    match (status.channels.is_empty(), status.nodes.is_empty()) {
+        (true, true) => text += "no channels and no nodes\n",
+        (false, true) => text += "no nodes\n",
+        (_, false) => text += &format!("{}\n", nodes(status, color).trim_fmt()),
+    }
+    text
+}
+
+fn title(list: &UpdateList) -> String {
+    let packages = list.packages().count();
+    let bytes = list.packages().filter_map(|(_, size)| size).sum();
+    let packages = format!("{}, {}", count(packages, "package"), size(bytes));
+    let Some(release) = list.release() else { return format!("a list without a release, {packages}") };
+    let created = release.created.map(|time| format!(", made {time}")).unwrap_or_default();
+    let expires = release.expires.map(|time| format!(", expires {time}")).unwrap_or_default();
+    format!("release {} (version {}), {packages}{created}{expires}", release.sequence, release.version)
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header);
+    table
+}
+
+fn entries(list: &UpdateList) -> Table {
+    let mut table = table(&["TYPE", "NAME", "VERSION", "SIZE", "SHA-256"]);
+    for entry in list.entries().iter().filter(|entry| !matches!(entry, Entry::Release(_))) {
+        let (name, version) = match entry {
+            Entry::Wheel(wheel) => (wheel.name.clone(), wheel.version.clone()),
+            Entry::Src(src) => (src.path.to_string(), String::new()),
+            Entry::Firmware(image) => (image.name.clone(), image.version.clone()),
+            _ => Default::default(),
+        };
+        let (digest, bytes) = match entry.package() {
+            Some((id, bytes)) => (id.digest().short(), bytes.map(size).unwrap_or_default()),
+            None => Default::default(),
+        };
+        table.add_row([entry.kind(), &name, &version, &bytes, &digest]);
+    }
+    table
+}
+
+fn nodes(status: &Status, color: bool) -> Table {
+    let mut table = table(&["NODE", "ONLINE", "CHANNEL", "RELEASE", "PHASE", "RECEIVED", "ERROR"]);
+    match color {
+        true => table.enforce_styling(),
+        false => table.force_no_tty(),
+    };
+    for (id, node) in &status.nodes {
+        let state = node.state.as_ref();
+        let online = match node.online {
+            Some(true) => Cell::new("yes").fg(Color::Green),
+            Some(false) => Cell::new("no").fg(Color::Red),
+            None => Cell::new("?"),
+        };
+        let release = state.and_then(|state| state.sequence).map(|sequence| sequence.to_string());
+        let received = state.map(|state| format!("{}/{}", size(state.done), size(state.total)));
+        table.add_row([
+            Cell::new(id),
+            online,
+            Cell::new(node.channel().map(ToString::to_string).unwrap_or_default()),
+            Cell::new(release.unwrap_or_default()),
+            Cell::new(state.map(|state| state.phase.to_string()).unwrap_or_default()),
+            Cell::new(received.unwrap_or_default()),
+            // A node may say anything, commands to the terminal included.
+            Cell::new(state.and_then(|state| state.error.as_deref()).unwrap_or_default().escape_debug()),
+        ]);
+    }
+    table
+}
+
+fn to_json(status: &Status) -> Value {
+    let channels: Vec<Value> =
+        status.channels.iter().map(|(name, status)| channel_json(name, status)).collect();
+    let nodes: Vec<Value> = status.nodes.iter().map(|(id, node)| node_json(id, node)).collect();
+    json!({ "channels": channels, "nodes": nodes })
+}
+
+fn channel_json(name: &ChannelName, status: &ChannelStatus) -> Value {
+    let (list, error) = match status {
+        ChannelStatus::Nothing => (None, None),
+        ChannelStatus::List(list) => (Some(list), None),
+        ChannelStatus::Invalid(problem) => (None, Some(problem)),
+    };
+    let release = list.and_then(UpdateList::release);
+    let entries: Value = list
+        .and_then(|list| serde_json::from_slice(&list.to_bytes()).ok())
+        .unwrap_or_else(|| Value::Array(Vec::new()));
+    json!({
+        "channel": name,
+        "sequence": release.map(|release| release.sequence),
+        "version": release.map(|release| release.version.clone()),
+        "error": error,
+        "entries": entries,
+    })
+}
+
+fn node_json(id: &NodeId, node: &NodeStatus) -> Value {
+    json!({
+        "node": id,
+        "online": node.online,
+        "channel": node.channel(),
+        "state": node.state,
+        "info": node.info,
+    })
+}

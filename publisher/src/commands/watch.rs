@@ -1,0 +1,90 @@
+//! `mpypi watch`
+
+use std::{
+    io::{stderr, stdout},
+    path::PathBuf,
+};
+
+use mpypi_protocol::ChannelName;
+
+use super::{interrupted, print};
+use crate::{
+    cli::Broker,
+    progress::{Lines, Progress},
+    publish::{Event, Mode, Observer, Options, Outcome, PublishError},
+    report::{self, chain, painted, wants_color},
+    watch::{WatchObserver, watch},
+};
+
+const EXAMPLES: &str = "\
+Only what changed is sent. After an error, watching goes on; Ctrl-C or SIGTERM ends it, with exit code 0.
+
+Examples:
+  mpypi watch channels/dev
+  mpypi watch ~/project --channel bench --json     one JSON object for each release";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The channel's folder
+    folder: PathBuf,
+    #[command(flatten)]
+    broker: Broker,
+    /// The channel's name [default: `name` in channel.toml, or the folder's name]
+    #[arg(long, value_name = "NAME")]
+    channel: Option<ChannelName>,
+    /// Print one JSON object a line, for each release
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let options = Options { broker: args.broker.broker, channel: args.channel, mode: Mode::Publish };
+    let lines = if args.json { Lines::Hidden } else { Lines::Shown };
+    let mut screen = Screen { json: args.json, progress: Progress::new(lines) };
+    if !args.json {
+        eprintln!("watching {}; Ctrl-C ends it", args.folder.display());
+    }
+    tokio::select! {
+        result = watch(&args.folder, &options, &mut screen) => match result? {},
+        stop = interrupted() => stop?,
+    }
+    screen.progress.clear();
+    Ok(())
+}
+
+struct Screen {
+    json: bool,
+    progress: Progress,
+}
+
+impl Observer for Screen {
+    fn event(&mut self, event: Event<'_>) {
+        self.progress.event(event);
+    }
+}
+
+impl WatchObserver for Screen {
+    fn published(&mut self, outcome: &Outcome) {
+        self.progress.clear();
+        let text = match self.json {
+            true => format!("{}\n", report::json(outcome)),
+            false => {
+                let diff = report::diff(&outcome.diff, wants_color(&stdout()));
+                format!("{diff}{}\n", report::sentence(outcome))
+            }
+        };
+        if let Err(error) = print(&text) {
+            eprintln!("warning: cannot write to stdout: {error}");
+        }
+    }
+
+    fn failed(&mut self, error: &PublishError) {
+        self.progress.clear();
+        let color = wants_color(&stderr());
+        eprintln!("{} {}", painted("error:", "31;1", color), chain(error));
+        if let Some(hint) = error.hint() {
+            eprintln!("{} {hint}", painted("hint:", "36;1", color));
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Every limit of the publisher, by name.
+
+use std::time::Duration;
+
+/// Largest `.whl`, `pyproject.toml`, `channel.toml` or ignore file that is read, in bytes.
+pub const INPUT: u64 = mpypi_protocol::limits::PACKAGE;
+
+/// Most files in one wheel.
+pub const WHEEL_FILES: usize = 4096;
+
+/// Most bytes in all files of one wheel together, unpacked.
+pub const WHEEL_UNPACKED: u64 = 32 * 1024 * 1024;
+
+/// Most files that a channel folder may hold, those that end up inside wheels included.
+pub const FILES: usize = 2 * mpypi_protocol::limits::LIST_ENTRIES;
+
+/// Most packages on their way without an acknowledgement. Mosquitto's receive maximum is 20.
+pub const IN_FLIGHT: usize = 16;
+
+/// Most bytes of packages on their way without an acknowledgement; one package may be larger.
+pub const IN_FLIGHT_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Most SUBSCRIBE or UNSUBSCRIBE packets on their way without an acknowledgement.
+pub const ASKS_IN_FLIGHT: usize = 4;
+
+/// Most packages asked for, and subscribed to, at a time.
+pub const ASK_BATCH: usize = 256;
+
+/// A broker that said nothing for so long after its SUBACK retains nothing there.
+pub const QUIET: Duration = Duration::from_millis(500);
+
+/// A broker that owes an answer and says nothing for so long is given up. Long enough for the largest
+/// package on a slow line, on which the broker is silent until it has all of it.
+pub const SILENCE: Duration = Duration::from_secs(120);
+
+/// Connecting, the broker's greeting included.
+pub const CONNECT: Duration = Duration::from_secs(5);
+
+/// Ping after so much time without another packet.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// The last DISCONNECT may take so long.
+pub const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Lost connections in a row, nothing acknowledged in between, before a publish gives up.
+pub const ATTEMPTS: u32 = 6;
+
+/// First pause after a lost connection; it doubles each time, and chance takes up to half of it away.
+pub const BACKOFF: Duration = Duration::from_millis(500);
+
+/// Longest pause after a lost connection, before chance shortens it.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(15);
+
+/// `watch` waits until nothing changed for so long: editors write in several steps.
+pub const DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// A digest is remembered only for a file that was left alone for so long before it was read: within the
+/// file system's tick, two writes of equal size look like one.
+pub const SETTLED: Duration = Duration::from_secs(2);
+
+/// `watch` looks so often whether its folder is still the same one.
+pub const LOOK: Duration = Duration::from_secs(2);

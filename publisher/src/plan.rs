@@ -1,0 +1,319 @@
+//! What to publish: decided from what the broker retains and what the folder holds, without asking anybody.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, PackageId, UpdateList,
+    limits::{LIST, LIST_ENTRIES},
+    list::{ListError, Release},
+};
+use serde::Serialize;
+
+/// What the folder says a release should be.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The channel.
+    pub channel: ChannelName,
+    /// The release's version; its sequence number if `None`.
+    pub version: Option<String>,
+    /// How many days devices may believe in the release; for ever if `None`.
+    pub expires_days: Option<u32>,
+    /// Its packages, in order.
+    pub entries: Vec<Entry>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// The broker retains what the folder holds.
+    UpToDate(Release),
+    /// A new list.
+    Publish(Box<Plan>),
+}
+
+/// A new list, and how to get there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The list's release.
+    pub release: Release,
+    /// The list, as it is sent.
+    pub list: Bytes,
+    /// Packages of the list that the present list does not name: the broker may lack them. None is empty.
+    pub unknown: Vec<PackageId>,
+    /// What changes for devices.
+    pub diff: Diff,
+}
+
+/// What changes between two lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Diff {
+    /// In the new list only.
+    pub added: Vec<Change>,
+    /// In both, with other bytes.
+    pub changed: Vec<Change>,
+    /// In the old list only: devices will remove it.
+    pub removed: Vec<Change>,
+}
+
+/// One entry of a [`Diff`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The `type` of the entry.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The path or name of the package.
+    pub name: String,
+    /// The version, where the package has one: the new one, or the old one of what is removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The size in bytes, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// Why there can be no new list.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The list would be larger than a list can be.
+    #[error(
+        "a list of {count} packages has {size} bytes; it can have {LIST_ENTRIES} entries and {LIST} bytes"
+    )]
+    TooLarge {
+        /// How many packages.
+        count: usize,
+        /// The size in bytes.
+        size: usize,
+    },
+    /// The present list has the last sequence number there is.
+    #[error("the channel has used up its sequence numbers")]
+    NoSequence,
+    /// The entries contradict each other.
+    #[error("the list would not be valid")]
+    List(#[from] ListError),
+    /// A time that cannot be written.
+    #[error("the release would expire at a time that cannot be written")]
+    Expires(#[from] jiff::Error),
+}
+
+/// Compares the `present` list with what is `wanted`, at time `now`.
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn decide(present: Option<&UpdateList>, wanted: &Wanted, now: Timestamp) -> Result<Decision, PlanError> {
+    let now = Timestamp::from_second(now.as_second())?;
+    let release = present.and_then(UpdateList::release);
+    let entries = |list: &UpdateList| -> Vec<Entry> {
+        list.entries().iter().filter(|entry| !matches!(entry, Entry::Release(_))).cloned().collect()
+    };
+    let old = present.map(entries).unwrap_or_default();
+    if let Some(release) = release
+        && old == wanted.entries
+        && wanted.version.as_ref().is_none_or(|version| *version == release.version)
+        && is_fresh(release, wanted.expires_days, now)
+    {
+        return Ok(Decision::UpToDate(release.clone()));
+    }
+
+    let sequence =
+        release.map_or(0, |release| release.sequence).checked_add(1).ok_or(PlanError::NoSequence)?;
+    let release = Release {
+        channel: wanted.channel.clone(),
+        sequence,
+        version: wanted.version.clone().unwrap_or_else(|| sequence.to_string()),
+        created: Some(now),
+        expires: wanted.expires_days.map(|days| now.checked_add(days_of(days))).transpose()?,
+        extra: Default::default(),
+    };
+    let mut all = vec![Entry::Release(release.clone())];
+    all.extend(wanted.entries.iter().cloned());
+    let list = UpdateList::new(all)?;
+    let bytes = list.to_bytes();
+    if bytes.len() > LIST || list.entries().len() > LIST_ENTRIES {
+        return Err(PlanError::TooLarge { count: wanted.entries.len(), size: bytes.len() });
+    }
+    let named: Vec<PackageId> =
+        present.into_iter().flat_map(UpdateList::packages).map(|(id, _)| id).collect();
+    let named: std::collections::HashSet<&PackageId> = named.iter().collect();
+    let unknown = list
+        .packages()
+        .map(|(id, _)| id)
+        // An empty payload cannot be retained; devices make the file themselves.
+        .filter(|id| id.digest() != &Digest::EMPTY && !named.contains(id))
+        .collect();
+    let diff = diff(&old, &wanted.entries);
+    Ok(Decision::Publish(Box::new(Plan { release, list: bytes.into(), unknown, diff })))
+}
+
+/// Whether the release need not be renewed: it expires as wanted, and more than half of its time is left.
+fn is_fresh(release: &Release, expires_days: Option<u32>, now: Timestamp) -> bool {
+    match (expires_days, release.expires) {
+        (None, None) => true,
+        (Some(days), Some(expires)) => {
+            let left = expires.duration_since(now);
+            left > days_of(days) / 2 && left <= days_of(days)
+        }
+        _ => false,
+    }
+}
+
+fn days_of(days: u32) -> SignedDuration {
+    SignedDuration::from_hours(24 * i64::from(days))
+}
+
+fn diff(old: &[Entry], new: &[Entry]) -> Diff {
+    let keyed = |entries: &[Entry]| -> HashMap<(String, String, Option<String>), Entry> {
+        entries.iter().map(|entry| (key(entry), entry.clone())).collect()
+    };
+    let (before, after) = (keyed(old), keyed(new));
+    let mut diff = Diff::default();
+    for entry in new {
+        match before.get(&key(entry)) {
+            None => diff.added.push(change(entry)),
+            Some(old) if old != entry => diff.changed.push(change(entry)),
+            Some(_) => {}
+        }
+    }
+    diff.removed = old.iter().filter(|entry| !after.contains_key(&key(entry))).map(change).collect();
+    diff
+}
+
+/// What makes two entries speak of the same thing: type, name, and the devices it is for.
+fn key(entry: &Entry) -> (String, String, Option<String>) {
+    let (name, target) = match entry {
+        Entry::Wheel(wheel) => (wheel.name.clone(), wheel.tag.clone()),
+        Entry::Src(src) => (src.path.to_string(), None),
+        Entry::Firmware(image) => (image.name.clone(), image.target.clone()),
+        Entry::Signature(signature) => (signature.key.clone(), None),
+        Entry::Unknown(map) => (serde_json::to_string(map).unwrap_or_default(), None),
+        _ => (String::new(), None),
+    };
+    (entry.kind().to_owned(), name, target)
+}
+
+fn change(entry: &Entry) -> Change {
+    let (kind, name, _) = key(entry);
+    let version = match entry {
+        Entry::Wheel(wheel) => Some(wheel.version.clone()),
+        Entry::Firmware(image) => Some(image.version.clone()),
+        _ => None,
+    };
+    Change { kind, name, version, size: entry.package().and_then(|(_, size)| size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mpypi_protocol::{FilePath, list::Src};
+
+    fn src(path: &str, content: &str) -> Entry {
+        Entry::Src(Src {
+            path: FilePath::new(path).unwrap(),
+            digest: Digest::of(content.as_bytes()),
+            size: Some(content.len() as u64),
+            extra: Default::default(),
+        })
+    }
+
+    fn wanted(entries: Vec<Entry>) -> Wanted {
+        Wanted { channel: ChannelName::new("dev").unwrap(), version: None, expires_days: None, entries }
+    }
+
+    fn at(time: &str) -> Timestamp {
+        time.parse().unwrap()
+    }
+
+    fn plan(present: Option<&UpdateList>, wanted: &Wanted) -> Plan {
+        match decide(present, wanted, at("2026-11-20T10:00:00.5Z")).unwrap() {
+            Decision::Publish(plan) => *plan,
+            Decision::UpToDate(release) => panic!("up to date at {}", release.sequence),
+        }
+    }
+
+    fn list(plan: &Plan) -> UpdateList {
+        UpdateList::parse(&plan.list).unwrap()
+    }
+
+    #[test]
+    fn the_first_release_has_sequence_1_and_names_everything() {
+        let plan = plan(None, &wanted(vec![src("empty.py", ""), src("main.py", "x")]));
+        assert_eq!((plan.release.sequence, plan.release.version.as_str()), (1, "1"));
+        assert!(plan.list.starts_with(
+            br#"[{"type":"release","channel":"dev","sequence":1,"version":"1","created":"2026-11-20T10:00:00Z"},"#
+        ));
+        assert_eq!(plan.unknown.len(), 1, "an empty file is never sent");
+        assert_eq!(plan.diff.added.len(), 2);
+    }
+
+    #[test]
+    fn the_same_entries_are_up_to_date() {
+        let wanted = wanted(vec![src("main.py", "x")]);
+        let first = list(&plan(None, &wanted));
+        let again = decide(Some(&first), &wanted, at("2030-01-01T00:00:00Z")).unwrap();
+        assert!(matches!(again, Decision::UpToDate(release) if release.sequence == 1));
+    }
+
+    #[test]
+    fn only_packages_that_the_present_list_does_not_name_are_unknown() {
+        let first = list(&plan(None, &wanted(vec![src("a.py", "a"), src("b.py", "b"), src("c.py", "c")])));
+        let second = plan(Some(&first), &wanted(vec![src("a.py", "a"), src("b.py", "B"), src("d.py", "c")]));
+        assert_eq!((second.release.sequence, second.release.version.as_str()), (2, "2"));
+        let unknown: Vec<_> = second.unknown.iter().map(ToString::to_string).collect();
+        let digest = |content: &[u8]| Digest::of(content);
+        assert_eq!(unknown, [format!("src/b.py/{}", digest(b"B")), format!("src/d.py/{}", digest(b"c"))]);
+        let names = |changes: &[Change]| changes.iter().map(|c| c.name.clone()).collect::<Vec<_>>();
+        let Diff { added, changed, removed } = &second.diff;
+        assert_eq!(
+            (names(added), names(changed), names(removed)),
+            (vec!["d.py".into()], vec!["b.py".into()], vec!["c.py".into()])
+        );
+    }
+
+    #[test]
+    fn a_new_version_is_a_new_release_even_of_the_same_files() {
+        let first = list(&plan(None, &wanted(vec![src("main.py", "x")])));
+        let wanted = Wanted { version: Some("1.4".into()), ..wanted(vec![src("main.py", "x")]) };
+        let second = plan(Some(&first), &wanted);
+        assert_eq!((second.release.sequence, second.release.version.as_str()), (2, "1.4"));
+        assert_eq!((second.unknown.len(), second.diff), (0, Diff::default()));
+    }
+
+    #[test]
+    fn a_release_that_expires_is_renewed_when_half_of_its_time_is_over() {
+        let wanted = Wanted { expires_days: Some(10), ..wanted(vec![src("main.py", "x")]) };
+        let first = plan(None, &wanted);
+        assert_eq!(first.release.expires, Some(at("2026-11-30T10:00:00Z")));
+        let later = |time| decide(Some(&list(&first)), &wanted, at(time)).unwrap();
+        assert!(matches!(later("2026-11-24T00:00:00Z"), Decision::UpToDate(_)));
+        assert!(matches!(later("2026-11-26T00:00:00Z"), Decision::Publish(_)));
+    }
+
+    #[test]
+    fn a_list_without_release_is_followed_by_sequence_1() {
+        let present = UpdateList::new(vec![src("main.py", "x")]).unwrap();
+        assert_eq!(plan(Some(&present), &wanted(vec![src("main.py", "x")])).release.sequence, 1);
+        let empty = UpdateList::parse(b"[]").unwrap();
+        assert_eq!(plan(Some(&empty), &wanted(vec![src("main.py", "x")])).release.sequence, 1);
+    }
+
+    #[test]
+    fn entries_of_a_type_we_do_not_know_are_not_carried_over_and_show_in_the_diff() {
+        let payload =
+            br#"[{"type":"release","channel":"dev","sequence":7,"version":"7"},{"type":"poem","x":1}]"#;
+        let present = UpdateList::parse(payload).unwrap();
+        let plan = plan(Some(&present), &wanted(vec![src("main.py", "x")]));
+        assert_eq!(plan.release.sequence, 8);
+        assert!(!plan.list.windows(4).any(|w| w == b"poem"));
+        assert_eq!(plan.diff.removed[0].kind, "poem");
+    }
+
+    #[test]
+    fn the_last_sequence_number_cannot_be_followed() {
+        let payload =
+            format!(r#"[{{"type":"release","channel":"dev","sequence":{},"version":"1"}}]"#, u64::MAX);
+        let present = UpdateList::parse(payload.as_bytes()).unwrap();
+        let error = decide(Some(&present), &wanted(vec![src("main.py", "x")]), at("2026-11-20T10:00:00Z"));
+        assert!(matches!(error, Err(PlanError::NoSequence)));
+    }
+}

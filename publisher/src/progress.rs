@@ -1,0 +1,111 @@
+//! Progress on stderr: a bar on a terminal, plain lines elsewhere.
+
+use std::io::{IsTerminal, stderr};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use mpypi_protocol::Entry;
+
+use crate::{
+    publish::{Event, Observer},
+    report::{count, painted, size, wants_color},
+};
+
+/// Shows a publish.
+#[derive(Debug)]
+pub struct Progress {
+    lines: Lines,
+    bar: Option<ProgressBar>,
+    stage: Stage,
+}
+
+/// Whether each package gets a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// For people.
+    Shown,
+    /// With `--json`: only warnings.
+    Hidden,
+}
+
+/// How far a publish got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The list was not sent: the old release stands.
+    Before,
+    /// The list was sent: the old or the new release stands.
+    Committing,
+}
+
+impl Progress {
+    /// Nothing happened yet.
+    #[must_use]
+    pub fn new(lines: Lines) -> Progress {
+        Progress { lines, bar: None, stage: Stage::Before }
+    }
+
+    /// How far the publish got.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Removes the bar, before other output.
+    pub fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        self.stage = Stage::Before;
+    }
+
+    fn line(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn labelled(&self, label: &str, code: &str, text: &str) {
+        self.line(&format!("{} {text}", painted(label, code, wants_color(&stderr()))));
+    }
+}
+
+impl Observer for Progress {
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Warning(text) => self.labelled("warning:", "33;1", text),
+            Event::Lost { error, pause } => {
+                let text = format!("{error}; trying again in {:.1} s", pause.as_secs_f64());
+                self.labelled("warning:", "33;1", &text);
+            }
+            Event::Committing => self.stage = Stage::Committing,
+            _ if self.lines == Lines::Hidden => {}
+            Event::Note(text) => self.labelled("note:", "36;1", text),
+            Event::Sending { packages, bytes } if stderr().is_terminal() => {
+                let bar = ProgressBar::new(bytes);
+                let template = match wants_color(&stderr()) {
+                    true => "{msg} [{bar:30.green}] {bytes}/{total_bytes} {bytes_per_sec}",
+                    false => "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}",
+                };
+                let style = ProgressStyle::with_template(template);
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+                bar.set_message(format!("sending {}", count(packages, "package")));
+                self.bar = Some(bar);
+            }
+            Event::Sending { packages, bytes } => {
+                self.line(&format!("sending {}, {}", count(packages, "package"), size(bytes)));
+            }
+            Event::Sent(package) => match &self.bar {
+                Some(bar) => bar.inc(package.size),
+                None => self.line(&format!("sent {} ({})", named(&package.entry), size(package.size))),
+            },
+        }
+    }
+}
+
+fn named(entry: &Entry) -> String {
+    match entry {
+        Entry::Wheel(wheel) => format!("wheel {} {}", wheel.name, wheel.version),
+        Entry::Src(src) => format!("src {}", src.path),
+        other => other.kind().to_owned(),
+    }
+}

@@ -1,0 +1,465 @@
+//! Publishing: packages first, each acknowledged; then the list, which is the commit; then the list is read
+//! back. Killed anywhere, the old release stands, and the next run sends only what is missing.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use mpypi_protocol::{BrokerUrl, ChannelName, PackageId, UpdateList};
+
+use crate::{
+    channel::{Cache, Channel, ChannelError, Package},
+    limits,
+    link::{Link, LinkError, Refusal, Signal},
+    plan::{Decision, Diff, Plan, PlanError, Wanted, decide},
+    retained::{self, AskError},
+};
+
+/// Where and how to publish.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The broker.
+    pub broker: BrokerUrl,
+    /// The channel's name, before what the folder says.
+    pub channel: Option<ChannelName>,
+    /// Whether anything is sent.
+    pub mode: Mode,
+}
+
+/// Whether anything is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Publish.
+    Publish,
+    /// Only compare, and say what would be sent.
+    DryRun,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The channel.
+    pub channel: ChannelName,
+    /// The sequence number of the release that stands, or of the one that would be published.
+    pub sequence: u64,
+    /// Its version.
+    pub version: String,
+    /// What was done.
+    pub done: Done,
+    /// How many packages the release has, empty files included.
+    pub packages: usize,
+    /// How many packages were sent, or would be.
+    pub sent: usize,
+    /// How many bytes these packages have.
+    pub bytes_sent: u64,
+    /// What changed for devices.
+    pub diff: Diff,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// A new release stands, and was read back.
+    Published,
+    /// The broker already retained what the folder holds; nothing was sent.
+    UpToDate,
+    /// A new release would have been published.
+    WouldPublish,
+}
+
+/// What happens meanwhile, for people.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Something in the folder that people should know.
+    Warning(&'a str),
+    /// Something done without being asked.
+    Note(&'a str),
+    /// These packages are going to be sent.
+    Sending {
+        /// How many.
+        packages: usize,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// The broker has this package now.
+    Sent(&'a Package),
+    /// All packages are there; the list is being sent.
+    Committing,
+    /// The connection was lost; it is tried again after a pause.
+    Lost {
+        /// Why.
+        error: &'a LinkError,
+        /// The pause.
+        pause: Duration,
+    },
+}
+
+/// Takes note of [`Event`]s.
+pub trait Observer {
+    /// Something happened.
+    fn event(&mut self, event: Event<'_>);
+}
+
+impl Observer for () {
+    fn event(&mut self, _event: Event<'_>) {}
+}
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The folder is no channel.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// There can be no new list.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The broker cannot be asked.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The broker does not take a package.
+    #[error("the broker refused package `{package}`: {refusal}")]
+    PackageRefused {
+        /// The package.
+        package: PackageId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The broker does not take the list.
+    #[error("the broker refused release {sequence} of channel `{channel}`: {refusal}")]
+    ListRefused {
+        /// The channel.
+        channel: ChannelName,
+        /// The release.
+        sequence: u64,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Someone else published meanwhile.
+    #[error(
+        "someone else published to channel `{channel}` at the same time: {found} stands, not release {sequence}"
+    )]
+    Raced {
+        /// The channel.
+        channel: ChannelName,
+        /// What is there now.
+        found: String,
+        /// Our release.
+        sequence: u64,
+    },
+    /// Connections were lost too often.
+    #[error("gave up after {attempts} lost connections")]
+    GaveUp {
+        /// How many.
+        attempts: u32,
+        /// The last one.
+        source: Box<LinkError>,
+    },
+}
+
+impl From<LinkError> for PublishError {
+    fn from(error: LinkError) -> Self {
+        PublishError::Ask(error.into())
+    }
+}
+
+impl PublishError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            PublishError::Channel(error) => error.hint(),
+            PublishError::Ask(error) => error.hint(),
+            PublishError::PackageRefused { refusal, .. } | PublishError::ListRefused { refusal, .. } => {
+                refusal.hint()
+            }
+            PublishError::Raced { .. } => Some("run again to publish this folder on top of it".to_owned()),
+            PublishError::GaveUp { .. } => {
+                Some("run again: what the broker acknowledged is not sent again".to_owned())
+            }
+            PublishError::Plan(_) => None,
+        }
+    }
+
+    /// Whether a new connection may help, without a change of the folder.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            PublishError::Ask(AskError::Link(error)) => error.is_passing(),
+            PublishError::GaveUp { .. } | PublishError::Raced { .. } => true,
+            // The folder is being written to: it will be complete in a moment.
+            PublishError::Channel(ChannelError::Changed { .. }) => true,
+            _ => false,
+        }
+    }
+
+    fn lost(self) -> Result<LinkError, PublishError> {
+        match self {
+            PublishError::Ask(AskError::Link(error)) if error.is_passing() => Ok(error),
+            other => Err(other),
+        }
+    }
+}
+
+impl AskError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            AskError::Link(error) => error.hint(),
+            AskError::Refused { .. } => {
+                Some("log in as a user who may: `--broker mqtt://user:password@host:port`".to_owned())
+            }
+        }
+    }
+}
+
+/// Reads `folder` and publishes it.
+///
+/// # Errors
+/// See [`PublishError`]. After an error the old release stands, or the new one: never half of one.
+pub async fn publish(
+    folder: &Path,
+    options: &Options,
+    observer: &mut impl Observer,
+) -> Result<Outcome, PublishError> {
+    let (channel, _) = load(folder, options, Cache::default()).await;
+    let channel = channel?;
+    for warning in &channel.warnings {
+        observer.event(Event::Warning(warning));
+    }
+    for note in &channel.notes {
+        observer.event(Event::Note(note));
+    }
+    publish_channel(&channel, options, observer).await
+}
+
+/// Reads `folder` on a thread of its own.
+pub(crate) async fn load(
+    folder: &Path,
+    options: &Options,
+    mut cache: Cache,
+) -> (Result<Channel, ChannelError>, Cache) {
+    let (folder, name): (PathBuf, _) = (folder.to_owned(), options.channel.clone());
+    let read = move || {
+        #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the reader its time")]
+        let now = std::time::SystemTime::now();
+        let channel = Channel::load(&folder, name.as_ref(), &mut cache, now);
+        (channel, cache)
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read,
+        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+    }
+}
+
+/// Publishes a channel that was read before.
+///
+/// # Errors
+/// See [`publish`].
+pub async fn publish_channel(
+    channel: &Channel,
+    options: &Options,
+    observer: &mut impl Observer,
+) -> Result<Outcome, PublishError> {
+    #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the plan its time")]
+    let now = Timestamp::now();
+    let mut run =
+        Run { channel, options, observer, now, plan: None, sent: HashSet::new(), bytes: 0, connected: false };
+    let mut losses = 0;
+    loop {
+        let sent = run.sent.len();
+        let error = match run.attempt().await {
+            Ok(outcome) => return Ok(outcome),
+            // Never reached: the user is there and can do something about it now.
+            Err(error) if !run.connected => return Err(error),
+            Err(error) => error.lost()?,
+        };
+        losses = if run.sent.len() > sent { 1 } else { losses + 1 };
+        if losses == limits::ATTEMPTS {
+            return Err(PublishError::GaveUp { attempts: losses, source: Box::new(error) });
+        }
+        let pause = backoff(losses);
+        run.observer.event(Event::Lost { error: &error, pause });
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The pause after so many losses in a row: it doubles, and chance takes up to half of it away.
+pub(crate) fn backoff(losses: u32) -> Duration {
+    let pause = limits::BACKOFF.saturating_mul(1 << (losses.clamp(1, 16) - 1)).min(limits::BACKOFF_MAX);
+    pause.mul_f64(1.0 - fastrand::f64() / 2.0)
+}
+
+/// One publish, over as many connections as it takes.
+struct Run<'a, O> {
+    channel: &'a Channel,
+    options: &'a Options,
+    observer: &'a mut O,
+    now: Timestamp,
+    /// What the channel retained when the plan was made, and the plan: it stays the same to the end.
+    plan: Option<(Option<Bytes>, Plan)>,
+    /// What the broker acknowledged.
+    sent: HashSet<PackageId>,
+    bytes: u64,
+    connected: bool,
+}
+
+impl<O: Observer> Run<'_, O> {
+    async fn attempt(&mut self) -> Result<Outcome, PublishError> {
+        let mut link = Link::connect(&self.options.broker).await?;
+        self.connected = true;
+        let present = retained::list(&mut link, &self.channel.name).await?;
+        let answers = present.is_some();
+        let plan = match &self.plan {
+            None => match self.decide(present.clone())? {
+                Decision::UpToDate(release) => {
+                    link.close().await;
+                    let release = (release.sequence, release.version);
+                    return Ok(self.outcome(release, Done::UpToDate, (0, 0), Diff::default()));
+                }
+                Decision::Publish(plan) => self.plan.insert((present, *plan)).1.clone(),
+            },
+            // The connection was lost after the list was sent, before it was acknowledged.
+            Some((_, plan)) if present.as_ref() == Some(&plan.list) => {
+                link.close().await;
+                return Ok(self.published(plan));
+            }
+            Some((base, _)) if *base != present => return Err(self.raced(present)),
+            Some((_, plan)) => plan.clone(),
+        };
+
+        // After a lost connection everything is asked for again: not every broker still has, after a
+        // restart, what it acknowledged before.
+        let found = retained::packages(&mut link, &self.channel.name, answers, &plan.unknown).await?;
+        let missing: HashSet<&PackageId> = plan.unknown.iter().filter(|id| !found.contains(id)).collect();
+        let missing: VecDeque<&Package> =
+            self.channel.packages.iter().filter(|package| missing.contains(&package.id)).collect();
+        let bytes = missing.iter().map(|package| package.size).sum();
+        if self.options.mode == Mode::DryRun {
+            link.close().await;
+            let release = (plan.release.sequence, plan.release.version);
+            return Ok(self.outcome(release, Done::WouldPublish, (missing.len(), bytes), plan.diff));
+        }
+        if !missing.is_empty() {
+            self.observer.event(Event::Sending { packages: missing.len(), bytes });
+        }
+        self.send(&mut link, missing).await?;
+        self.observer.event(Event::Committing);
+        self.commit(&mut link, &plan).await?;
+
+        let standing = retained::list(&mut link, &self.channel.name).await?;
+        link.close().await;
+        match standing.as_ref() == Some(&plan.list) {
+            true => Ok(self.published(&plan)),
+            false => Err(self.raced(standing)),
+        }
+    }
+
+    fn decide(&mut self, present: Option<Bytes>) -> Result<Decision, PublishError> {
+        let present = match present.as_deref().map(UpdateList::parse).transpose() {
+            Ok(list) => list,
+            Err(error) => {
+                let warning = format!("what the channel retains is no update list and is replaced: {error}");
+                self.observer.event(Event::Warning(&warning));
+                None
+            }
+        };
+        let settings = &self.channel.settings;
+        let wanted = Wanted {
+            channel: self.channel.name.clone(),
+            version: settings.version.clone(),
+            expires_days: settings.expires_days,
+            entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
+        };
+        Ok(decide(present.as_ref(), &wanted, self.now)?)
+    }
+
+    /// Sends packages, a bounded number of packets and bytes ahead of the acknowledgements.
+    async fn send(&mut self, link: &mut Link, mut queue: VecDeque<&Package>) -> Result<(), PublishError> {
+        let mut in_flight: HashMap<u64, &Package> = HashMap::new();
+        let mut bytes = 0;
+        loop {
+            while let Some(package) = queue.front().copied()
+                && in_flight.len() < limits::IN_FLIGHT
+                && (in_flight.is_empty() || bytes + package.size <= limits::IN_FLIGHT_BYTES)
+            {
+                let number = link.publish(&package.id.topic(), package.bytes()?).await?;
+                in_flight.insert(number, package);
+                bytes += package.size;
+                queue.pop_front();
+            }
+            if in_flight.is_empty() {
+                return Ok(());
+            }
+            let Signal::Acknowledged(number, result) = link.next().await? else { continue };
+            let Some(package) = in_flight.remove(&number) else { continue };
+            if let Err(refusal) = result {
+                return Err(PublishError::PackageRefused { package: package.id.clone(), refusal });
+            }
+            bytes -= package.size;
+            self.bytes += package.size;
+            self.sent.insert(package.id.clone());
+            self.observer.event(Event::Sent(package));
+        }
+    }
+
+    /// Sends the list and waits until the broker has it.
+    async fn commit(&mut self, link: &mut Link, plan: &Plan) -> Result<(), PublishError> {
+        let number = link.publish(&self.channel.name.topic(), plan.list.clone()).await?;
+        let refusal = loop {
+            match link.next().await? {
+                Signal::Acknowledged(done, Ok(())) if done == number => return Ok(()),
+                Signal::Acknowledged(done, Err(refusal)) if done == number => break refusal,
+                _ => {}
+            }
+        };
+        // Was someone faster?
+        let base = self.plan.as_ref().and_then(|(base, _)| base.clone());
+        match retained::list(link, &self.channel.name).await {
+            Ok(standing) if standing != base => Err(self.raced(standing)),
+            _ => Err(PublishError::ListRefused {
+                channel: self.channel.name.clone(),
+                sequence: plan.release.sequence,
+                refusal,
+            }),
+        }
+    }
+
+    fn raced(&self, standing: Option<Bytes>) -> PublishError {
+        let list = standing.as_deref().and_then(|payload| UpdateList::parse(payload).ok());
+        let found = match list.as_ref().and_then(UpdateList::release) {
+            Some(release) => format!("release {}", release.sequence),
+            None => "something without a release".to_owned(),
+        };
+        let sequence = self.plan.as_ref().map_or(0, |(_, plan)| plan.release.sequence);
+        PublishError::Raced { channel: self.channel.name.clone(), found, sequence }
+    }
+
+    fn published(&self, plan: &Plan) -> Outcome {
+        let release = (plan.release.sequence, plan.release.version.clone());
+        self.outcome(release, Done::Published, (self.sent.len(), self.bytes), plan.diff.clone())
+    }
+
+    fn outcome(
+        &self,
+        (sequence, version): (u64, String),
+        done: Done,
+        (sent, bytes_sent): (usize, u64),
+        diff: Diff,
+    ) -> Outcome {
+        Outcome {
+            channel: self.channel.name.clone(),
+            sequence,
+            version,
+            done,
+            packages: self.channel.packages.len(),
+            sent,
+            bytes_sent,
+            diff,
+        }
+    }
+}

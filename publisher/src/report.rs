@@ -1,0 +1,176 @@
+//! What people and programs read: sentences, sizes, colours, JSON.
+
+use std::{error::Error, fmt::Write as _, io::IsTerminal};
+
+use serde_json::{Value, json};
+
+use crate::{
+    commands::Stopped,
+    plan::{Change, Diff},
+    publish::{Done, Outcome, PublishError},
+    retained::AskError,
+};
+
+/// A size for people: `213 B`, `2.3 KiB`, `1.5 MiB`.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}
+
+/// A count of things: `1 package`, `2 packages`.
+#[must_use]
+pub fn count(number: usize, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        _ => format!("{number} {thing}s"),
+    }
+}
+
+/// The outcome in one line, as `published dev release 2 (version 2): 1 of 5 packages sent, 213 B`.
+#[must_use]
+pub fn sentence(outcome: &Outcome) -> String {
+    let Outcome { channel, sequence, version, packages, sent, bytes_sent, .. } = outcome;
+    let bytes = size(*bytes_sent);
+    let packages = count(*packages, "package");
+    match outcome.done {
+        Done::Published => {
+            format!(
+                "published {channel} release {sequence} (version {version}): {sent} of {packages} sent, {bytes}"
+            )
+        }
+        Done::UpToDate => format!("{channel} is up to date at release {sequence}: nothing sent"),
+        Done::WouldPublish => {
+            format!(
+                "would publish {channel} release {sequence} (version {version}): {sent} of {packages} to send, {bytes}"
+            )
+        }
+    }
+}
+
+/// What changed, one line each: `+` added, `~` changed, `-` removed.
+#[must_use]
+pub fn diff(diff: &Diff, color: bool) -> String {
+    let mut text = String::new();
+    let parts = [(&diff.added, '+', "32"), (&diff.changed, '~', "33"), (&diff.removed, '-', "31")];
+    for (changes, sign, paint) in parts {
+        for Change { kind, name, version, size: bytes } in changes {
+            let version = version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
+            let bytes = bytes.map(|bytes| format!(" ({})", size(bytes))).unwrap_or_default();
+            let line = format!("{sign} {kind} {name}{version}{bytes}");
+            let _ = writeln!(text, "{}", painted(&line, paint, color));
+        }
+    }
+    text
+}
+
+/// The outcome for programs.
+#[must_use]
+pub fn json(outcome: &Outcome) -> Value {
+    json!({
+        "channel": outcome.channel,
+        "sequence": outcome.sequence,
+        "version": outcome.version,
+        "published": outcome.done == Done::Published,
+        "unchanged": outcome.done == Done::UpToDate,
+        "dry_run": outcome.done == Done::WouldPublish,
+        "packages": { "total": outcome.packages, "sent": outcome.sent },
+        "bytes_sent": outcome.bytes_sent,
+        "diff": outcome.diff,
+    })
+}
+
+/// An error with its causes, in one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What to do about an error of this crate.
+#[must_use]
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<PublishError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<AskError>() {
+        return error.hint();
+    }
+    let stopped = error.downcast_ref::<Stopped>()?;
+    stopped.hint()
+}
+
+/// `text` in a colour (an SGR code), if `color`.
+#[must_use]
+pub fn painted(text: &str, code: &str, color: bool) -> String {
+    match color {
+        true => format!("\x1b[{code}m{text}\x1b[0m"),
+        false => text.to_owned(),
+    }
+}
+
+/// Whether colours belong on `stream`: it is a terminal, and NO_COLOR (no-color.org) is not set.
+#[must_use]
+pub fn wants_color(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mpypi_protocol::ChannelName;
+
+    fn outcome(done: Done) -> Outcome {
+        Outcome {
+            channel: ChannelName::new("dev").unwrap(),
+            sequence: 2,
+            version: "2".into(),
+            done,
+            packages: 5,
+            sent: 1,
+            bytes_sent: 213,
+            diff: Diff::default(),
+        }
+    }
+
+    #[test]
+    fn an_outcome_is_one_sentence() {
+        let text = |done| sentence(&outcome(done));
+        assert_eq!(text(Done::Published), "published dev release 2 (version 2): 1 of 5 packages sent, 213 B");
+        assert_eq!(text(Done::UpToDate), "dev is up to date at release 2: nothing sent");
+        assert_eq!(
+            text(Done::WouldPublish),
+            "would publish dev release 2 (version 2): 1 of 5 packages to send, 213 B"
+        );
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        assert_eq!(
+            [size(0), size(1023), size(1024), size(1_572_864)],
+            ["0 B", "1023 B", "1.0 KiB", "1.5 MiB"]
+        );
+    }
+
+    #[test]
+    fn a_diff_has_a_line_for_each_change() {
+        let change = |name: &str, version: Option<&str>| Change {
+            kind: "wheel".into(),
+            name: name.into(),
+            version: version.map(Into::into),
+            size: Some(2310),
+        };
+        let changes =
+            Diff { added: vec![change("a", Some("1.0"))], changed: vec![change("b", None)], removed: vec![] };
+        assert_eq!(diff(&changes, false), "+ wheel a 1.0 (2.3 KiB)\n~ wheel b (2.3 KiB)\n");
+        assert_eq!(diff(&changes, true).lines().next(), Some("\x1b[32m+ wheel a 1.0 (2.3 KiB)\x1b[0m"));
+    }
+}

@@ -1,0 +1,166 @@
+//! Questions about what a broker retains.
+//!
+//! MQTT has no "nothing there": a broker that retains nothing says nothing. So every question ends with one
+//! whose answer is sure to come, and what did not come before it is not there.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use mpypi_protocol::{ChannelName, Digest, PackageId, limits::SUBSCRIBE_FILTERS};
+
+use crate::{
+    limits,
+    link::{Link, LinkError, Signal},
+};
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The connection failed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The broker does not let us read.
+    #[error("the broker does not let this user read `{topic}`")]
+    Refused {
+        /// The topic or filter.
+        topic: String,
+    },
+}
+
+/// What `channel` retains now, `None` if nothing. Our brokers always retain something, at least `[]`.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn list(link: &mut Link, channel: &ChannelName) -> Result<Option<Bytes>, AskError> {
+    let filter = channel.topic();
+    let mut found = None;
+    let mut subscribed = false;
+    link.subscribe(std::slice::from_ref(&filter)).await?;
+    while !subscribed || found.is_none() {
+        let signal = match subscribed {
+            true => link.next_within(limits::QUIET).await?,
+            false => Some(link.next().await?),
+        };
+        match signal {
+            Some(Signal::Message { topic, payload }) if topic == filter => found = Some(payload),
+            Some(Signal::Subscribed(accepted)) if !accepted.contains(&true) => {
+                return Err(AskError::Refused { topic: filter });
+            }
+            Some(Signal::Subscribed(_)) => subscribed = true,
+            Some(_) => {}
+            None => break,
+        }
+    }
+    // On a slow line the answer may take longer than the quiet; it cannot take longer than this.
+    link.unsubscribe(&filter).await?;
+    loop {
+        match link.next().await? {
+            Signal::Message { topic, payload } if topic == filter => found = Some(payload),
+            Signal::Unsubscribed => return Ok(found.filter(|payload| !payload.is_empty())),
+            _ => {}
+        }
+    }
+}
+
+/// Which of `ids` the broker retains, with the right bytes. `answers` says that it retains a list for
+/// `channel`, and so has an answer to end with.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn packages(
+    link: &mut Link,
+    channel: &ChannelName,
+    answers: bool,
+    ids: &[PackageId],
+) -> Result<HashSet<PackageId>, AskError> {
+    let mut found = HashSet::new();
+    for batch in ids.chunks(limits::ASK_BATCH) {
+        let topics: Vec<String> = batch.iter().map(PackageId::topic).collect();
+        let wanted: HashMap<&str, &PackageId> = topics.iter().map(String::as_str).zip(batch).collect();
+        let fence = channel.topic();
+        let mut ended = !answers;
+        let mut take = |signal: &Signal| {
+            if let Signal::Message { topic, payload } = signal {
+                match wanted.get(topic.as_str()) {
+                    Some(id) if Digest::of(payload) == *id.digest() => drop(found.insert((*id).clone())),
+                    Some(_) => {}
+                    None => ended |= *topic == fence,
+                }
+            }
+            (ended, found.len())
+        };
+
+        let mut owed = 0;
+        let windows = topics.chunks(SUBSCRIBE_FILTERS).map(<[String]>::to_vec);
+        for window in windows.chain(answers.then(|| vec![fence.clone()])) {
+            while owed == limits::ASKS_IN_FLIGHT {
+                let signal = link.next().await?;
+                take(&signal);
+                owed -= usize::from(matches!(signal, Signal::Subscribed(_)));
+            }
+            link.subscribe(&window).await?;
+            owed += 1;
+        }
+        let mut over = !answers;
+        while owed > 0 || !over {
+            let signal = match owed {
+                0 => link.next_within(limits::QUIET).await?,
+                _ => Some(link.next().await?),
+            };
+            let Some(signal) = signal else { break };
+            over = take(&signal).0;
+            owed -= usize::from(matches!(signal, Signal::Subscribed(_)));
+        }
+
+        for topic in topics.iter().chain(answers.then_some(&fence)) {
+            while owed == limits::ASKS_IN_FLIGHT {
+                let signal = link.next().await?;
+                take(&signal);
+                owed -= usize::from(signal == Signal::Unsubscribed);
+            }
+            link.unsubscribe(topic).await?;
+            owed += 1;
+        }
+        while owed > 0 {
+            let signal = link.next().await?;
+            take(&signal);
+            owed -= usize::from(signal == Signal::Unsubscribed);
+        }
+    }
+    Ok(found)
+}
+
+/// Everything retained under `filters`, wildcards included, by topic.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn all(link: &mut Link, filters: &[String]) -> Result<Vec<(String, Bytes)>, AskError> {
+    // A channel that nobody uses: our brokers answer it with `[]`, after everything asked before.
+    let fence = format!("mpypi/channels/fence-{:08x}", fastrand::u32(..));
+    let mut found = Vec::new();
+    let mut owed = 0;
+    for filter in filters.iter().chain([&fence]) {
+        link.subscribe(std::slice::from_ref(filter)).await?;
+        owed += 1;
+    }
+    let mut answered = 0;
+    loop {
+        let signal = match owed {
+            0 => link.next_within(limits::QUIET).await?,
+            _ => Some(link.next().await?),
+        };
+        match signal {
+            None => return Ok(found),
+            Some(Signal::Message { topic, .. }) if topic == fence => return Ok(found),
+            Some(Signal::Message { topic, payload }) => found.push((topic, payload)),
+            Some(Signal::Subscribed(accepted)) => {
+                if let Some(filter) = filters.get(answered).filter(|_| !accepted.contains(&true)) {
+                    return Err(AskError::Refused { topic: filter.clone() });
+                }
+                answered += 1;
+                owed -= 1;
+            }
+            Some(_) => {}
+        }
+    }
+}
