@@ -45,6 +45,8 @@ const READ: usize = 16 * 1024;
 const TURN: usize = 64;
 /// For the last bytes to a client that is being closed.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// The same while the broker stops, and everyone waits for the slowest.
+const FAREWELL_AT_STOP: Duration = Duration::from_millis(250);
 /// For an earlier connection with the same client id to go.
 const TAKEOVER: Duration = Duration::from_secs(10);
 
@@ -92,20 +94,21 @@ struct Membership<'r> {
 }
 
 impl Registry {
-    /// Enters `client_id`, after whoever had it before has gone ([MQTT-3.1.4-2]), will and all.
-    async fn enter(&self, client_id: &str) -> Membership<'_> {
-        let id = SessionId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1);
-        let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
-        for _ in 0..2 {
-            let earlier = self.lock().get(client_id).cloned();
-            let Some(earlier) = earlier else { break };
+    /// Takes `client_id`, sends away whoever has it ([MQTT-3.1.4-2]), and waits until they have gone, will and
+    /// all. `None` if somebody else has taken it in the meantime: the newest CONNECT wins.
+    async fn enter(&self, client_id: &str) -> Option<Membership<'_>> {
+        let (member, earlier) = {
+            let mut members = self.lock();
+            let id = SessionId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1);
+            let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
+            (member.clone(), members.insert(client_id.to_owned(), member))
+        };
+        let membership = Membership { registry: self, client_id: client_id.to_owned(), member };
+        if let Some(earlier) = earlier {
             earlier.kick.cancel();
             timeout(TAKEOVER, earlier.gone.cancelled()).await.ok();
         }
-        if let Some(earlier) = self.lock().insert(client_id.to_owned(), member.clone()) {
-            earlier.kick.cancel();
-        }
-        Membership { registry: self, client_id: client_id.to_owned(), member }
+        (!membership.member.kick.is_cancelled()).then_some(membership)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Member>> {
@@ -138,7 +141,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, peer: SocketAdd
             tracing::info!(%peer, "refused: {}", refused.text);
             let code = packet::connack(refused.version, refused.reason, &refused.text, &shared.limits, None);
             if refused.answer && writer.write_all(&code).await.is_ok() {
-                farewell(&mut reader, &mut writer).await;
+                farewell(&mut reader, &mut writer, FAREWELL).await;
             }
             return;
         }
@@ -146,7 +149,9 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, peer: SocketAdd
     };
     let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", fastrand::u64(..)));
     let client_id = assigned.as_ref().unwrap_or(&connect.client_id);
-    let membership = shared.registry.enter(client_id).await;
+    let Some(membership) = shared.registry.enter(client_id).await else {
+        return tracing::debug!(%peer, client = client_id, "replaced before it was let in");
+    };
     let now = clock::now().instant;
     let session = Session::new(membership.member.id, client_id.clone(), &connect, shared.limits.clone(), now);
     let connack = packet::connack(connect.version, Reason::Success, "", &shared.limits, assigned.as_deref());
@@ -168,11 +173,17 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, peer: SocketAdd
     connection.outbox.push(connack);
     let end = connection.run(&mut reader, &mut writer, &membership.member.kick).await;
     connection.leave().await;
+    drop(connection);
+    // The id is free before the last bytes are taken: whoever waits for it need not wait for them.
+    drop(membership);
     match end {
-        Ok(()) => farewell(&mut reader, &mut writer).await,
-        Err(error) => tracing::debug!(%peer, client = membership.client_id, %error, "lost"),
+        Ok(()) => {
+            let stopping = shared.shutdown.is_cancelled();
+            farewell(&mut reader, &mut writer, if stopping { FAREWELL_AT_STOP } else { FAREWELL }).await;
+        }
+        Err(error) => tracing::debug!(%peer, client = client_id, %error, "lost"),
     }
-    tracing::debug!(%peer, client = membership.client_id, "gone");
+    tracing::debug!(%peer, client = client_id, "gone");
 }
 
 /// Why a client did not get in.
@@ -237,7 +248,11 @@ async fn handshake(
 }
 
 /// Lets the client read what was sent: a socket closed with bytes unread would take it back.
-async fn farewell(reader: &mut (impl AsyncRead + Unpin), writer: &mut (impl AsyncWrite + Unpin)) {
+async fn farewell(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    patience: Duration,
+) {
     /// Bytes of a closed client that are read and thrown away.
     const DRAIN: usize = 1024 * 1024;
     let drain = async {
@@ -251,7 +266,7 @@ async fn farewell(reader: &mut (impl AsyncRead + Unpin), writer: &mut (impl Asyn
             }
         }
     };
-    timeout(FAREWELL, drain).await.ok();
+    timeout(patience, drain).await.ok();
 }
 
 /// A large packet's place among all that are being received.
@@ -357,6 +372,10 @@ impl Connection<'_> {
             match packet::frame(&mut self.buffer, self.shared.limits.packet) {
                 Ok(Framing::Whole(frame)) => {
                     self.part_since = None;
+                    if self.buffer.is_empty() {
+                        // A large packet's memory goes with the packet.
+                        self.buffer = BytesMut::new();
+                    }
                     match packet::decode(frame, self.session.version) {
                         Ok(packet) => self.session.packet(now, packet, &mut effects),
                         Err(error) => self.session.bad_packet(&error, &mut effects),

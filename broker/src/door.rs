@@ -1,6 +1,6 @@
 //! The door: what may become part of the index. Policy only; the index asks it, inside the transaction.
 
-use mpypi_protocol::{ChannelName, Digest, PackageId, Topic, UpdateList, limits};
+use mpypi_protocol::{ChannelName, Digest, Entry, PackageId, Topic, UpdateList, limits};
 
 use crate::{
     limits::Limits,
@@ -64,6 +64,10 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
             ));
         }
         Topic::Channel(channel) => match UpdateList::parse(&publish.payload) {
+            // Retained, an order would be carried out at every start.
+            Ok(list) if list.entries().iter().any(|entry| matches!(entry, Entry::Command(..))) => {
+                return invalid("orders are for one node: publish them to its `cmd`".to_owned());
+            }
             Ok(list) => match list.release() {
                 Some(release) if release.channel != channel => {
                     return invalid(format!(
@@ -197,7 +201,16 @@ mod tests {
 
     #[test]
     fn what_a_device_would_choke_on_is_refused_at_a_channel() {
-        for payload in ["", "{}", "null", "3", "[{}]", "[", "[{\"type\":\"src\",\"path\":\"a\"}]"] {
+        for payload in [
+            "",
+            "{}",
+            "null",
+            "3",
+            "[{}]",
+            "[",
+            "[{\"type\":\"src\",\"path\":\"a\"}]",
+            "[{\"type\":\"restart\"}]",
+        ] {
             assert_eq!(
                 refused("mpypi/channels/dev", payload.as_bytes(), true),
                 Reason::PayloadFormatInvalid,

@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The builder that all integration tests share: real programs in a world of their own.
+//!
+//! [`World`] is a scratch folder; a [`Server`] is a broker of ours or mosquitto on a free loopback port, and
+//! dies with the test; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
+//! told, also what no proper client does; a [`Proxy`] sits on the line and counts, cuts or corrupts.
+
+// Here a failed expectation is a failed test.
+#![allow(clippy::unwrap_used, reason = "a helper that fails should fail the test, where it stands")]
+
+mod client;
+mod programs;
+mod proxy;
+mod server;
+
+pub use client::{Client, Options, Received};
+pub use programs::{Output, World, program, run};
+pub use proxy::{Proxy, Verdict};
+pub use server::Server;
+
+use std::time::Duration;
+
+/// How long anything may take before a test calls it a hang. Generous: only failures wait for it.
+pub const PATIENCE: Duration = Duration::from_secs(60);

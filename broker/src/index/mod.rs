@@ -197,7 +197,7 @@ impl Index {
                     None => self.get(&PackageId::Firmware(digest).topic(), now_ms)?,
                 }
             }
-            Ok(Topic::Legacy(LegacyId::Path(path))) => {
+            Ok(Topic::Legacy(LegacyId::Path(path) | LegacyId::Src(path))) => {
                 let transaction = self.database.begin_read().map_err(redb::Error::from)?;
                 let legacy = transaction.open_table(LEGACY).map_err(redb::Error::from)?;
                 let digest = legacy.get(path.as_str()).map_err(redb::Error::from)?.map(|d| d.value());

@@ -1,0 +1,7 @@
+//! All integration tests, in one binary.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
+
+mod broker;
+mod durability;
+mod hostile;

@@ -1,0 +1,134 @@
+//! Our programs, as their users run them.
+
+use std::{
+    env, fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+};
+
+use tempfile::TempDir;
+
+/// A scratch folder, gone with the test.
+#[derive(Debug)]
+pub struct World {
+    folder: TempDir,
+}
+
+/// What a program that has ended left.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl World {
+    /// An empty world.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "a test makes one on purpose")]
+    pub fn new() -> World {
+        World { folder: TempDir::with_prefix("mpypi-test-").unwrap() }
+    }
+
+    /// A path in this world.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file, and the folders above it.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Every file below `name`, as relative paths with their content, without the agent's own folder.
+    #[must_use]
+    pub fn files(&self, name: &str) -> std::collections::BTreeMap<String, Vec<u8>> {
+        let root = self.path(name);
+        let mut files = std::collections::BTreeMap::new();
+        let mut folders = vec![root.clone()];
+        while let Some(folder) = folders.pop() {
+            let Ok(items) = fs::read_dir(&folder) else { continue };
+            for item in items {
+                let path = item.unwrap().path();
+                let relative = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+                match path.is_dir() {
+                    true if relative == ".mpypi" => {}
+                    true => folders.push(path),
+                    false => {
+                        files.insert(relative, fs::read(&path).unwrap());
+                    }
+                }
+            }
+        }
+        files
+    }
+}
+
+impl Output {
+    /// The output, if the program ended with `code`.
+    #[track_caller]
+    #[must_use]
+    pub fn expect_code(self, code: i32) -> Output {
+        assert_eq!(self.code, Some(code), "\nstdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Standard output as JSON.
+    #[track_caller]
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+    }
+}
+
+/// Where the program `name` of this workspace is: beside the tests, where cargo put both.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let tests = env::current_exe().unwrap();
+    let path = tests.ancestors().nth(2).unwrap().join(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// Where a foreign program is: installed, or unpacked by `tests/peers.sh`.
+pub(crate) fn peer(name: &str) -> PathBuf {
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers");
+    let installed = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&installed)
+        .chain(["/usr/sbin".into(), "/usr/local/sbin".into(), "/opt/homebrew/sbin".into(), unpacked])
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("`{name}` is not installed: run `bash tests/peers.sh` first"))
+}
+
+/// Runs one of our programs, or `mosquitto_pub` and `mosquitto_sub`, to its end.
+pub fn run(name: &str, arguments: &[&str]) -> Output {
+    let path = if name.starts_with("mosquitto") { peer(name) } else { program(name) };
+    let mut child = Command::new(path)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let errors = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        err.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    let mut output = Vec::new();
+    out.read_to_end(&mut output).unwrap();
+    let code = child.wait().unwrap().code();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Output { code, stdout: text(output), stderr: text(errors.join().unwrap()) }
+}

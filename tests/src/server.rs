@@ -1,0 +1,140 @@
+//! A broker in a process of its own.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{PATIENCE, World, program, programs::peer};
+
+/// A running broker; ends with its value.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    log: PathBuf,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Server {
+    /// Our broker on a free port, its index in the world's folder `data`.
+    #[must_use]
+    pub fn start(world: &World) -> Server {
+        Server::start_with(world, &[])
+    }
+
+    /// Our broker with more arguments.
+    #[must_use]
+    pub fn start_with(world: &World, arguments: &[&str]) -> Server {
+        let log = world.path("broker.log");
+        let mut command = Command::new(program("mpypi-broker"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(world.path("data"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        let log_file = File::options().create(true).append(true).open(&log).unwrap();
+        let mut child = command.stderr(log_file).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let Some(address) = line.trim().strip_prefix("listening on mqtt://") else {
+            child.kill().ok();
+            panic!("the broker did not start: {}", fs::read_to_string(&log).unwrap_or_default());
+        };
+        Server { address: address.parse().unwrap(), child, log }
+    }
+
+    /// mosquitto on a free port, with nothing on disk.
+    #[must_use]
+    pub fn mosquitto(world: &World) -> Server {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let settings = format!(
+            "listener {} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n",
+            address.port()
+        );
+        let settings = world.write("mosquitto.conf", settings);
+        let log = world.path("mosquitto.log");
+        let mut child = Command::new(peer("mosquitto"))
+            .arg("-c")
+            .arg(settings)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let started = now();
+        while TcpStream::connect(address).is_err() {
+            assert_eq!(child.try_wait().unwrap(), None, "mosquitto did not start");
+            assert!(started.elapsed() < PATIENCE, "mosquitto does not listen");
+            pause();
+        }
+        Server { child, log, address }
+    }
+
+    /// The broker's URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("mqtt://{}", self.address)
+    }
+
+    /// The port as text, for foreign programs.
+    #[must_use]
+    pub fn port(&self) -> String {
+        self.address.port().to_string()
+    }
+
+    /// The id of the broker's process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the broker as a power cut would: at once, in the middle of anything.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks the broker to stop, by signal, and returns its exit code.
+    #[must_use]
+    pub fn stop(mut self, signal: &str) -> Option<i32> {
+        let status = Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+        self.child.wait().unwrap().code()
+    }
+
+    /// What the broker logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+        if thread::panicking() {
+            eprintln!("--- the broker's log\n{}", self.log());
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's patience is real time")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a foreign program tells nobody that it is ready")]
+fn pause() {
+    thread::sleep(Duration::from_millis(10));
+}
