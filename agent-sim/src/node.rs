@@ -309,7 +309,9 @@ impl Connection {
             loop {
                 let (event_loop, event) = (&mut self.polling).await;
                 self.polling = Box::pin(poll(event_loop));
-                if matches!(event, Err(_) | Ok(rumqttc::Event::Outgoing(Outgoing::Disconnect))) {
+                // The broker closes the connection when it has read everything. Closing it here, with its
+                // last acknowledgements unread, would reset it, and lose what the broker has not read.
+                if event.is_err() {
                     return;
                 }
             }

@@ -70,7 +70,7 @@ pub enum Refusal {
         filter: String,
     },
     /// A package does not have the announced size.
-    #[error("wrong-size: package `{package}` has {found} bytes, {announced} were announced")]
+    #[error("wrong-size: package `{}` has {found} bytes, {announced} were announced", short(package))]
     WrongSize {
         /// The package.
         package: PackageId,
@@ -80,13 +80,17 @@ pub enum Refusal {
         found: u64,
     },
     /// A package is larger than this device takes.
-    #[error("too-large: package `{package}` is larger than {} bytes", mpypi_protocol::limits::PACKAGE)]
+    #[error(
+        "too-large: package `{}` is larger than {} bytes",
+        short(package),
+        mpypi_protocol::limits::PACKAGE
+    )]
     TooLarge {
         /// The package.
         package: PackageId,
     },
     /// A package does not have the digest it is named by.
-    #[error("wrong-hash: package `{package}` has digest {}", found.short())]
+    #[error("wrong-hash: package `{}` has digest {}", short(package), found.short())]
     WrongHash {
         /// The package.
         package: PackageId,
@@ -208,6 +212,12 @@ impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
         Refusal::from_flash(error, 0, 0)
     }
+}
+
+/// A package for people: its digest is as long as a state message can spare.
+fn short(package: &PackageId) -> String {
+    let digest = package.digest();
+    package.to_string().replace(&digest.to_string(), &digest.short())
 }
 
 /// An error with its causes, in one line.

@@ -790,6 +790,10 @@ impl Updater {
 
     /// Reports a change at once, and mere progress at a bounded rate.
     fn publish(&mut self, now: Duration, out: &mut Effects) {
+        // The store's answer, which says how much there is to fetch, is the next event.
+        if matches!(self.activity, Activity::Surveying(_)) {
+            return;
+        }
         let due = match &self.published {
             None => true,
             Some((report, _)) if *report == self.shown => false,

@@ -94,14 +94,21 @@ struct Membership<'r> {
 }
 
 impl Registry {
+    /// An id for the next connection. Ask in the order in which connections were accepted: the newest wins.
+    pub fn next_id(&self) -> SessionId {
+        SessionId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
     /// Takes `client_id`, sends away whoever has it ([MQTT-3.1.4-2]), and waits until they have gone, will and
-    /// all. `None` if somebody else has taken it in the meantime: the newest CONNECT wins.
-    async fn enter(&self, client_id: &str) -> Option<Membership<'_>> {
-        let (member, earlier) = {
+    /// all. `None` if a newer connection has it, or takes it in the meantime.
+    async fn enter(&self, client_id: &str, id: SessionId) -> Option<Membership<'_>> {
+        let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
+        let earlier = {
             let mut members = self.lock();
-            let id = SessionId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1);
-            let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
-            (member.clone(), members.insert(client_id.to_owned(), member))
+            if members.get(client_id).is_some_and(|present| present.id > id) {
+                return None;
+            }
+            members.insert(client_id.to_owned(), member.clone())
         };
         let membership = Membership { registry: self, client_id: client_id.to_owned(), member };
         if let Some(earlier) = earlier {
@@ -127,7 +134,10 @@ impl Drop for Membership<'_> {
 }
 
 /// Serves one client until it has gone.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, peer: SocketAddr, shared: &Shared) {
+pub async fn serve<S>(socket: S, peer: SocketAddr, id: SessionId, shared: &Shared)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut reader, mut writer) = tokio::io::split(socket);
     let mut buffer = BytesMut::new();
     let handshake = timeout(shared.limits.connect, handshake(&mut reader, &mut buffer, shared));
@@ -149,7 +159,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(socket: S, peer: SocketAdd
     };
     let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", fastrand::u64(..)));
     let client_id = assigned.as_ref().unwrap_or(&connect.client_id);
-    let Some(membership) = shared.registry.enter(client_id).await else {
+    let Some(membership) = shared.registry.enter(client_id, id).await else {
         return tracing::debug!(%peer, client = client_id, "replaced before it was let in");
     };
     let now = clock::now().instant;
@@ -203,11 +213,11 @@ async fn handshake(
     let silent =
         |text: String| Refused { version: Version::V3, reason: Reason::ProtocolError, text, answer: false };
     let frame = loop {
+        // Before anything is held for it: what is not a CONNECT goes no further.
+        if buffer.first().is_some_and(|first| *first != 0x10) {
+            return Err(silent("the first packet is no CONNECT".to_owned()));
+        }
         match packet::frame(buffer, shared.limits.connect_packet) {
-            // Before anything is held for it: what is not a CONNECT goes no further.
-            _ if buffer.first().is_some_and(|first| *first != 0x10) => {
-                return Err(silent("the first packet is no CONNECT".to_owned()));
-            }
             Ok(Framing::Whole(frame)) => break frame,
             Ok(Framing::Part(_)) => {}
             Err(error) => return Err(silent(error.text)),

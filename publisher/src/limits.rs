@@ -20,8 +20,11 @@ pub const IN_FLIGHT: usize = 16;
 /// Most bytes of packages on their way without an acknowledgement; one package may be larger.
 pub const IN_FLIGHT_BYTES: u64 = 2 * 1024 * 1024;
 
-/// Most SUBSCRIBE or UNSUBSCRIBE packets on their way without an acknowledgement.
+/// Most SUBSCRIBE packets on their way without an acknowledgement: each may be answered by eight packages.
 pub const ASKS_IN_FLIGHT: usize = 4;
+
+/// Most UNSUBSCRIBE packets on their way without an acknowledgement.
+pub const UNASKS_IN_FLIGHT: usize = 64;
 
 /// Most packages asked for, and subscribed to, at a time.
 pub const ASK_BATCH: usize = 256;

@@ -227,8 +227,8 @@ impl Link {
         if let Some((user, password)) = &url.credentials {
             options.set_credentials(user, password);
         }
-        // Room for every request that is under way at a time, so that asking never waits.
-        let (client, event_loop) = AsyncClient::new(options, limits::IN_FLIGHT + limits::ASKS_IN_FLIGHT + 8);
+        // Room for every request that is under way at a time, so that asking seldom waits.
+        let (client, event_loop) = AsyncClient::new(options, limits::UNASKS_IN_FLIGHT);
         let (sender, events) = unbounded_channel();
         let task = tokio::spawn(poll(event_loop, sender));
         let mut link = Link {

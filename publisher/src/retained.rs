@@ -113,7 +113,7 @@ pub async fn packages(
         }
 
         for topic in topics.iter().chain(answers.then_some(&fence)) {
-            while owed == limits::ASKS_IN_FLIGHT {
+            while owed == limits::UNASKS_IN_FLIGHT {
                 let signal = link.next().await?;
                 take(&signal);
                 owed -= usize::from(signal == Signal::Unsubscribed);
