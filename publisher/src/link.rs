@@ -16,7 +16,7 @@ use rumqttc::{
     v5::{
         AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError,
         mqttbytes::{
-            QoS,
+            Error, QoS,
             v5::{
                 ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, Packet, PubAckReason,
                 SubscribeReasonCode,
@@ -260,7 +260,7 @@ impl Link {
         let filters: Vec<Filter> =
             filters.iter().map(|filter| Filter::new(filter.as_str(), QoS::AtMostOnce)).collect();
         let sent = self.client.subscribe_many(filters).await;
-        sent.map_err(|_| self.lost("it ended"))
+        sent.map_err(|_| self.ended())
     }
 
     /// Unsubscribes; answered by [`Signal::Unsubscribed`].
@@ -269,7 +269,7 @@ impl Link {
     /// [`LinkError::Lost`]
     pub async fn unsubscribe(&mut self, filter: &str) -> Result<(), LinkError> {
         let sent = self.client.unsubscribe(filter).await;
-        sent.map_err(|_| self.lost("it ended"))
+        sent.map_err(|_| self.ended())
     }
 
     /// Publishes retained at QoS 1; answered by [`Signal::Acknowledged`] with the number returned.
@@ -282,7 +282,7 @@ impl Link {
             return Err(LinkError::TooLarge { url: self.url.to_string(), size, limit: self.packet });
         }
         let sent = self.client.publish_bytes(topic, QoS::AtLeastOnce, true, payload).await;
-        sent.map_err(|_| self.lost("it ended"))?;
+        sent.map_err(|_| self.ended())?;
         self.next += 1;
         self.submitted.push_back(self.next);
         Ok(self.next)
@@ -311,7 +311,7 @@ impl Link {
                     }
                 }
                 Some(Err(error)) => return Err(self.end_error(error)),
-                None => return Err(self.lost("it ended")),
+                None => return Err(self.ended()),
             }
         }
     }
@@ -362,6 +362,16 @@ impl Link {
         }
     }
 
+    /// Why nobody polls any more.
+    fn ended(&mut self) -> LinkError {
+        while let Ok(event) = self.events.try_recv() {
+            if let Err(error) = event {
+                return self.end_error(error);
+            }
+        }
+        self.lost("it ended")
+    }
+
     fn lost(&self, reason: impl Into<String>) -> LinkError {
         LinkError::Lost { url: self.url.to_string(), reason: reason.into() }
     }
@@ -399,9 +409,10 @@ impl Link {
             }
             ConnectionError::MqttState(StateError::ConnectionAborted) => self.lost("the broker closed it"),
             ConnectionError::MqttState(StateError::AwaitPingResp) => self.lost("no answer to a ping"),
-            ConnectionError::MqttState(StateError::Io(error)) | ConnectionError::Io(error) => {
-                self.lost(error.to_string())
-            }
+            ConnectionError::MqttState(
+                StateError::Io(error) | StateError::Deserialization(Error::Io(error)),
+            )
+            | ConnectionError::Io(error) => self.lost(error.to_string()),
             error => self.lost(error.to_string()),
         }
     }

@@ -81,6 +81,10 @@ impl Observer for Progress {
             _ if self.lines == Lines::Hidden => {}
             Event::Note(text) => self.labelled("note:", "36;1", text),
             Event::Sending { packages, bytes } if stderr().is_terminal() => {
+                // After a lost connection there is an old one.
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
                 let bar = ProgressBar::new(bytes);
                 let template = match wants_color(&stderr()) {
                     true => "{msg} [{bar:30.green}] {bytes}/{total_bytes} {bytes_per_sec}",

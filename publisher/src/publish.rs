@@ -140,15 +140,13 @@ pub enum PublishError {
     },
     /// Someone else published meanwhile.
     #[error(
-        "someone else published to channel `{channel}` at the same time: {found} stands, not release {sequence}"
+        "someone else published to channel `{channel}` at the same time: {found} is theirs, ours was left"
     )]
     Raced {
         /// The channel.
         channel: ChannelName,
         /// What is there now.
         found: String,
-        /// Our release.
-        sequence: u64,
     },
     /// Connections were lost too often.
     #[error("gave up after {attempts} lost connections")]
@@ -346,8 +344,8 @@ impl<O: Observer> Run<'_, O> {
         }
         if !missing.is_empty() {
             self.observer.event(Event::Sending { packages: missing.len(), bytes });
+            self.send(&mut link, missing).await?;
         }
-        self.send(&mut link, missing).await?;
         self.observer.event(Event::Committing);
         self.commit(&mut link, &plan).await?;
 
@@ -378,10 +376,14 @@ impl<O: Observer> Run<'_, O> {
         Ok(decide(present.as_ref(), &wanted, self.now)?)
     }
 
-    /// Sends packages, a bounded number of packets and bytes ahead of the acknowledgements.
+    /// Sends packages, a bounded number of packets and bytes ahead of the acknowledgements. Meanwhile nobody
+    /// else may publish to the channel.
     async fn send(&mut self, link: &mut Link, mut queue: VecDeque<&Package>) -> Result<(), PublishError> {
+        let channel = self.channel.name.topic();
+        link.subscribe(std::slice::from_ref(&channel)).await?;
         let mut in_flight: HashMap<u64, &Package> = HashMap::new();
         let mut bytes = 0;
+        let mut left = false;
         loop {
             while let Some(package) = queue.front().copied()
                 && in_flight.len() < limits::IN_FLIGHT
@@ -392,10 +394,19 @@ impl<O: Observer> Run<'_, O> {
                 bytes += package.size;
                 queue.pop_front();
             }
-            if in_flight.is_empty() {
-                return Ok(());
+            if in_flight.is_empty() && !left {
+                link.unsubscribe(&channel).await?;
+                left = true;
             }
-            let Signal::Acknowledged(number, result) = link.next().await? else { continue };
+            let (number, result) = match link.next().await? {
+                Signal::Acknowledged(number, result) => (number, result),
+                Signal::Message { topic, payload } if topic == channel => match self.is_base(&payload) {
+                    true => continue,
+                    false => return Err(self.raced(Some(payload))),
+                },
+                Signal::Unsubscribed => return Ok(()),
+                _ => continue,
+            };
             let Some(package) = in_flight.remove(&number) else { continue };
             if let Err(refusal) = result {
                 return Err(PublishError::PackageRefused { package: package.id.clone(), refusal });
@@ -405,6 +416,11 @@ impl<O: Observer> Run<'_, O> {
             self.sent.insert(package.id.clone());
             self.observer.event(Event::Sent(package));
         }
+    }
+
+    /// Whether `payload` is what the channel retained when the plan was made.
+    fn is_base(&self, payload: &Bytes) -> bool {
+        self.plan.as_ref().and_then(|(base, _)| base.as_ref()) == Some(payload)
     }
 
     /// Sends the list and waits until the broker has it.
@@ -433,10 +449,9 @@ impl<O: Observer> Run<'_, O> {
         let list = standing.as_deref().and_then(|payload| UpdateList::parse(payload).ok());
         let found = match list.as_ref().and_then(UpdateList::release) {
             Some(release) => format!("release {}", release.sequence),
-            None => "something without a release".to_owned(),
+            None => "what is there now".to_owned(),
         };
-        let sequence = self.plan.as_ref().map_or(0, |(_, plan)| plan.release.sequence);
-        PublishError::Raced { channel: self.channel.name.clone(), found, sequence }
+        PublishError::Raced { channel: self.channel.name.clone(), found }
     }
 
     fn published(&self, plan: &Plan) -> Outcome {

@@ -169,7 +169,7 @@ fn short_text(value: &Value) -> Result<String, String> {
 
 /// The known word nearest to `word`, if one is near enough to be a slip of the finger.
 fn closest(word: &str, known: &[&'static str]) -> Option<&'static str> {
-    let near = |other: &&str| distance(word, other) <= 1 + other.len() / 4;
+    let near = |other: &&str| distance(word, other) <= 1 + other.len() / 5;
     known.iter().copied().filter(near).min_by_key(|other| distance(word, other))
 }
 
