@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, FilePath, UpdateList,
+    ChannelName, Digest, Entry, UpdateList,
     list::{Src, Wheel},
     wheel::normalized_name,
 };
@@ -57,11 +57,6 @@ impl Accepted {
         {
             return Err(Refusal::Expired { sequence: release.sequence, expires, now });
         }
-        let paths = list.entries().iter().filter_map(|entry| match entry {
-            Entry::Src(src) => Some(&src.path),
-            _ => None,
-        });
-        check_paths(paths)?;
         let wheels = wheels_for_us(&list).into();
         Ok(Accepted { list: Arc::new(list), digest, wheels })
     }
@@ -118,19 +113,6 @@ impl Accepted {
             _ => None,
         })
     }
-}
-
-/// Refuses a path that is also a folder of another.
-pub(crate) fn check_paths<'a>(paths: impl Iterator<Item = &'a FilePath> + Clone) -> Result<(), Refusal> {
-    let all: std::collections::BTreeSet<&str> = paths.clone().map(FilePath::as_str).collect();
-    for path in paths {
-        if let Some(folder) = path.parents().find(|folder| all.contains(folder)) {
-            return Err(Refusal::Conflict(format!(
-                "`{folder}` is a file, and `{path}` needs it as a folder"
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// A list may have several wheels of one name, for several platforms. This device takes one for any
@@ -202,14 +184,5 @@ mod tests {
     fn another_channels_list_is_refused() {
         let list = release(5).replace("dev", "stable");
         assert_eq!(judge(&list, None, None).unwrap_err(), "wrong-channel");
-    }
-
-    #[test]
-    fn a_file_that_is_also_a_folder_is_refused() {
-        let digest = Digest::EMPTY;
-        let list = format!(
-            r#"[{{"type":"src","path":"a","pkg_sha256":"{digest}"}},{{"type":"src","path":"a/b","pkg_sha256":"{digest}"}}]"#
-        );
-        assert_eq!(judge(&list, None, None).unwrap_err(), "conflict");
     }
 }

@@ -29,3 +29,6 @@ pub mod refusal;
 pub mod store;
 pub mod update;
 pub mod wheel;
+
+#[cfg(test)]
+mod testing;

@@ -41,7 +41,7 @@ use std::{
 use mpypi_protocol::{ChannelName, Digest, FilePath, PackageId, digest::Hasher, limits as wire, list::Wheel};
 
 use crate::{
-    accept::{Accepted, check_paths},
+    accept::Accepted,
     flash::{self, Flash, Kind},
     install::{is_file, redo, remove_folders, undo},
     journal::{
@@ -149,7 +149,13 @@ impl<F: Flash> Store<F> {
         self.make_folders()?;
         let Some(mut journal) = self.journal.take() else {
             self.clear(OLD)?;
-            self.check_staging()?;
+            match &self.installed.seen {
+                Some(seen) if Some(seen.list) != self.installed.list && seen.refused.is_none() => {
+                    self.check_staging()?;
+                }
+                // Nothing is under way that could use it.
+                _ => self.clear(STAGING)?,
+            }
             return Ok(Boot::Rest);
         };
         if matches!(journal.step, Step::Install | Step::Confirm) {
@@ -311,7 +317,7 @@ impl<F: Flash> Store<F> {
         for src in release.sources() {
             add_file(&mut files, src.path.clone(), src.digest)?;
         }
-        check_paths(files.keys())?;
+        check_paths(&files)?;
         let folders = self.missing_folders(files.keys())?;
         let operations = self.operations(&files)?;
         self.flash.sync(STAGING)?;
@@ -666,3 +672,19 @@ fn add_file(files: &mut BTreeMap<FilePath, Digest>, path: FilePath, digest: Dige
         _ => Ok(()),
     }
 }
+
+/// Refuses a file that another file needs as a folder.
+fn check_paths(files: &BTreeMap<FilePath, Digest>) -> Result<(), Refusal> {
+    for path in files.keys() {
+        let is_file = |folder: &&str| FilePath::new(*folder).is_ok_and(|folder| files.contains_key(&folder));
+        if let Some(folder) = path.parents().find(is_file) {
+            return Err(Refusal::Conflict(format!(
+                "`{folder}` is a file, and `{path}` needs it as a folder"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

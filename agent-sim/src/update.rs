@@ -817,3 +817,6 @@ fn unsubscribe(open: &BTreeMap<PackageId, Need>, out: &mut Effects) {
         out.push(Effect::Unsubscribe(open.keys().map(PackageId::topic).collect()));
     }
 }
+
+#[cfg(test)]
+mod tests;

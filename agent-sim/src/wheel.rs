@@ -293,3 +293,6 @@ fn copy_member<F: Flash, R: Read + Seek>(
         flash.borrow_mut().append(part, &piece[..length])?;
     }
 }
+
+#[cfg(test)]
+mod tests;

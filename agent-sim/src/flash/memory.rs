@@ -1,6 +1,9 @@
 //! A flash in memory, which loses at a power cut what was not synced.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use super::{Flash, Kind, parent};
 
@@ -28,7 +31,7 @@ pub enum Loss {
     Everything,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Node {
     Folder,
     File(u64),
@@ -72,7 +75,8 @@ impl Memory {
             data.synced = data.bytes.len();
         }
         self.synced = self.names.clone();
-        self.collect();
+        let named: BTreeSet<_> = self.names.values().copied().collect();
+        self.files.retain(|id, _| named.contains(&Node::File(*id)));
     }
 
     /// All files, with their bytes.
@@ -111,17 +115,11 @@ impl Memory {
         self.files().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
-    /// Forgets files that have no name left.
-    fn collect(&mut self) {
-        let named =
-            |names: &BTreeMap<String, Node>, id: &u64| names.values().any(|node| *node == Node::File(*id));
-        let orphans: Vec<_> = self
-            .files
-            .keys()
-            .filter(|id| !named(&self.names, id) && !named(&self.synced, id))
-            .copied()
-            .collect();
-        for id in orphans {
+    /// Forgets a file if it has no name left.
+    fn forget(&mut self, node: Option<Node>) {
+        if let Some(Node::File(id)) = node
+            && !self.names.values().chain(self.synced.values()).any(|node| *node == Node::File(id))
+        {
             self.files.remove(&id);
         }
     }
@@ -162,9 +160,9 @@ impl Flash for Memory {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         self.files.insert(self.next, Data::default());
-        self.names.insert(path.to_owned(), Node::File(self.next));
+        let before = self.names.insert(path.to_owned(), Node::File(self.next));
         self.next += 1;
-        self.collect();
+        self.forget(before);
         Ok(())
     }
 
@@ -184,11 +182,14 @@ impl Flash for Memory {
             return Ok(());
         }
         self.need_folder(path)?;
-        self.synced.retain(|name, _| parent(name) != path);
-        for (name, node) in self.names.iter().filter(|(name, _)| parent(name) == path) {
+        let here = |name: &String| parent(name) == path;
+        let before: Vec<_> = self.synced.extract_if(.., |name, _| here(name)).map(|(_, node)| node).collect();
+        for (name, node) in self.names.iter().filter(|(name, _)| here(name)) {
             self.synced.insert(name.clone(), *node);
         }
-        self.collect();
+        for node in before {
+            self.forget(Some(node));
+        }
         Ok(())
     }
 
@@ -199,15 +200,15 @@ impl Flash for Memory {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         self.names.remove(from);
-        self.names.insert(to.to_owned(), Node::File(id));
-        self.collect();
+        let before = self.names.insert(to.to_owned(), Node::File(id));
+        self.forget(before);
         Ok(())
     }
 
     fn remove(&mut self, path: &str) -> io::Result<()> {
         self.file(path)?;
-        self.names.remove(path);
-        self.collect();
+        let before = self.names.remove(path);
+        self.forget(before);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ pub struct PowerCut<F> {
     done: u64,
     cut_at: u64,
     tear: Tear,
+    tore: bool,
     off: bool,
 }
 
@@ -26,7 +27,7 @@ pub enum Tear {
 impl<F: Flash> PowerCut<F> {
     /// The power goes off at operation `cut_at`, counted from 1.
     pub fn new(flash: F, cut_at: u64, tear: Tear) -> PowerCut<F> {
-        PowerCut { flash, done: 0, cut_at, tear, off: false }
+        PowerCut { flash, done: 0, cut_at, tear, tore: false, off: false }
     }
 
     /// The power stays on; operations are counted only.
@@ -44,6 +45,12 @@ impl<F: Flash> PowerCut<F> {
     #[must_use]
     pub fn is_off(&self) -> bool {
         self.off
+    }
+
+    /// Whether the cut tore a write: half its bytes are there.
+    #[must_use]
+    pub fn tore(&self) -> bool {
+        self.tore
     }
 
     /// What the device finds when the power is back.
@@ -94,6 +101,7 @@ impl<F: Flash> Flash for PowerCut<F> {
             Ok(flash) => flash.append(path, bytes),
             Err(error) => {
                 if was_on && self.tear == Tear::Torn {
+                    self.tore = true;
                     self.flash.append(path, &bytes[..bytes.len() / 2])?;
                 }
                 Err(error)

@@ -1,0 +1,358 @@
+use std::collections::BTreeSet;
+
+use mpypi_protocol::node::Phase;
+
+use super::*;
+use crate::{
+    flash::{Loss, Memory, PowerCut, Tear},
+    testing::{Bench, Files, Release, files, release},
+    update::Timing,
+};
+
+const CAPACITY: u64 = 1 << 20;
+
+fn first() -> Release {
+    release(
+        1,
+        &[
+            ("main.py", b"print(1)"),
+            ("settings.json", b"{}"),
+            ("assets/deep/a.txt", &[b'a'; 5000]),
+            ("none", b""),
+        ],
+        &[("blink", "1.0", &[("blink/__init__.py", b"x = 1"), ("blink/old.py", b"o = 1")])],
+    )
+}
+
+/// Changes `main.py`, a wheel and a user's file; removes `assets/`; adds `pages/`; has the same bytes twice.
+fn second() -> Release {
+    release(
+        2,
+        &[
+            ("main.py", b"print(2)"),
+            ("settings.json", b"{}"),
+            ("none", b""),
+            ("also_none", b""),
+            ("pages/index.html", b"hello"),
+            ("pages/copy.html", b"hello"),
+            ("notes.txt", b"ours"),
+        ],
+        &[("blink", "2.0", &[("blink/__init__.py", b"x = 2"), ("blink/new.py", b"n = 2")])],
+    )
+}
+
+fn put(flash: &mut Memory, path: &str, bytes: &[u8]) {
+    flash.create(path).unwrap();
+    flash.append(path, bytes).unwrap();
+    flash.sync(path).unwrap();
+    flash.sync(flash::parent(path)).unwrap();
+}
+
+/// What the user put there.
+fn users() -> Files {
+    let file = |path: &str, bytes: &[u8]| (path.to_owned(), bytes.to_vec());
+    [file("notes.txt", b"mine"), file("log.txt", b"boot")].into()
+}
+
+fn empty_device() -> Memory {
+    let mut flash = Memory::new(CAPACITY);
+    for (path, bytes) in users() {
+        put(&mut flash, &path, &bytes);
+    }
+    flash
+}
+
+fn with_users(release: &Release) -> Files {
+    let mut all = users();
+    all.extend(release.files.clone());
+    all
+}
+
+fn apply(flash: impl Flash, release: &Release) -> Phase {
+    let Ok(mut bench) = Bench::start(flash) else { return Phase::Failed };
+    bench.publish(release);
+    match bench.run() {
+        Ok(()) => bench.phase(),
+        Err(_) => Phase::Failed,
+    }
+}
+
+fn device_with(release: &Release) -> Memory {
+    let mut flash = empty_device();
+    assert_eq!(apply(&mut flash, release), Phase::Idle);
+    assert_eq!(files(&flash), with_users(release));
+    flash
+}
+
+/// Nothing of the agent's is left but what it knows.
+fn assert_clean(flash: &Memory) {
+    let left: Vec<_> = flash.files().map(|(path, _)| path).filter(|path| path.starts_with(FOLDER)).collect();
+    assert_eq!(left, [INSTALLED]);
+    let folders: BTreeSet<_> = flash.folders().collect();
+    let used: BTreeSet<_> = flash.files().flat_map(|(path, _)| parents(path)).collect();
+    let extra: Vec<_> = folders.difference(&used).filter(|folder| !folder.starts_with(FOLDER)).collect();
+    assert!(extra.is_empty(), "empty folders are left: {extra:?}");
+}
+
+fn parents(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(end, _)| &path[..end])
+}
+
+/// A file system, short enough to read.
+fn names(flash: &Memory) -> Vec<(String, String)> {
+    let short = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(20)]).into_owned();
+    flash.files().map(|(path, bytes)| (path.to_owned(), short(bytes))).collect()
+}
+
+/// Cuts the power at every operation of `run`, in every way; boots, cutting the power at every operation of
+/// the recovery as well; then the device has one of `allowed`, complete, and `converge` leads to `goal`.
+fn cut_everywhere(
+    start: &Memory,
+    run: impl Fn(&mut PowerCut<Memory>),
+    allowed: &[Files],
+    converge: impl Fn(&mut Memory),
+    goal: &Files,
+) -> u64 {
+    for cut_at in 1.. {
+        for (tear, loss) in [Tear::Clean, Tear::Torn].into_iter().flat_map(|t| Loss::ALL.map(|l| (t, l))) {
+            let place = format!("cut at {cut_at}, {tear:?}, {loss:?}");
+            let mut flash = PowerCut::new(start.clone(), cut_at, tear);
+            run(&mut flash);
+            if !flash.is_off() {
+                return cut_at - 1;
+            }
+            if tear == Tear::Torn && !flash.tore() {
+                break;
+            }
+            let mut flash = flash.into_inner();
+            flash.lose(loss);
+
+            // Without a journal the next start has nothing to recover, only to clean up.
+            let extreme = matches!(loss, Loss::Nothing | Loss::Everything);
+            if tear == Tear::Clean && extreme && is_file(&flash, JOURNAL).unwrap() {
+                for again in 1.. {
+                    let mut recovery = PowerCut::new(flash.clone(), again, tear);
+                    let _ = Store::boot(&mut recovery);
+                    if !recovery.is_off() {
+                        break;
+                    }
+                    let mut flash = recovery.into_inner();
+                    flash.lose(loss);
+                    Store::boot(&mut flash).unwrap();
+                    assert!(
+                        allowed.contains(&files(&flash)),
+                        "{place}, then at {again}: {:?}",
+                        files(&flash)
+                    );
+                }
+            }
+
+            Store::boot(&mut flash).unwrap();
+            assert!(allowed.contains(&files(&flash)), "{place}: {:?}", names(&flash));
+            converge(&mut flash);
+            assert!(&files(&flash) == goal, "{place}: {:?}", names(&flash));
+            assert_clean(&flash);
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_power_cut_during_a_first_install_leaves_nothing_or_the_release() {
+    let release = first();
+    let converge = |flash: &mut Memory| assert_eq!(apply(flash, &release), Phase::Idle);
+    let allowed = [users(), with_users(&release)];
+    let run = |flash: &mut PowerCut<Memory>| {
+        apply(flash, &release);
+    };
+    let cuts = cut_everywhere(&empty_device(), run, &allowed, converge, &with_users(&release));
+    assert!(cuts > 50, "{cuts}");
+}
+
+#[test]
+fn a_power_cut_during_an_upgrade_leaves_the_old_or_the_new_release() {
+    let (old, new) = (first(), second());
+    let converge = |flash: &mut Memory| assert_eq!(apply(flash, &new), Phase::Idle);
+    let allowed = [with_users(&old), with_users(&new)];
+    let run = |flash: &mut PowerCut<Memory>| {
+        apply(flash, &new);
+    };
+    let cuts = cut_everywhere(&device_with(&old), run, &allowed, converge, &with_users(&new));
+    assert!(cuts > 50, "{cuts}");
+}
+
+/// A device with the second release on it, not confirmed.
+fn confirming() -> Memory {
+    let mut flash = device_with(&first());
+    let timing = Timing { confirm_after: None, ..Timing::default() };
+    let mut bench = Bench::start_with(&mut flash, timing).unwrap();
+    bench.publish(&second());
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming);
+    assert_eq!(files(&flash), with_users(&second()));
+    flash
+}
+
+fn roll_back(flash: impl Flash) -> Result<(), Refusal> {
+    let Ok((mut store, boot)) = Store::boot(flash) else { return Ok(()) };
+    if matches!(boot, Boot::Confirming { .. }) {
+        store.give_up(&Refusal::ToldTo)?;
+        let _ = store.reboot();
+    }
+    Ok(())
+}
+
+#[test]
+fn a_power_cut_during_a_rollback_leaves_the_old_or_the_new_release() {
+    let (old, new) = (with_users(&first()), with_users(&second()));
+    let converge = |flash: &mut Memory| roll_back(flash).unwrap();
+    let run = |flash: &mut PowerCut<Memory>| drop(roll_back(flash));
+    let allowed = [old.clone(), new];
+    let cuts = cut_everywhere(&confirming(), run, &allowed, converge, &old);
+    assert!(cuts > 20, "{cuts}");
+}
+
+#[test]
+fn a_power_cut_while_confirming_keeps_the_new_release_or_rolls_back() {
+    let confirm = |flash: &mut PowerCut<Memory>| {
+        if let Ok((mut store, _)) = Store::boot(flash) {
+            let _ = store.confirm();
+        }
+    };
+    // Cut often enough, the new release has started too often without being confirmed.
+    let (old, new) = (with_users(&first()), with_users(&second()));
+    let converge = |flash: &mut Memory| {
+        let (mut store, boot) = Store::boot(flash).unwrap();
+        if matches!(boot, Boot::Confirming { .. }) {
+            store.confirm().unwrap();
+        }
+        assert_eq!(store.installed().sequence, Some(2));
+    };
+    let mut start = confirming();
+    let mut journal = journal::read_journal(&start).unwrap().unwrap();
+    journal.boots = 0;
+    journal::write(&mut start, JOURNAL, &journal).unwrap();
+    let cuts = cut_everywhere(&start, confirm, &[old, new.clone()], converge, &new);
+    assert!(cuts > 5, "{cuts}");
+}
+
+#[test]
+fn a_release_that_never_confirms_is_rolled_back_and_not_tried_again() {
+    let mut flash = confirming();
+    // `confirming` restarted once after the install.
+    for _ in 1..limits::UNCONFIRMED_BOOTS {
+        let (_, boot) = Store::boot(&mut flash).unwrap();
+        assert!(matches!(boot, Boot::Confirming { .. }));
+    }
+    let (_, boot) = Store::boot(&mut flash).unwrap();
+    let Boot::RolledBack { seen } = boot else { panic!("{boot:?}") };
+    assert_eq!(seen.sequence, Some(2));
+    assert_eq!(files(&flash), with_users(&first()));
+
+    assert_eq!(apply(&mut flash, &second()), Phase::RolledBack);
+    assert_eq!(files(&flash), with_users(&first()));
+    let third = release(3, &[("main.py", b"print(3)")], &[]);
+    assert_eq!(apply(&mut flash, &third), Phase::Idle);
+    assert_eq!(files(&flash), with_users(&third));
+    assert_clean(&flash);
+}
+
+#[test]
+fn what_leaves_the_list_is_removed_and_what_the_user_put_there_stays() {
+    let mut flash = device_with(&first());
+    put(&mut flash, "assets/deep/mine.txt", b"mine");
+    assert_eq!(apply(&mut flash, &second()), Phase::Idle);
+    let mut expected = with_users(&second());
+    expected.insert("assets/deep/mine.txt".into(), b"mine".to_vec());
+    assert_eq!(files(&flash), expected);
+}
+
+#[test]
+fn a_file_the_user_deleted_or_changed_comes_back_when_told_to_check() {
+    let mut flash = device_with(&first());
+    flash.remove("main.py").unwrap();
+    flash.append("lib/blink/__init__.py", b"# mine").unwrap();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&first());
+    bench.run().unwrap();
+    bench.command(r#"[{"type":"check"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(files(&flash), with_users(&first()));
+}
+
+#[test]
+fn a_file_in_the_way_of_a_folder_is_a_conflict_and_nothing_changes() {
+    let mut flash = device_with(&first());
+    for sources in [&[("log.txt/x", &b"1"[..])], &[("assets", &b"1"[..])]] {
+        let mut bench = Bench::start(&mut flash).unwrap();
+        bench.publish(&release(9, sources, &[]));
+        bench.run().unwrap();
+        assert_eq!(bench.phase(), Phase::Failed);
+        let error = bench.error().unwrap_or_default();
+        assert!(error.starts_with("conflict: ") || error.starts_with("rollback: "), "{error}");
+        assert_eq!(files(&flash), with_users(&first()));
+    }
+}
+
+#[test]
+fn verified_packages_are_kept_over_a_restart() {
+    let mut flash = empty_device();
+    let release = first();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    // All but one are on the broker.
+    let missing = release.packages.keys().find(|topic| topic.contains("main.py")).unwrap().clone();
+    let missing_bytes = bench.retained.remove(&missing).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Failed);
+    flash.lose(Loss::Nothing);
+
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(bench.device.report().state.done, missing_bytes.len() as u64);
+    assert_eq!(files(&flash), with_users(&release));
+}
+
+#[test]
+fn a_flash_that_is_too_small_is_reported_and_the_old_release_stays() {
+    let mut flash = Memory::new(20_000);
+    assert_eq!(apply(&mut flash, &first()), Phase::Idle);
+    for size in [15_000, 60_000] {
+        let mut bench = Bench::start(&mut flash).unwrap();
+        bench.publish(&release(size, &[("big", &vec![1; size as usize])], &[]));
+        bench.run().unwrap();
+        assert!(bench.error().is_some_and(|error| error.starts_with("no-space: ")), "{:?}", bench.error());
+        assert_eq!(files(&flash), first().files);
+    }
+}
+
+#[test]
+fn a_damaged_record_is_an_error_and_not_a_guess() {
+    let mut flash = device_with(&first());
+    put(&mut flash, JOURNAL, b"{\"format\":1");
+    assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Damaged { .. }))));
+    put(&mut flash, JOURNAL, b"{\"format\":2}");
+    assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Format { .. }))));
+}
+
+#[test]
+fn the_records_have_the_documented_form() {
+    let flash = confirming();
+    let journal = journal::read_journal(&flash).unwrap().unwrap();
+    let value = serde_json::to_value(&journal).unwrap();
+    assert_eq!(
+        (&value["format"], &value["step"], &value["boots"]),
+        (&1.into(), &"confirm".into(), &1.into())
+    );
+    let operations = value["operations"].as_array().unwrap();
+    let put = operations.iter().find(|operation| operation["path"] == "main.py").unwrap();
+    assert_eq!((&put["op"], &put["copy"], &put["had"]), (&"put".into(), &0.into(), &true.into()));
+    let remove = operations.iter().find(|operation| operation["path"] == "assets/deep/a.txt").unwrap();
+    assert_eq!(remove["op"], "remove");
+    assert_eq!(value["installed"]["sequence"], 2);
+    assert_eq!(value["installed"]["seen"]["sequence"], 2);
+    assert_eq!(value["installed"]["wheels"]["blink"]["version"], "2.0");
+}

@@ -1,0 +1,441 @@
+use mpypi_protocol::node::Phase;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    flash::{Loss, Memory},
+    testing::{Bench, Files, Release, files, list_of, release},
+};
+
+fn memory() -> Memory {
+    Memory::new(1 << 20)
+}
+
+fn many_files(sequence: u64, count: usize) -> Release {
+    let names: Vec<_> =
+        (0..count).map(|number| (format!("f{number}.py"), format!("{sequence} {number}"))).collect();
+    let sources: Vec<_> = names.iter().map(|(name, text)| (name.as_str(), text.as_bytes())).collect();
+    release(sequence, &sources, &[])
+}
+
+fn installed(flash: &mut Memory, release: &Release) {
+    let mut bench = Bench::start(flash).unwrap();
+    bench.publish(release);
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+}
+
+#[test]
+fn a_release_goes_through_all_phases() {
+    let mut flash = memory();
+    let release = many_files(7, 20);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    bench.run().unwrap();
+    let expected = [
+        Phase::Idle,
+        Phase::Downloading,
+        Phase::Verifying,
+        Phase::Installing,
+        Phase::Restarting,
+        Phase::Confirming,
+        Phase::Idle,
+    ];
+    assert_eq!(bench.phases(), expected);
+    let state = bench.device.report().state.clone();
+    let size: u64 = release.packages.values().map(|bytes| bytes.len() as u64).sum();
+    assert_eq!((state.sequence, state.done, state.total, state.attempt), (Some(7), size, size, 1));
+    assert_eq!(state.error, None);
+    assert_eq!(bench.open.len(), 2, "only `cmd` and the channel stay subscribed: {:?}", bench.open);
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
+fn the_same_list_again_changes_nothing_and_fetches_nothing() {
+    let mut flash = memory();
+    let release = many_files(1, 3);
+    installed(&mut flash, &release);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    bench.run().unwrap();
+    bench.give(Event::Disconnected).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phases(), [Phase::Idle]);
+}
+
+#[test]
+fn only_what_changed_travels() {
+    let mut flash = memory();
+    installed(&mut flash, &release(1, &[("a.py", b"1"), ("b.py", b"22")], &[("w", "1", &[("w.py", b"3")])]));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release(2, &[("a.py", b"1"), ("b.py", b"333")], &[("w", "1", &[("w.py", b"3")])]));
+    bench.run().unwrap();
+    assert_eq!((bench.phase(), bench.device.report().state.done), (Phase::Idle, 3));
+}
+
+#[test]
+fn duplicate_late_and_unasked_packages_are_ignored() {
+    let mut flash = memory();
+    let release = many_files(1, 3);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    let packages: Vec<_> = release.packages.clone().into_iter().collect();
+    let send_all = |bench: &mut Bench<&mut Memory>| {
+        for (topic, payload) in &packages {
+            let Ok(mpypi_protocol::Topic::Package(id)) = mpypi_protocol::Topic::parse(topic) else {
+                panic!()
+            };
+            bench.give(Event::Package { id, payload: payload.clone() }).unwrap();
+        }
+    };
+    send_all(&mut bench);
+    bench.give(Event::Connected).unwrap();
+    bench.deliver().unwrap();
+    send_all(&mut bench);
+    send_all(&mut bench);
+    bench.settle().unwrap();
+    send_all(&mut bench);
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(bench.device.report().state.done, bench.device.report().state.total);
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
+fn a_newer_list_replaces_the_one_being_fetched() {
+    let mut flash = memory();
+    let (old, new) = (many_files(1, 20), many_files(2, 3));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&old);
+    bench.give(Event::Connected).unwrap();
+    for _ in 0..5 {
+        bench.deliver().unwrap();
+    }
+    assert_eq!(bench.phase(), Phase::Downloading);
+    bench.publish(&new);
+    bench.settle().unwrap();
+    assert_eq!((bench.phase(), bench.device.report().state.sequence), (Phase::Idle, Some(2)));
+    assert_eq!(bench.open.len(), 2, "{:?}", bench.open);
+    assert_eq!(files(&flash), new.files);
+}
+
+#[test]
+fn a_list_that_comes_while_another_is_confirmed_is_applied_afterwards() {
+    let mut flash = memory();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&many_files(1, 1));
+    bench.give(Event::Connected).unwrap();
+    while bench.phase() != Phase::Confirming {
+        assert!(bench.deliver().unwrap());
+    }
+    bench.publish(&many_files(2, 1));
+    bench.settle().unwrap();
+    assert_eq!((bench.phase(), bench.device.report().state.sequence), (Phase::Idle, Some(2)));
+    let applied = |sequence| {
+        let idle = |report: &&Report| report.state.phase == Phase::Idle;
+        bench.reports.iter().filter(idle).any(|report| report.state.sequence == Some(sequence))
+    };
+    assert!(applied(1) && applied(2));
+}
+
+#[test]
+fn an_older_list_is_refused_and_the_device_stays_as_it_is() {
+    let mut flash = memory();
+    let (first, second) = (many_files(1, 2), many_files(2, 2));
+    installed(&mut flash, &first);
+    installed(&mut flash, &second);
+    for bad in [first.list.clone(), Bytes::from_static(b"[]"), many_files(2, 1).list] {
+        let mut bench = Bench::start(&mut flash).unwrap();
+        bench.publish_list(bad);
+        bench.run().unwrap();
+        assert_eq!(bench.phase(), Phase::Failed);
+        assert!(bench.error().unwrap().starts_with("rollback: "), "{:?}", bench.error());
+        assert_eq!(files(&flash), second.files);
+    }
+}
+
+#[test]
+fn what_is_no_list_is_refused_and_the_next_good_one_is_applied() {
+    let mut flash = memory();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish_list(Bytes::from_static(b"{}"));
+    bench.run().unwrap();
+    assert!(bench.error().unwrap().starts_with("bad-list: "));
+    bench.publish(&many_files(1, 1));
+    bench.settle().unwrap();
+    assert_eq!((bench.phase(), bench.error()), (Phase::Idle, None));
+}
+
+#[test]
+fn a_list_of_mpy_bloxs_own_tools_is_applied_and_so_is_its_end() {
+    let mut flash = memory();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish_list(Bytes::from_static(b"[]"));
+    bench.run().unwrap();
+    assert_eq!(bench.phases(), [Phase::Idle], "an empty channel is nothing to do");
+    let list = list_of(None, &[("main.py", b"1")], &[("w", "1", &[("w.py", b"2")])]);
+    bench.publish(&list);
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    bench.publish_list(Bytes::from_static(b"[]"));
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    drop(bench);
+    assert_eq!(files(&flash), Files::new());
+}
+
+#[test]
+fn a_wrong_hash_is_rejected_and_not_fetched_again_until_told() {
+    let mut flash = memory();
+    let (old, new) = (many_files(1, 2), many_files(2, 2));
+    installed(&mut flash, &old);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&new);
+    let topic = new.packages.keys().next().unwrap();
+    let right = bench.retained.insert(topic.clone(), Bytes::from_static(b"x 0")).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(bench.error().unwrap().starts_with("wrong-hash: "), "{:?}", bench.error());
+    assert_eq!(files(bench.device.store().flash()), old.files);
+
+    bench.retained.insert(topic.clone(), right);
+    bench.give(Event::Disconnected).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Failed);
+    bench.command(r#"[{"type":"check"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(files(&flash), new.files);
+}
+
+#[test]
+fn a_size_that_lies_is_refused_either_way() {
+    for lie in ["1", "9"] {
+        let mut flash = memory();
+        let mut bad = release(1, &[("a.py", b"12345")], &[]);
+        let list = String::from_utf8(bad.list.to_vec()).unwrap();
+        bad.list = list.replace(r#""size":5"#, &format!(r#""size":{lie}"#)).into();
+        let mut bench = Bench::start(&mut flash).unwrap();
+        bench.publish(&bad);
+        bench.run().unwrap();
+        assert!(bench.error().unwrap().starts_with("wrong-size: "), "{:?}", bench.error());
+        assert_eq!(files(&flash), Files::new());
+    }
+}
+
+#[test]
+fn a_missing_package_is_asked_for_again_and_applied_when_it_is_there() {
+    let mut flash = memory();
+    let release = many_files(1, 10);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    let (topic, payload) = release.packages.iter().next_back().unwrap();
+    bench.retained.remove(topic);
+    bench.give(Event::Connected).unwrap();
+    while bench.device.report().state.attempt < 2 {
+        assert!(bench.deliver().unwrap() || bench.wait().unwrap());
+    }
+    bench.retained.insert(topic.clone(), payload.clone());
+    bench.settle().unwrap();
+    assert_eq!((bench.phase(), bench.device.report().state.attempt), (Phase::Idle, 3));
+    let size: u64 = release.packages.values().map(|bytes| bytes.len() as u64).sum();
+    assert_eq!(bench.device.report().state.done, size, "nothing travelled twice");
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
+fn a_package_that_stays_missing_fails_after_a_few_tries_until_the_next_connection() {
+    let mut flash = memory();
+    let release = many_files(1, 2);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish_list(release.list.clone());
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(bench.error().unwrap().starts_with("missing-package: "), "{:?}", bench.error());
+    assert_eq!(bench.device.report().state.attempt, limits::ATTEMPTS);
+    assert!(bench.now < Duration::from_secs(600), "{:?}", bench.now);
+
+    bench.retained.extend(release.packages.clone());
+    bench.give(Event::Disconnected).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
+fn a_lost_connection_is_no_failure() {
+    let mut flash = memory();
+    let release = many_files(1, 20);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    for _ in 0..7 {
+        bench.give(Event::Connected).unwrap();
+        for _ in 0..3 {
+            bench.deliver().unwrap();
+        }
+        bench.give(Event::Disconnected).unwrap();
+        bench.now += Duration::from_secs(1000);
+    }
+    bench.run().unwrap();
+    assert_eq!((bench.phase(), bench.device.report().state.attempt), (Phase::Idle, 1));
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
+fn a_refused_subscription_is_reported() {
+    let mut flash = memory();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.give(Event::Connected).unwrap();
+    bench.give(Event::SubscriptionRefused { filter: "mpypi/channels/dev".into() }).unwrap();
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(bench.error().unwrap().starts_with("not-allowed: "));
+}
+
+#[test]
+fn an_operator_takes_back_a_release_that_is_not_confirmed() {
+    let mut flash = memory();
+    let (old, new) = (many_files(1, 2), many_files(2, 2));
+    installed(&mut flash, &old);
+    let timing = Timing { confirm_after: None, ..Timing::default() };
+    let mut bench = Bench::start_with(&mut flash, timing).unwrap();
+    bench.publish(&new);
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming);
+    bench.command(r#"[{"type":"rollback"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::RolledBack);
+    assert!(bench.error().unwrap().starts_with("told-to: "));
+    assert_eq!(files(bench.device.store().flash()), old.files);
+    bench.command(r#"[{"type":"check"}]"#);
+    bench.settle().unwrap();
+    bench.give(Event::Confirmed).unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(files(&flash), new.files);
+}
+
+#[test]
+fn orders_alone_remove_nothing() {
+    let mut flash = memory();
+    let list = list_of(None, &[("main.py", b"1")], &[]);
+    installed(&mut flash, &list);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.give(Event::Connected).unwrap();
+    bench.command(r#"[{"type":"check"},{"type":"restart"},{"type":"rollback"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(files(&flash), list.files);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Publish(usize),
+    Garbage,
+    OtherChannel,
+    Deliver(u8),
+    Wait,
+    Connect,
+    Disconnect,
+    Corrupt(usize),
+    Repair,
+    Lose(Loss),
+    Command(&'static str),
+    Confirmed,
+    RefuseSubscription,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (0..4usize).prop_map(Step::Publish),
+        1 => Just(Step::Garbage),
+        1 => Just(Step::OtherChannel),
+        8 => (1..12u8).prop_map(Step::Deliver),
+        6 => Just(Step::Wait),
+        3 => Just(Step::Connect),
+        1 => Just(Step::Disconnect),
+        2 => (0..50usize).prop_map(Step::Corrupt),
+        1 => Just(Step::Repair),
+        1 => prop::sample::select(&Loss::ALL[..]).prop_map(Step::Lose),
+        2 => prop::sample::select(&["check", "rollback", "restart", "what"][..]).prop_map(Step::Command),
+        1 => Just(Step::Confirmed),
+        1 => Just(Step::RefuseSubscription),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+fn releases() -> [Release; 4] {
+    let wheel = |version, text: &'static [u8]| ("w", version, text);
+    let with = |sequence, sources: &[(&str, &[u8])], (name, version, text): (&str, &str, &[u8])| {
+        release(sequence, sources, &[(name, version, &[("w/__init__.py", text), ("w/b.py", b"b")])])
+    };
+    [
+        with(1, &[("main.py", b"1"), ("a/b.txt", b"same"), ("none", b"")], wheel("1", b"one")),
+        with(2, &[("main.py", b"2"), ("a/c.txt", b"same"), ("a/d.txt", b"same")], wheel("1", b"one")),
+        many_files(3, 12),
+        with(4, &[("main.py", b"1"), ("a/b.txt", b"")], wheel("2", b"two")),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_the_device_has_one_release_complete(steps in steps()) {
+        let releases = releases();
+        let mut allowed: Vec<Files> = releases.iter().map(|release| release.files.clone()).collect();
+        allowed.push(Files::new());
+        let timing = Timing { confirm_after: Some(Duration::from_secs(3)), ..Timing::default() };
+        let mut bench = Bench::start_with(memory(), timing.clone()).unwrap();
+        let mut right = std::collections::BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Publish(index) => {
+                    right.extend(releases[index].packages.clone());
+                    bench.publish(&releases[index]);
+                }
+                Step::Garbage => bench.publish_list(Bytes::from_static(b"[{\"type\":\"src\"}]")),
+                Step::OtherChannel => {
+                    let text = String::from_utf8(releases[3].list.to_vec()).unwrap();
+                    bench.publish_list(text.replace("\"dev\"", "\"other\"").into());
+                }
+                Step::Deliver(count) => {
+                    for _ in 0..count {
+                        bench.deliver().unwrap();
+                    }
+                }
+                Step::Wait => {
+                    bench.wait().unwrap();
+                }
+                Step::Connect => bench.give(Event::Connected).unwrap(),
+                Step::Disconnect => bench.give(Event::Disconnected).unwrap(),
+                Step::Corrupt(index) => {
+                    let channel = crate::testing::channel().topic();
+                    let packages: Vec<_> = bench.retained.keys().filter(|topic| **topic != channel).cloned().collect();
+                    if let Some(topic) = packages.get(index % packages.len().max(1)) {
+                        bench.retained.insert(topic.clone(), Bytes::from_static(b"evil"));
+                    }
+                }
+                Step::Repair => bench.retained.extend(right.clone()),
+                Step::Lose(loss) => {
+                    let retained = std::mem::take(&mut bench.retained);
+                    let mut flash = bench.device.into_flash();
+                    flash.lose(loss);
+                    bench = Bench::start_with(flash, timing.clone()).unwrap();
+                    bench.retained = retained;
+                }
+                Step::Command(order) => bench.command(&format!(r#"[{{"type":"{order}"}}]"#)),
+                Step::Confirmed => bench.give(Event::Confirmed).unwrap(),
+                Step::RefuseSubscription => {
+                    bench.give(Event::SubscriptionRefused { filter: "mpypi/channels/dev".into() }).unwrap();
+                }
+            }
+            let found = files(bench.device.store().flash());
+            prop_assert!(allowed.contains(&found), "{found:?}");
+        }
+        // When the trouble is over, it converges.
+        bench.give(Event::Disconnected).unwrap();
+        bench.retained.extend(right);
+        let last = many_files(9, 3);
+        bench.publish(&last);
+        bench.run().unwrap();
+        prop_assert_eq!(bench.phase(), Phase::Idle);
+        prop_assert_eq!(files(bench.device.store().flash()), last.files);
+    }
+}
