@@ -4,4 +4,6 @@
 
 mod broker;
 mod durability;
+mod fleet;
 mod hostile;
+mod publish;

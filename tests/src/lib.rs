@@ -13,7 +13,7 @@ mod proxy;
 mod server;
 
 pub use client::{Client, Options, Received};
-pub use programs::{Output, World, program, run};
+pub use programs::{Output, Running, World, program, run};
 pub use proxy::{Proxy, Verdict};
 pub use server::Server;
 

@@ -4,8 +4,8 @@ use std::{
     env, fs,
     io::Read,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
+    process::{Child, Command, Stdio},
+    thread::{self, JoinHandle},
 };
 
 use tempfile::TempDir;
@@ -47,6 +47,12 @@ impl World {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         path
+    }
+
+    /// The same path as text, for a command line.
+    #[must_use]
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
     }
 
     /// Every file below `name`, as relative paths with their content, without the agent's own folder.
@@ -112,23 +118,67 @@ pub(crate) fn peer(name: &str) -> PathBuf {
 
 /// Runs one of our programs, or `mosquitto_pub` and `mosquitto_sub`, to its end.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
-    let path = if name.starts_with("mosquitto") { peer(name) } else { program(name) };
-    let mut child = Command::new(path)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let errors = thread::spawn(move || {
-        let mut bytes = Vec::new();
-        err.read_to_end(&mut bytes).unwrap();
-        bytes
-    });
-    let mut output = Vec::new();
-    out.read_to_end(&mut output).unwrap();
-    let code = child.wait().unwrap().code();
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Output { code, stdout: text(output), stderr: text(errors.join().unwrap()) }
+    Running::start(name, arguments).wait()
+}
+
+/// A program that runs beside the test, and ends with it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    output: Option<[JoinHandle<Vec<u8>>; 2]>,
+}
+
+impl Running {
+    /// Starts a program.
+    #[must_use]
+    pub fn start(name: &str, arguments: &[&str]) -> Running {
+        let path = if name.starts_with("mosquitto") { peer(name) } else { program(name) };
+        let mut child = Command::new(path)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+            thread::spawn(move || {
+                let mut bytes = Vec::new();
+                from.read_to_end(&mut bytes).unwrap();
+                bytes
+            })
+        }
+        let output = [collect(child.stdout.take().unwrap()), collect(child.stderr.take().unwrap())];
+        Running { child, output: Some(output) }
+    }
+
+    /// The id of its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal, as `-TERM`.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end.
+    #[must_use]
+    pub fn wait(mut self) -> Output {
+        let code = self.child.wait().unwrap().code();
+        let [stdout, stderr] = self
+            .output
+            .take()
+            .unwrap()
+            .map(|part| String::from_utf8_lossy(&part.join().unwrap()).into_owned());
+        Output { code, stdout, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
 }
