@@ -49,6 +49,8 @@ fleet: ## Run NODES simulated devices on CHANNEL
 .PHONY: test fmt fmt-check lint doc deny ci clean
 test: ## All tests; those with foreign programs use mosquitto, fetched if it is not there
 	@bash tests/peers.sh
+	@# The integration tests run the programs as they are built.
+	cargo build --workspace --bins
 	cargo test -q --workspace --doc
 	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests; fi
