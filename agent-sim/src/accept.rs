@@ -15,6 +15,7 @@ use crate::{journal::Seen, refusal::Refusal};
 /// [`Accepted::judge`] makes one.
 #[derive(Debug, Clone)]
 pub struct Accepted {
+    channel: ChannelName,
     list: Arc<UpdateList>,
     digest: Digest,
     wheels: Arc<[Wheel]>,
@@ -33,6 +34,7 @@ impl Accepted {
         seen: Option<&Seen>,
         wall: Option<Timestamp>,
     ) -> Result<Accepted, Refusal> {
+        let seen = seen.filter(|seen| seen.channel == *channel);
         let highest = seen.and_then(|seen| seen.sequence);
         match (list.release(), highest) {
             (Some(release), _) if release.channel != *channel => {
@@ -58,7 +60,13 @@ impl Accepted {
             return Err(Refusal::Expired { sequence: release.sequence, expires, now });
         }
         let wheels = wheels_for_us(&list).into();
-        Ok(Accepted { list: Arc::new(list), digest, wheels })
+        Ok(Accepted { channel: channel.clone(), list: Arc::new(list), digest, wheels })
+    }
+
+    /// The channel it is for.
+    #[must_use]
+    pub fn channel(&self) -> &ChannelName {
+        &self.channel
     }
 
     /// The list.
@@ -88,7 +96,13 @@ impl Accepted {
     /// What to remember of it.
     #[must_use]
     pub fn seen(&self) -> Seen {
-        Seen { sequence: self.sequence(), version: self.version(), list: self.digest, refused: None }
+        Seen {
+            channel: self.channel.clone(),
+            sequence: self.sequence(),
+            version: self.version(),
+            list: self.digest,
+            refused: None,
+        }
     }
 
     /// The wheels to install: one for each name.
@@ -137,6 +151,7 @@ mod tests {
     fn judge(list: &str, seen: Option<(Option<u64>, &str)>, now: Option<&str>) -> Result<Accepted, String> {
         let channel = ChannelName::new("dev").unwrap();
         let seen = seen.map(|(sequence, list)| Seen {
+            channel: channel.clone(),
             sequence,
             version: None,
             list: Digest::of(list.as_bytes()),
@@ -178,6 +193,21 @@ mod tests {
         assert!(judge(&release(5), None, None).is_ok());
         assert!(judge(&release(5), None, Some("2026-12-31T23:59:59Z")).is_ok());
         assert_eq!(judge(&release(5), None, Some("2027-01-01T00:00:00Z")).unwrap_err(), "expired");
+    }
+
+    #[test]
+    fn a_device_that_changes_its_channel_starts_over_with_its_sequences() {
+        let other = ChannelName::new("stable").unwrap();
+        let list = release(5).replace("dev", "stable");
+        let seen = Seen {
+            channel: ChannelName::new("dev").unwrap(),
+            sequence: Some(9),
+            version: None,
+            list: Digest::EMPTY,
+            refused: None,
+        };
+        let list = UpdateList::parse(list.as_bytes()).unwrap();
+        assert!(Accepted::judge(list, Digest::EMPTY, &other, Some(&seen), None).is_ok());
     }
 
     #[test]

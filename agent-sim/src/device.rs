@@ -12,7 +12,7 @@ use crate::{
     limits,
     refusal::Refusal,
     store::{Boot, BootError, Committed, Store},
-    update::{Action, Answer, Effect, Event, Report, Running, Timing, Updater},
+    update::{Action, Answer, Effect, Event, Report, Running, Start, Timing, Updater},
 };
 
 /// What this agent calls itself in `info`.
@@ -115,7 +115,8 @@ impl<F: Flash> Device<F> {
     }
 
     fn booted(&self, boot: Boot) -> Event {
-        Event::Booted { boot, installed: self.running(), seen: self.store.installed().seen.clone() }
+        let seen = self.store.installed().seen.clone();
+        Event::Booted(Box::new(Start { boot, running: self.running(), seen }))
     }
 
     fn running(&self) -> Running {
@@ -152,7 +153,7 @@ impl<F: Flash> Device<F> {
                 incoming.finish()?;
                 Answer::Received(id)
             }
-            Action::Stage(release) => Answer::Staged(self.store.stage(&self.channel, &release)?),
+            Action::Stage(release) => Answer::Staged(self.store.stage(&release)?),
             Action::Commit(staged) => match self.store.commit(staged)? {
                 Committed::Unchanged => Answer::Kept(self.running()),
                 Committed::Restart => Answer::Committed,

@@ -139,7 +139,11 @@ pub async fn run(
     board.view.end();
     match failure {
         Some(error) => Err(error),
-        None => Ok(board.tally.summary(clock.now())),
+        None => {
+            // Whoever waits a certain time expects to see something; whoever presses Ctrl-C may not.
+            let releases = options.releases.unwrap_or(usize::from(options.time.is_some()));
+            Ok(board.tally.summary(clock.now(), releases))
+        }
     }
 }
 

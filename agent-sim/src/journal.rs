@@ -79,6 +79,8 @@ pub struct InstalledWheel {
 /// A list that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
+    /// The channel it was for. The sequences of another channel mean nothing to this one.
+    pub channel: ChannelName,
     /// Its sequence; nothing below it is accepted any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
@@ -114,6 +116,8 @@ pub struct Journal {
     /// Why it is rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The list of the release, as in `installed`.
+    pub seen: Seen,
     /// Folders to be made, outermost first.
     pub folders: Vec<FilePath>,
     /// What to do, in this order.

@@ -114,8 +114,8 @@ pub async fn run<F: Flash>(
         };
         let events = match incoming {
             Incoming::Events(events) => events,
-            Incoming::Message { topic, payload } => {
-                options.event(&topic, payload, clock).into_iter().collect()
+            Incoming::Message { topic, payload, retained } => {
+                options.event(&topic, payload, retained, clock).into_iter().collect()
             }
             Incoming::Connected => {
                 backoff.reset();
@@ -130,6 +130,14 @@ pub async fn run<F: Flash>(
             }
         };
         for event in events {
+            if let Event::SubscriptionRefused { .. } = event {
+                let hint = format!(
+                    "hint: log in with `--broker mqtt://user:password@{}:{}`, or let the node `{node}` \
+                     read channels, packages and its own topics",
+                    options.broker.host, options.broker.port
+                );
+                observe(Happening::Log(hint));
+            }
             let outputs = device.handle(clock.now(), event)?;
             connection.send(outputs, &mut observe);
         }
@@ -144,13 +152,14 @@ impl NodeOptions {
     }
 
     /// What a message means to the device, if anything.
-    fn event(&self, topic: &str, payload: Bytes, clock: Clock) -> Option<Event> {
+    fn event(&self, topic: &str, payload: Bytes, retained: bool, clock: Clock) -> Option<Event> {
         let wall = Some(clock.wall());
         match Topic::parse(topic).ok()? {
             Topic::Channel(channel) if channel == self.channel => {
                 Some(Event::List { source: Source::Channel, payload, wall })
             }
-            Topic::Node(node, NodeSubject::Cmd) if node == self.node => {
+            // A retained order would be carried out again after every reconnect.
+            Topic::Node(node, NodeSubject::Cmd) if node == self.node && !retained => {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
             Topic::Package(id) => Some(Event::Package { id, payload }),
@@ -195,7 +204,7 @@ type Polling = Pin<Box<dyn Future<Output = (EventLoop, Result<rumqttc::Event, Co
 
 enum Incoming {
     Events(Vec<Event>),
-    Message { topic: String, payload: Bytes },
+    Message { topic: String, payload: Bytes, retained: bool },
     Connected,
     Lost(ConnectionError),
 }
@@ -230,7 +239,7 @@ impl Connection {
                 Incoming::Connected
             }
             Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => {
-                Incoming::Message { topic: publish.topic, payload: publish.payload }
+                Incoming::Message { topic: publish.topic, payload: publish.payload, retained: publish.retain }
             }
             Ok(rumqttc::Event::Incoming(Packet::SubAck(ack))) => {
                 let filters = self.sent.remove(&ack.pkid).unwrap_or_default();

@@ -38,7 +38,7 @@ use std::{
     io,
 };
 
-use mpypi_protocol::{ChannelName, Digest, FilePath, PackageId, digest::Hasher, limits as wire, list::Wheel};
+use mpypi_protocol::{Digest, FilePath, PackageId, digest::Hasher, limits as wire, list::Wheel};
 
 use crate::{
     accept::Accepted,
@@ -298,7 +298,7 @@ impl<F: Flash> Store<F> {
     ///
     /// # Errors
     /// A wheel is refused, two files want one place, a package is missing, or the flash fails.
-    pub fn stage(&mut self, channel: &ChannelName, release: &Accepted) -> Result<Staged, Refusal> {
+    pub fn stage(&mut self, release: &Accepted) -> Result<Staged, Refusal> {
         let mut files: BTreeMap<FilePath, Digest> = BTreeMap::new();
         let mut wheels = BTreeMap::new();
         for wheel in release.wheels() {
@@ -327,7 +327,7 @@ impl<F: Flash> Store<F> {
         };
         let installed = Installed {
             format: FORMAT,
-            channel: Some(channel.clone()),
+            channel: Some(release.channel().clone()),
             sequence: release.sequence(),
             version: release.version(),
             list: Some(release.digest()),
@@ -341,6 +341,7 @@ impl<F: Flash> Store<F> {
             step: Step::Install,
             boots: 0,
             reason: None,
+            seen: release.seen(),
             folders,
             operations,
             installed,
@@ -397,7 +398,7 @@ impl<F: Flash> Store<F> {
     }
 
     fn confirming(&mut self, journal: Journal) -> Result<Boot, BootError> {
-        let seen = seen_of(&journal);
+        let seen = journal.seen.clone();
         self.journal = Some(journal);
         Ok(Boot::Confirming { seen })
     }
@@ -410,7 +411,7 @@ impl<F: Flash> Store<F> {
 
     fn take_back(&mut self, journal: Journal) -> io::Result<Seen> {
         undo(&mut self.flash, &journal)?;
-        let mut seen = seen_of(&journal);
+        let mut seen = journal.seen.clone();
         let error = journal.reason.unwrap_or_else(|| Refusal::ToldTo.text());
         seen.refused = Some(Refused { error, rolled_back: true });
         let mut installed = self.installed.clone();
@@ -651,16 +652,6 @@ impl Staged {
     #[must_use]
     pub fn changes(&self) -> usize {
         self.journal.operations.len()
-    }
-}
-
-fn seen_of(journal: &Journal) -> Seen {
-    let installed = &journal.installed;
-    Seen {
-        sequence: installed.sequence,
-        version: installed.version.clone(),
-        list: installed.list.unwrap_or(Digest::EMPTY),
-        refused: None,
     }
 }
 

@@ -35,14 +35,7 @@ use crate::{
 #[derive(Debug)]
 pub enum Event {
     /// The device started, or started again.
-    Booted {
-        /// What its store found.
-        boot: Boot,
-        /// What is installed.
-        installed: Running,
-        /// The newest list accepted before.
-        seen: Option<Seen>,
-    },
+    Booted(Box<Start>),
     /// There is a connection to the broker.
     Connected,
     /// There is none any more.
@@ -76,6 +69,17 @@ pub enum Event {
     Confirmed,
     /// Time has passed.
     Tick,
+}
+
+/// What a device knows when it starts.
+#[derive(Debug)]
+pub struct Start {
+    /// What its store found.
+    pub boot: Boot,
+    /// What is installed.
+    pub running: Running,
+    /// The newest list accepted before.
+    pub seen: Option<Seen>,
 }
 
 /// How a list arrived.
@@ -314,7 +318,7 @@ impl Updater {
         let mut effects = Effects::new();
         let out = &mut effects;
         match event {
-            Event::Booted { boot, installed, seen } => self.booted(now, boot, installed, seen, out),
+            Event::Booted(start) => self.booted(now, *start, out),
             Event::Connected => self.greet(now, out),
             Event::Disconnected => self.connected = false,
             Event::List { source, payload, wall } => self.list(source, payload, wall, out),
@@ -329,7 +333,8 @@ impl Updater {
         effects
     }
 
-    fn booted(&mut self, now: Duration, boot: Boot, running: Running, seen: Option<Seen>, out: &mut Effects) {
+    fn booted(&mut self, now: Duration, start: Start, out: &mut Effects) {
+        let Start { boot, running, seen } = start;
         self.running = running;
         self.seen = seen;
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
@@ -513,7 +518,7 @@ impl Updater {
 
     fn subscription_refused(&mut self, now: Duration, filter: String, out: &mut Effects) {
         let refusal = Refusal::NotAllowed { filter };
-        out.push(Effect::Log(refusal.text()));
+        out.push(Effect::Log(format!("error: {}", refusal.text())));
         let Refusal::NotAllowed { filter } = &refusal else { return };
         let ours = [&self.cmd, &self.channel.topic()].contains(&filter);
         let fetching = match &self.activity {

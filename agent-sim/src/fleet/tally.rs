@@ -65,8 +65,8 @@ pub enum Outcome {
 pub struct Summary {
     /// Its nodes.
     pub nodes: Vec<NodeResult>,
-    /// How many releases were waited for.
-    pub releases: Option<usize>,
+    /// How many releases each had to apply.
+    pub releases: usize,
     /// How long it ran.
     pub time: Duration,
     /// Whether any node was ever connected.
@@ -148,12 +148,12 @@ impl Tally {
         self.releases.is_some_and(|releases| self.nodes.iter().all(|node| node.finished() >= releases))
     }
 
-    /// The result, after `time`.
+    /// The result, after `time`, where each node had to apply `releases`.
     #[must_use]
-    pub fn summary(&self, time: Duration) -> Summary {
+    pub fn summary(&self, time: Duration, releases: usize) -> Summary {
         Summary {
             nodes: self.nodes.clone(),
-            releases: self.releases,
+            releases,
             time,
             ever_connected: self.ever_connected,
             trouble: self.trouble.clone(),
@@ -170,10 +170,10 @@ impl NodeResult {
         self.records.iter().filter(|record| finished(&record.outcome)).count()
     }
 
-    /// Whether it has, and has applied, everything it should.
-    fn is_good(&self, releases: Option<usize>) -> bool {
+    /// Whether it applied all releases it saw, and saw so many.
+    fn is_good(&self, releases: usize) -> bool {
         let good = |outcome: &Outcome| matches!(outcome, Outcome::Applied | Outcome::Replaced);
-        self.records.iter().all(|record| good(&record.outcome)) && self.finished() >= releases.unwrap_or(1)
+        self.records.iter().all(|record| good(&record.outcome)) && self.finished() >= releases
     }
 }
 
@@ -297,5 +297,76 @@ impl Summary {
         }
         let summary = JsonSummary { applied: self.all_applied(), seconds: seconds(self.time), results };
         serde_json::to_string_pretty(&summary).expect("plain values always make JSON")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mpypi_protocol::node::State;
+
+    use super::*;
+
+    fn report(list: &str, sequence: u64, phase: Phase, done: u64, error: Option<&str>) -> Report {
+        let state = State {
+            phase,
+            sequence: Some(sequence),
+            version: Some("1.0".into()),
+            done,
+            total: 9,
+            error: error.map(str::to_owned),
+            attempt: 1,
+            extra: serde_json::Map::new(),
+        };
+        Report { state, list: Some(Digest::of(list.as_bytes())) }
+    }
+
+    fn tally(releases: usize) -> Tally {
+        Tally::new(vec![NodeId::new("a").unwrap(), NodeId::new("b").unwrap()], Some(releases))
+    }
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_fleet_is_complete_when_every_node_finished_its_releases() {
+        let mut tally = tally(2);
+        for node in [0, 1] {
+            assert!(!tally.is_complete());
+            tally.report(at(1), node, &report("one", 1, Phase::Downloading, 0, None));
+            tally.report(at(3), node, &report("one", 1, Phase::Idle, 9, None));
+            tally.report(at(4), node, &report("two", 2, Phase::Failed, 4, Some("wrong-hash: x")));
+        }
+        assert!(tally.is_complete());
+        let summary = tally.summary(at(5), 2);
+        assert!(!summary.all_applied());
+        let first = &summary.nodes[1].records[0];
+        assert_eq!((first.bytes, first.time(), &first.outcome), (9, Some(at(2)), &Outcome::Applied));
+        let json: serde_json::Value = serde_json::from_str(&summary.json()).unwrap();
+        assert_eq!(json["results"][3]["error"], "wrong-hash: x");
+        assert_eq!(json["results"][3]["result"], "failed");
+        assert!(summary.table().contains("failed: wrong-hash: x"), "{}", summary.table());
+    }
+
+    #[test]
+    fn a_release_that_is_tried_again_and_applied_is_applied() {
+        let mut tally = tally(1);
+        tally.report(at(1), 0, &report("one", 1, Phase::Failed, 0, Some("missing-package: x")));
+        tally.report(at(2), 0, &report("one", 1, Phase::Downloading, 0, None));
+        assert_eq!(tally.node(0).records[0].outcome, Outcome::Unfinished);
+        tally.report(at(3), 0, &report("one", 1, Phase::Idle, 9, None));
+        assert_eq!(tally.node(0).records[0].outcome, Outcome::Applied);
+        // A later report of the same does not change when it ended.
+        tally.report(at(8), 0, &report("one", 1, Phase::Idle, 0, None));
+        assert_eq!((tally.node(0).records[0].time(), tally.node(0).records[0].bytes), (Some(at(2)), 9));
+    }
+
+    #[test]
+    fn a_release_that_a_newer_one_replaced_does_not_count() {
+        let mut tally = tally(1);
+        tally.report(at(1), 0, &report("one", 1, Phase::Downloading, 0, None));
+        tally.report(at(2), 0, &report("two", 2, Phase::Downloading, 0, None));
+        assert_eq!(tally.node(0).records[0].outcome, Outcome::Replaced);
+        assert_eq!(tally.node(0).finished(), 0);
     }
 }
