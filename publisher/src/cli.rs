@@ -35,7 +35,7 @@ enum Command {
 /// Where the broker is, for every command.
 #[derive(Debug, Args)]
 pub(crate) struct Broker {
-    /// The broker, as mqtt://[USER[:PASSWORD]@]HOST[:PORT]
+    /// The broker, as `mqtt://[USER[:PASSWORD]@]HOST[:PORT]`
     #[arg(
         long,
         value_name = "URL",

@@ -19,6 +19,7 @@ use crate::{
     channel::{Cache, Channel},
     limits,
     publish::{Event, Observer, Options, Outcome, PublishError, backoff, load, publish_channel},
+    report::chain,
     settings::Settings,
     walk::never,
 };
@@ -53,6 +54,7 @@ pub async fn watch(
     let mut eye = Eye::open(folder)?;
     let mut cache = Cache::default();
     let mut standing = None;
+    let mut said = None;
     let mut losses = 0;
     loop {
         let (loaded, kept) = load(folder, options, cache).await;
@@ -70,7 +72,7 @@ pub async fn watch(
                     Ok(outcome) => {
                         observer.published(&outcome);
                         standing = Some(identity(&channel));
-                        losses = 0;
+                        (losses, said) = (0, None);
                         eye.change().await;
                         continue;
                     }
@@ -80,7 +82,12 @@ pub async fn watch(
         };
         // What stands now is not known, or not what the folder holds.
         standing = None;
-        observer.failed(&error);
+        // Said once, however often it is tried again.
+        let text = chain(&error);
+        if said.as_ref() != Some(&text) {
+            observer.failed(&error);
+            said = Some(text);
+        }
         match error.is_passing() {
             true => {
                 losses += 1;

@@ -15,8 +15,8 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  mpypi status               all channels and nodes
-  mpypi status dev stable    two channels and their nodes
+  mpypi status               all channels, in a line each, and all nodes
+  mpypi status dev stable    two channels with their packages and nodes
   mpypi status dev --json";
 
 #[derive(Debug, clap::Args)]
@@ -42,11 +42,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     };
     match args.json {
         true => print(&format!("{}\n", to_json(&status))),
-        false => print(&to_text(&status, wants_color(&stdout()))),
+        false => {
+            let detail = if args.channels.is_empty() { Detail::Summary } else { Detail::Entries };
+            print(&to_text(&status, detail, wants_color(&stdout())))
+        }
     }
 }
 
-fn to_text(status: &Status, color: bool) -> String {
+/// How much is shown of each channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    Summary,
+    Entries,
+}
+
+fn to_text(status: &Status, detail: Detail, color: bool) -> String {
     let mut text = String::new();
     for (name, channel) in &status.channels {
         let name = painted(name.as_str(), "1", color);
@@ -56,7 +66,10 @@ fn to_text(status: &Status, color: bool) -> String {
                 text += &format!("{name}: retains no update list: {problem}\n");
             }
             ChannelStatus::List(list) => {
-                text += &format!("{name}: {}\n{}\n", title(list), entries(list).trim_fmt())
+                text += &format!("{name}: {}\n", title(list));
+                if detail == Detail::Entries {
+                    text += &format!("{}\n", entries(list).trim_fmt());
+                }
             }
         }
     }
