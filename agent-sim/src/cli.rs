@@ -35,7 +35,7 @@ enum Command {
 /// Where the broker is, and what comes out.
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// The broker, as mqtt://[user[:password]@]host[:port].
+    /// The broker, as `mqtt://[user[:password]@]host[:port]`.
     #[arg(long, value_name = "URL", env = "MPYPI_BROKER", default_value = "mqtt://127.0.0.1:1883")]
     #[arg(hide_env_values = true)]
     broker: BrokerUrl,
@@ -109,7 +109,6 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 
 /// Runs a fleet until it is done or a signal comes; shows its progress.
 fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
-    let broker = options.broker.clone();
     let names = options.members.iter().map(|(node, _)| node);
     let view: Box<dyn View> = match std::io::stderr().is_terminal() {
         true => Box::new(Bars::new(names)),
@@ -131,10 +130,9 @@ fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
         Ok::<_, Failure>(mpypi_agent_sim::fleet::run(options, view, stop).await?)
     })?;
     match &summary.trouble {
-        Some(trouble) if !summary.ever_connected => Err(Failure {
-            error: anyhow::anyhow!("{trouble}"),
-            hint: Some(format!("is there a broker at {broker}? start one with `mpypi-broker serve`")),
-        }),
+        Some(trouble) if !summary.ever_connected => {
+            Err(Failure { error: anyhow::anyhow!("{}", trouble.error), hint: Some(trouble.hint.clone()) })
+        }
         _ => Ok(summary),
     }
 }

@@ -164,10 +164,10 @@ impl Board {
             }
             Happening::Log(line) => view.log(tally.node(index), line),
             Happening::Connected => tally.connected(),
-            Happening::Lost { error, again_in } => {
+            Happening::Lost { trouble, again_in } => {
                 // One line for an outage, not one for each node and attempt.
-                if tally.lost(error) {
-                    let line = format!("{error}; trying again in {:.1} s", again_in.as_secs_f64());
+                if tally.lost(trouble) {
+                    let line = format!("{}; trying again in {:.1} s", trouble.error, again_in.as_secs_f64());
                     view.log(tally.node(index), &line);
                 }
             }

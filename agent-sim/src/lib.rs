@@ -8,6 +8,7 @@
 //! | [`wheel`] | unpacking a wheel by its RECORD |
 //! | [`accept`] | whether to believe an update list |
 //! | [`refusal`] | why something is not applied, and what follows |
+//! | [`backoff`] | how long to wait before trying again |
 //! | [`update`] | the update as a state machine |
 //! | [`device`] | the two together, without a connection |
 //! | [`node`] | a device on an MQTT connection |

@@ -52,10 +52,19 @@ pub enum Happening {
     /// There is none any more, or still none.
     Lost {
         /// Why.
-        error: String,
+        trouble: Trouble,
         /// When it is tried again.
         again_in: Duration,
     },
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What happened.
+    pub error: String,
+    /// What can be done about it.
+    pub hint: String,
 }
 
 /// The one clock of this program.
@@ -103,6 +112,7 @@ pub async fn run<F: Flash>(
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST);
     let mut rng = fastrand::Rng::with_seed(seed);
     connection.send(outputs, &mut observe);
+    let mut since = Duration::ZERO;
     loop {
         let wait = device.deadline().map(|deadline| deadline.saturating_sub(clock.now()));
         let incoming = tokio::select! {
@@ -118,28 +128,33 @@ pub async fn run<F: Flash>(
                 options.event(&topic, payload, retained, clock).into_iter().collect()
             }
             Incoming::Connected => {
-                backoff.reset();
+                since = clock.now();
                 observe(Happening::Connected);
                 vec![Event::Connected]
             }
             Incoming::Lost(error) => {
+                // A connection that breaks at once, again and again, is no success.
+                if connection.connected && clock.now() >= since + limits::RECONNECT_MOST {
+                    backoff.reset();
+                }
                 let again_in = backoff.next(&mut rng);
-                observe(Happening::Lost { error: explain(&error, &options.broker), again_in });
+                observe(Happening::Lost { trouble: explain(&error, &options.broker), again_in });
                 connection = Connection::open(&options, again_in);
                 vec![Event::Disconnected]
             }
         };
+        let mut refused = false;
         for event in events {
-            if let Event::SubscriptionRefused { .. } = event {
-                let hint = format!(
-                    "hint: log in with `--broker mqtt://user:password@{}:{}`, or let the node `{node}` \
-                     read channels, packages and its own topics",
-                    options.broker.host, options.broker.port
-                );
-                observe(Happening::Log(hint));
-            }
+            refused |= matches!(event, Event::SubscriptionRefused { .. });
             let outputs = device.handle(clock.now(), event)?;
             connection.send(outputs, &mut observe);
+        }
+        if refused {
+            let BrokerUrl { host, port, .. } = &options.broker;
+            observe(Happening::Log(format!(
+                "hint: use `--broker mqtt://user:password@{host}:{port}`, or let the node `{node}` read \
+                 channels, packages and its own topics"
+            )));
         }
     }
     connection.say_goodbye().await;
@@ -335,23 +350,29 @@ async fn poll(mut event_loop: EventLoop) -> (EventLoop, Result<rumqttc::Event, C
     (event_loop, event)
 }
 
-fn explain(error: &ConnectionError, broker: &BrokerUrl) -> String {
-    match error {
-        ConnectionError::Io(error) => format!("cannot reach {broker}: {error}"),
+fn explain(error: &ConnectionError, broker: &BrokerUrl) -> Trouble {
+    let is_there = format!("is there a broker at {broker}? start one with `mpypi-broker serve`");
+    let (error, hint) = match error {
+        ConnectionError::Io(error) => (format!("cannot reach {broker}: {error}"), is_there),
         ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
-            format!("{broker} does not answer")
+            (format!("{broker} does not answer"), is_there)
         }
         ConnectionError::ConnectionRefused(code) => {
-            let reason = match code {
-                ConnectReturnCode::BadUserNamePassword => "wrong user name or password",
-                ConnectReturnCode::NotAuthorized => "this node is not authorised",
-                ConnectReturnCode::BadClientId => "it does not accept this node's name",
-                ConnectReturnCode::ServiceUnavailable => "it is not available",
-                _ => "it does not speak MQTT 3.1.1",
+            let (reason, hint) = match code {
+                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => (
+                    "it wants another user name or password",
+                    "use `--broker mqtt://user:password@host:port`",
+                ),
+                ConnectReturnCode::BadClientId => {
+                    ("it does not accept this node's name", "use another `--node`")
+                }
+                ConnectReturnCode::ServiceUnavailable => ("it is not available", "look at its log"),
+                _ => ("it does not speak MQTT 3.1.1", "use a broker that does"),
             };
-            format!("{broker} refused the connection: {reason}")
+            (format!("{broker} refused the connection: {reason}"), hint.to_owned())
         }
-        ConnectionError::MqttState(error) => format!("lost the connection to {broker}: {error}"),
-        other => format!("lost the connection to {broker}: {other}"),
-    }
+        ConnectionError::MqttState(error) => (format!("lost the connection to {broker}: {error}"), is_there),
+        other => (format!("lost the connection to {broker}: {other}"), is_there),
+    };
+    Trouble { error, hint }
 }

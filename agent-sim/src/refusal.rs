@@ -63,6 +63,12 @@ pub enum Refusal {
         /// The package's topic.
         topic: String,
     },
+    /// The connection broke again and again while packages were awaited.
+    #[error("connection: lost {times} times in a row while fetching")]
+    ConnectionLost {
+        /// How often.
+        times: u32,
+    },
     /// The broker does not let the device subscribe.
     #[error("not-allowed: the broker refused the subscription to `{filter}`")]
     NotAllowed {
@@ -162,6 +168,7 @@ impl Refusal {
     pub fn verdict(&self) -> Verdict {
         match self {
             Refusal::MissingPackage { .. }
+            | Refusal::ConnectionLost { .. }
             | Refusal::NotAllowed { .. }
             | Refusal::NoSpace { .. }
             | Refusal::Storage(_) => Verdict::Retry,

@@ -234,6 +234,8 @@ enum Activity {
         open: BTreeMap<PackageId, Need>,
         verifying: usize,
         stall_at: Duration,
+        /// Connections lost since the last package came.
+        losses: u32,
     },
     /// Trouble that may pass.
     Pausing { job: Job, until: Duration },
@@ -320,7 +322,7 @@ impl Updater {
         match event {
             Event::Booted(start) => self.booted(now, *start, out),
             Event::Connected => self.greet(now, out),
-            Event::Disconnected => self.connected = false,
+            Event::Disconnected => self.disconnected(out),
             Event::List { source, payload, wall } => self.list(source, payload, wall, out),
             Event::Package { id, payload } => self.package(now, &id, payload, out),
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
@@ -365,6 +367,20 @@ impl Updater {
             *stall_at = now + self.timing.stall;
             if !open.is_empty() {
                 out.push(Effect::Subscribe(open.keys().map(PackageId::topic).collect()));
+            }
+        }
+    }
+
+    fn disconnected(&mut self, out: &mut Effects) {
+        self.connected = false;
+        if let Activity::Fetching { losses, .. } = &mut self.activity {
+            *losses += 1;
+            if *losses >= self.timing.attempts {
+                // The next connection brings the list, and with it another try.
+                let refusal = Refusal::ConnectionLost { times: *losses };
+                out.push(Effect::Log(refusal.text()));
+                self.show_failed(&refusal);
+                self.activity = Activity::Resting;
             }
         }
     }
@@ -547,10 +563,15 @@ impl Updater {
                     open: BTreeMap::new(),
                     verifying: 0,
                     stall_at: now + self.timing.stall,
+                    losses: 0,
                 }
             }
-            (Answer::Received(_), Activity::Fetching { job, waiting, open, verifying, stall_at }) => {
-                Activity::Fetching { job, waiting, open, verifying: verifying.saturating_sub(1), stall_at }
+            (Answer::Received(_), mut fetching @ Activity::Fetching { .. }) => {
+                if let Activity::Fetching { verifying, losses, .. } = &mut fetching {
+                    *verifying = verifying.saturating_sub(1);
+                    *losses = 0;
+                }
+                fetching
             }
             (Answer::Staged(staged), Activity::Staging(job)) => {
                 self.shown.state.phase = Phase::Installing;
@@ -576,7 +597,7 @@ impl Updater {
 
     /// Asks for packages up to the window; goes on to verification when there are none left.
     fn fetch_on(&mut self, now: Duration, out: &mut Effects) {
-        let Activity::Fetching { job, waiting, open, verifying, stall_at } = &mut self.activity else {
+        let Activity::Fetching { job, waiting, open, verifying, stall_at, .. } = &mut self.activity else {
             return;
         };
         let mut topics = Vec::new();

@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use mpypi_protocol::{Digest, NodeId, node::Phase};
 use serde::Serialize;
 
-use crate::update::Report;
+use crate::{node::Trouble, update::Report};
 
 /// Counts along while a fleet runs.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub struct Tally {
     nodes: Vec<NodeResult>,
     releases: Option<usize>,
     ever_connected: bool,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
 }
 
 /// One node's releases, in the order they came.
@@ -72,7 +72,7 @@ pub struct Summary {
     /// Whether any node was ever connected.
     pub ever_connected: bool,
     /// The last trouble with the connection.
-    pub trouble: Option<String>,
+    pub trouble: Option<Trouble>,
 }
 
 impl Tally {
@@ -136,10 +136,8 @@ impl Tally {
     }
 
     /// Notes that a connection was lost or not made; whether that is news.
-    pub fn lost(&mut self, error: &str) -> bool {
-        let news = self.trouble.as_deref() != Some(error);
-        self.trouble = Some(error.to_owned());
-        news
+    pub fn lost(&mut self, trouble: &Trouble) -> bool {
+        self.trouble.replace(trouble.clone()).as_ref() != Some(trouble)
     }
 
     /// Whether every node finished as many releases as are waited for.

@@ -4,7 +4,7 @@ use mpypi_protocol::node::Phase;
 
 use super::*;
 use crate::{
-    flash::{Loss, Memory, PowerCut, Tear},
+    flash::{Disk, Loss, Memory, PowerCut, Tear},
     testing::{Bench, Files, Release, files, release},
     update::Timing,
 };
@@ -245,6 +245,24 @@ fn a_power_cut_while_confirming_keeps_the_new_release_or_rolls_back() {
     journal::write(&mut start, JOURNAL, &journal).unwrap();
     let cuts = cut_everywhere(&start, confirm, &[old, new.clone()], converge, &new);
     assert!(cuts > 5, "{cuts}");
+}
+
+#[test]
+fn a_real_directory_is_installed_upgraded_and_left_alone_elsewhere() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("notes.txt"), "mine").unwrap();
+    // A link in the way of a file is replaced, not followed.
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    std::os::unix::fs::symlink(outside.path(), root.path().join("main.py")).unwrap();
+    for release in [first(), second()] {
+        assert_eq!(apply(Disk::open(root.path()).unwrap(), &release), Phase::Idle);
+        for (path, bytes) in &release.files {
+            assert_eq!(&std::fs::read(root.path().join(path)).unwrap(), bytes, "{path}");
+        }
+    }
+    assert!(!root.path().join("assets").exists());
+    assert_eq!(std::fs::read(outside.path()).unwrap(), b"");
+    assert!(!root.path().join("main.py").is_symlink());
 }
 
 #[test]

@@ -281,6 +281,26 @@ fn a_lost_connection_is_no_failure() {
 }
 
 #[test]
+fn a_connection_that_breaks_whenever_a_package_comes_is_reported_and_tried_again() {
+    let mut flash = memory();
+    let release = many_files(1, 2);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    bench.give(Event::Connected).unwrap();
+    assert!(bench.deliver().unwrap());
+    for _ in 0..limits::ATTEMPTS {
+        assert_eq!(bench.phase(), Phase::Downloading);
+        bench.give(Event::Connected).unwrap();
+        bench.give(Event::Disconnected).unwrap();
+    }
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(bench.error().unwrap().starts_with("connection: "), "{:?}", bench.error());
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
 fn a_refused_subscription_is_reported() {
     let mut flash = memory();
     let mut bench = Bench::start(&mut flash).unwrap();
