@@ -46,7 +46,7 @@ fleet: ## Run NODES simulated devices on CHANNEL
 	@$(agent) fleet --broker $(BROKER) --channel $(CHANNEL) --nodes $(NODES)
 
 ##@ Check it
-.PHONY: test fmt fmt-check lint doc deny ci clean
+.PHONY: test fmt fmt-check lint doc deny readme ci clean
 test: ## All tests; those with foreign programs use mosquitto, fetched if it is not there
 	@bash tests/peers.sh
 	@# The integration tests run the programs as they are built.
@@ -73,8 +73,11 @@ doc: ## The documentation, with warnings denied
 deny: ## Licences, banned crates, sources and known holes of what we depend on
 	@bash .ci/deny
 
+readme:
+	@bash tests/readme.sh
+
 # The tests come last, so that their summary is the last thing CI says.
-ci: fmt-check lint doc deny demo test ## Everything CI does
+ci: fmt-check lint doc deny demo readme test ## Everything CI does
 
 clean: ## Remove what was built and what broker, agent and fleet left
 	cargo clean
