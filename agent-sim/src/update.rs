@@ -469,8 +469,11 @@ impl Updater {
         if self.running.list == Some(digest) && !self.recheck {
             self.abandon(out);
             self.remember(&release, out);
-            self.rest_on_running();
-            self.shown.list = Some(digest);
+            // The same list once more, as after the restart, leaves what is told about its download.
+            if self.shown.list != Some(digest) || self.shown.state.phase != Phase::Idle {
+                self.rest_on_running();
+                self.shown.list = Some(digest);
+            }
             return;
         }
         if let Some(seen) = self.seen.clone().filter(|seen| seen.list == digest && seen.refused.is_some()) {
