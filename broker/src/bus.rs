@@ -17,8 +17,7 @@ use rumqttd::{Notification, Router, RouterConfig, local::LinkBuilder, local::Lin
 use crate::{
     clock,
     mailbox::Delivery,
-    message::{Message, SessionId},
-    packet::SubscriptionOptions,
+    message::Message,
     subscriptions::{Receiver, Subscriptions},
 };
 
@@ -192,9 +191,9 @@ impl Dispatcher {
             }
             tracing::error!(topic = %message.topic, "a message was lost on the bus: everyone reads again");
             for receiver in subscriptions.all() {
-                match message.version {
-                    0 => receiver.mailbox.overflow(),
-                    version => receiver.mailbox.lag(version - 1),
+                match message.record() {
+                    None => receiver.mailbox.overflow(),
+                    Some(version) => receiver.mailbox.lag(version - 1),
                 }
             }
         }
@@ -202,18 +201,12 @@ impl Dispatcher {
 }
 
 fn deliver(subscriptions: &Subscriptions, message: &Arc<Message>) {
-    for (id, Receiver { mailbox, options }) in subscriptions.receivers(&message.topic) {
-        if wants(options, id, message) {
-            mailbox.push(Delivery {
-                message: message.clone(),
-                qos: message.qos.min(options.qos),
-                // MQTT 5, 3.3.1.3; in 3.1.1 a live message never has the flag.
-                retain: message.retain && options.retain_as_published,
-            });
-        }
+    for Receiver { mailbox, options } in subscriptions.receivers(&message.topic, message.origin).values() {
+        mailbox.push(Delivery {
+            message: message.clone(),
+            qos: message.qos.min(options.qos),
+            // MQTT 5, 3.3.1.3; in 3.1.1 a live message never has the flag.
+            retain: message.retain && options.retain_as_published,
+        });
     }
-}
-
-fn wants(options: SubscriptionOptions, id: SessionId, message: &Message) -> bool {
-    !(options.no_local && message.origin == Some(id))
 }

@@ -23,12 +23,12 @@ use crate::{
     clock,
     door::{admit, is_heavy},
     index::{
-        Index, Step,
+        Index, IndexError, Step,
         writer::{Op, Reply, Settled},
     },
     limits::Limits,
     mailbox::{Mail, Mailbox},
-    message::{Refusal, SessionId},
+    message::{Message, Refusal, SessionId},
     outbox::Outbox,
     packet::{self, Connect, Framing, Packet, Publish, Reason, Version},
     session::{Effect, Replay, Replayed, Session},
@@ -39,8 +39,10 @@ use crate::{
 const OUT_ENOUGH: u64 = 64 * 1024;
 /// Bytes waiting to be sent above which nothing further is read from the client.
 const OUT_FULL: u64 = 256 * 1024;
-/// Room made in the read buffer at a time, in bytes.
+/// Room made in the read buffer at a time, in bytes, while a client sends much.
 const READ: usize = 16 * 1024;
+/// The same for a client of which nothing is expected: most are idle, and this is held for each.
+const READ_IDLE: usize = 512;
 /// Messages fetched before others have their turn.
 const TURN: usize = 64;
 /// For the last bytes to a client that is being closed.
@@ -48,7 +50,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The same while the broker stops, and everyone waits for the slowest.
 const FAREWELL_AT_STOP: Duration = Duration::from_millis(250);
 /// For an earlier connection with the same client id to go.
-const TAKEOVER: Duration = Duration::from_secs(10);
+const TAKEOVER: Duration = Duration::from_secs(5);
+/// While a large packet is received, how often to look whether others wait for its place.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Bytes that one place stands for, see [`Shared::places`].
+pub const PLACE: usize = 1024;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -61,10 +68,12 @@ pub struct Shared {
     pub ops: mpsc::Sender<Op>,
     /// Read by the dispatcher.
     pub subscriptions: SharedSubscriptions,
-    /// Places for large packets, in KiB.
+    /// Places for large packets, one for each [`PLACE`] bytes.
     pub places: Arc<Semaphore>,
     /// Places for clients.
     pub clients: Arc<Semaphore>,
+    /// Places for connections, whatever they are.
+    pub sockets: Arc<Semaphore>,
     /// Ends every connection.
     pub shutdown: CancellationToken,
     /// Who is connected.
@@ -91,6 +100,17 @@ struct Membership<'r> {
     registry: &'r Registry,
     client_id: String,
     member: Member,
+    /// Who has not gone yet: takes the place back, so that whoever comes next waits for them too.
+    earlier: Option<Member>,
+}
+
+/// Why a connection did not get its client id.
+#[derive(Debug, PartialEq, Eq)]
+enum NotEntered {
+    /// A newer connection has it.
+    Replaced,
+    /// An earlier connection does not go.
+    Occupied,
 }
 
 impl Registry {
@@ -100,22 +120,31 @@ impl Registry {
     }
 
     /// Takes `client_id`, sends away whoever has it ([MQTT-3.1.4-2]), and waits until they have gone, will and
-    /// all. `None` if a newer connection has it, or takes it in the meantime.
-    async fn enter(&self, client_id: &str, id: SessionId) -> Option<Membership<'_>> {
+    /// all.
+    async fn enter(&self, client_id: &str, id: SessionId) -> Result<Membership<'_>, NotEntered> {
         let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
         let earlier = {
             let mut members = self.lock();
             if members.get(client_id).is_some_and(|present| present.id > id) {
-                return None;
+                return Err(NotEntered::Replaced);
             }
             members.insert(client_id.to_owned(), member.clone())
         };
-        let membership = Membership { registry: self, client_id: client_id.to_owned(), member };
+        let mut membership =
+            Membership { registry: self, client_id: client_id.to_owned(), member, earlier: None };
         if let Some(earlier) = earlier {
             earlier.kick.cancel();
-            timeout(TAKEOVER, earlier.gone.cancelled()).await.ok();
+            let gone = earlier.gone.clone();
+            membership.earlier = Some(earlier);
+            if timeout(TAKEOVER, gone.cancelled()).await.is_err() {
+                return Err(NotEntered::Occupied);
+            }
+            membership.earlier = None;
         }
-        (!membership.member.kick.is_cancelled()).then_some(membership)
+        match membership.member.kick.is_cancelled() {
+            true => Err(NotEntered::Replaced),
+            false => Ok(membership),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Member>> {
@@ -127,8 +156,12 @@ impl Drop for Membership<'_> {
     fn drop(&mut self) {
         let mut members = self.registry.lock();
         if members.get(&self.client_id).is_some_and(|member| member.id == self.member.id) {
-            members.remove(&self.client_id);
+            match self.earlier.take().filter(|earlier| !earlier.gone.is_cancelled()) {
+                Some(earlier) => members.insert(self.client_id.clone(), earlier),
+                None => members.remove(&self.client_id),
+            };
         }
+        // While the registry is held: whoever sees that we have gone finds it so.
         self.member.gone.cancel();
     }
 }
@@ -148,24 +181,28 @@ where
     let (connect, _place) = match greeting {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(refused)) => {
-            tracing::info!(%peer, "refused: {}", refused.text);
-            let code = packet::connack(refused.version, refused.reason, &refused.text, &shared.limits, None);
-            if refused.answer && writer.write_all(&code).await.is_ok() {
-                farewell(&mut reader, &mut writer, FAREWELL).await;
-            }
-            return;
+            return refuse(&mut reader, &mut writer, peer, &refused, shared).await;
         }
         Err(_) => return tracing::info!(%peer, "no CONNECT in time"),
     };
     let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", fastrand::u64(..)));
-    let client_id = assigned.as_ref().unwrap_or(&connect.client_id);
-    let Some(membership) = shared.registry.enter(client_id, id).await else {
-        return tracing::debug!(%peer, client = client_id, "replaced before it was let in");
+    let client_id = assigned.as_ref().unwrap_or(&connect.client_id).clone();
+    let membership = match shared.registry.enter(&client_id, id).await {
+        Ok(membership) => membership,
+        Err(NotEntered::Replaced) => {
+            return tracing::debug!(%peer, client = client_id, "replaced before it was let in");
+        }
+        Err(NotEntered::Occupied) => {
+            let text = "an earlier connection of this client does not go";
+            let refused = Refused::answered(&connect, Reason::ServerBusy, text);
+            return refuse(&mut reader, &mut writer, peer, &refused, shared).await;
+        }
     };
     let now = clock::now().instant;
     let session = Session::new(membership.member.id, client_id.clone(), &connect, shared.limits.clone(), now);
     let connack = packet::connack(connect.version, Reason::Success, "", &shared.limits, assigned.as_deref());
     tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
+    drop(connect);
     let (to_us, settled) = mpsc::unbounded_channel();
     let mut connection = Connection {
         shared,
@@ -175,6 +212,7 @@ where
         buffer,
         place: Place::None,
         part_since: None,
+        room: READ_IDLE,
         progress: now,
         to_us,
         settled,
@@ -201,8 +239,39 @@ struct Refused {
     version: Version,
     reason: Reason,
     text: String,
-    /// Whether a CONNACK is owed: not to bytes that are no CONNECT.
-    answer: bool,
+    /// The largest CONNACK that may be sent: none to bytes that are no CONNECT.
+    largest: usize,
+}
+
+impl Refused {
+    /// Bytes that are no CONNECT get no answer.
+    fn silent(text: impl Into<String>) -> Refused {
+        Refused { version: Version::V3, reason: Reason::ProtocolError, text: text.into(), largest: 0 }
+    }
+
+    fn answered(connect: &Connect, reason: Reason, text: impl Into<String>) -> Refused {
+        let largest = connect.maximum_packet_size.map_or(usize::MAX, |size| size as usize);
+        Refused { version: connect.version, reason, text: text.into(), largest }
+    }
+}
+
+/// Tells a client why it did not get in.
+async fn refuse(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    peer: SocketAddr,
+    refused: &Refused,
+    shared: &Shared,
+) {
+    tracing::info!(%peer, "refused: {}", refused.text);
+    let connack = |text| packet::connack(refused.version, refused.reason, text, &shared.limits, None);
+    let answer = [&*refused.text, ""].map(connack).into_iter().find(|bytes| bytes.len() <= refused.largest);
+    // The answer is smaller than any socket's buffer: it waits for nobody.
+    if let Some(answer) = answer
+        && writer.write_all(&answer).await.is_ok()
+    {
+        farewell(reader, writer, FAREWELL).await;
+    }
 }
 
 async fn handshake(
@@ -210,46 +279,49 @@ async fn handshake(
     buffer: &mut BytesMut,
     shared: &Shared,
 ) -> Result<(Connect, OwnedSemaphorePermit), Refused> {
-    let silent =
-        |text: String| Refused { version: Version::V3, reason: Reason::ProtocolError, text, answer: false };
+    let limits = &shared.limits;
     let frame = loop {
         // Before anything is held for it: what is not a CONNECT goes no further.
         if buffer.first().is_some_and(|first| *first != 0x10) {
-            return Err(silent("the first packet is no CONNECT".to_owned()));
+            return Err(Refused::silent("the first packet is no CONNECT"));
         }
-        match packet::frame(buffer, shared.limits.connect_packet) {
+        match packet::frame(buffer, limits) {
             Ok(Framing::Whole(frame)) => break frame,
             Ok(Framing::Part(_)) => {}
-            Err(error) => return Err(silent(error.text)),
+            Err(error) => return Err(Refused::silent(error.text)),
         }
         buffer.reserve(1024);
         match reader.read_buf(buffer).await {
-            Ok(0) => return Err(silent("closed before its CONNECT".to_owned())),
+            Ok(0) => return Err(Refused::silent("closed before its CONNECT")),
             Ok(_) => {}
-            Err(error) => return Err(silent(error.to_string())),
+            Err(error) => return Err(Refused::silent(error.to_string())),
         }
     };
-    let connect = match packet::decode(frame, Version::V3) {
+    let connect = match packet::decode(frame, Version::V3, limits) {
         Ok(Packet::Connect(connect)) => *connect,
-        Ok(_) => return Err(silent("the first packet is no CONNECT".to_owned())),
+        Ok(_) => return Err(Refused::silent("the first packet is no CONNECT")),
         Err(error) => {
-            let answer = error.reason == Reason::UnsupportedProtocolVersion;
-            return Err(Refused { version: Version::V3, reason: error.reason, text: error.text, answer });
+            let is_answered = error.reason == Reason::UnsupportedProtocolVersion;
+            let largest = if is_answered { usize::MAX } else { 0 };
+            return Err(Refused { version: Version::V3, reason: error.reason, text: error.text, largest });
         }
     };
-    let refuse = |reason, text: &str| {
-        Err(Refused { version: connect.version, reason, text: text.to_owned(), answer: true })
-    };
+    let refuse = |reason, text: &str| Err(Refused::answered(&connect, reason, text));
     if connect.wants_auth_exchange {
         return refuse(Reason::BadAuthenticationMethod, "enhanced authentication is not offered");
     }
     if connect.client_id.is_empty() && connect.version == Version::V3 && !connect.clean_start {
         return refuse(Reason::ClientIdentifierNotValid, "an empty client id needs a clean session");
     }
+    if connect.client_id.len() > limits.client_id {
+        let text = format!("a client id is at most {} bytes", limits.client_id);
+        return refuse(Reason::ClientIdentifierNotValid, &text);
+    }
+    // Later there is nobody left to tell.
     if let Some(will) = &connect.will
-        && let Err(error) = mpypi_protocol::topic::check_name(&will.topic)
+        && let Err(refusal) = admit(will.clone(), limits)
     {
-        return refuse(Reason::TopicNameInvalid, &format!("the will's topic: {error}"));
+        return refuse(refusal.reason, &format!("the will: {refusal}"));
     }
     match shared.clients.clone().try_acquire_owned() {
         Ok(place) => Ok((connect, place)),
@@ -267,7 +339,8 @@ async fn farewell(
     const DRAIN: usize = 1024 * 1024;
     let drain = async {
         writer.shutdown().await.ok();
-        let mut scratch = [0; 4096];
+        // On the heap: this must not make every connection's task larger.
+        let mut scratch = vec![0; 4096];
         let mut drained = 0;
         while drained < DRAIN {
             match reader.read(&mut scratch).await {
@@ -295,6 +368,8 @@ struct Connection<'s> {
     place: Place,
     /// Since when the buffer holds the start of a packet, and how many bytes the packet has in all.
     part_since: Option<(Instant, usize)>,
+    /// Room to make in the buffer before the next read.
+    room: usize,
     /// When the client last took bytes, or had taken all.
     progress: Instant,
     to_us: mpsc::UnboundedSender<Settled>,
@@ -327,16 +402,25 @@ impl Connection<'_> {
                 return Ok(());
             }
             let reading =
-                self.session.wants_packets() && self.outbox.bytes() < OUT_FULL && !self.place.is_waiting();
-            let fetching = !more && self.session.wants_messages() && self.outbox.bytes() < OUT_ENOUGH;
+                self.session.wants_packets() && self.outbox.weight() < OUT_FULL && !self.place.is_waiting();
+            let fetching = !more && self.session.wants_messages() && self.outbox.weight() < OUT_ENOUGH;
+            if !reading {
+                self.unheard(clock::now().instant);
+            }
             let deadline = self.deadline();
-            self.buffer.reserve(if reading { READ } else { 0 });
+            self.buffer.reserve(if reading { self.room } else { 0 });
+            // In this order, so that what has come is seen before a deadline for it; each turn looks at all
+            // deadlines anyway.
             let woken = tokio::select! {
+                biased;
+                () = kick.cancelled(), if !self.closing => Woken::Kicked,
+                () = self.shared.shutdown.cancelled(), if !self.closing => Woken::Shutdown,
+                Some(settled) = self.settled.recv() => Woken::Settled(settled),
+                // Before writing: a full outbox ends reading, but nothing would end writing a long replay.
                 result = reader.read_buf(&mut self.buffer), if reading => Woken::Read(result),
                 result = self.outbox.write(writer, &self.shared.index), if !self.outbox.is_empty() => {
                     Woken::Wrote(result)
                 }
-                Some(settled) = self.settled.recv() => Woken::Settled(settled),
                 place = self.place.taken(), if self.place.is_waiting() => match place {
                     Ok(place) => Woken::Place(place),
                     Err(_) => Woken::Shutdown,
@@ -344,15 +428,17 @@ impl Connection<'_> {
                 () = self.mailbox.arrived(), if fetching => Woken::Nothing,
                 () = tokio::task::yield_now(), if more => Woken::Nothing,
                 () = sleep_until(deadline.into()) => Woken::Nothing,
-                () = kick.cancelled(), if !self.closing => Woken::Kicked,
-                () = self.shared.shutdown.cancelled(), if !self.closing => Woken::Shutdown,
             };
             let now = clock::now().instant;
+            if !reading {
+                self.unheard(now);
+            }
             let mut effects = Vec::new();
             match woken {
                 Woken::Read(Ok(0)) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
                 Woken::Read(result) => {
-                    result?;
+                    let count = result?;
+                    self.room = if count >= self.room { READ } else { READ_IDLE };
                 }
                 Woken::Wrote(result) => {
                     result?;
@@ -374,19 +460,25 @@ impl Connection<'_> {
         }
     }
 
+    /// While the broker itself makes the client wait, the client is not late.
+    fn unheard(&mut self, now: Instant) {
+        self.session.unheard(now);
+        self.part_since = self.part_since.map(|(_, total)| (now, total));
+    }
+
     /// Takes whole packets out of the buffer.
     async fn receive(&mut self) {
         while self.session.wants_packets() && !self.place.is_waiting() {
             let now = clock::now().instant;
             let mut effects = Vec::new();
-            match packet::frame(&mut self.buffer, self.shared.limits.packet) {
+            match packet::frame(&mut self.buffer, &self.shared.limits) {
                 Ok(Framing::Whole(frame)) => {
                     self.part_since = None;
                     if self.buffer.is_empty() {
                         // A large packet's memory goes with the packet.
                         self.buffer = BytesMut::new();
                     }
-                    match packet::decode(frame, self.session.version) {
+                    match packet::decode(frame, self.session.version, &self.shared.limits) {
                         Ok(packet) => self.session.packet(now, packet, &mut effects),
                         Err(error) => self.session.bad_packet(&error, &mut effects),
                     }
@@ -399,7 +491,7 @@ impl Connection<'_> {
                     let (since, _) = self.part_since.unwrap_or((now, 0));
                     self.part_since = Some((since, total));
                     if total > Limits::SMALL_PACKET && matches!(self.place, Place::None) {
-                        let size = u32::try_from(total.div_ceil(1024)).unwrap_or(u32::MAX);
+                        let size = u32::try_from(total.div_ceil(PLACE)).unwrap_or(u32::MAX);
                         let places = self.shared.places.clone();
                         self.place = Place::Waiting(Box::pin(places.acquire_many_owned(size)));
                     }
@@ -414,14 +506,20 @@ impl Connection<'_> {
     /// Fetches messages for the client until enough wait to be sent; says whether there may be more now.
     async fn fetch(&mut self) -> bool {
         for _ in 0..TURN {
-            if !self.session.wants_messages() || self.outbox.bytes() >= OUT_ENOUGH {
+            if !self.session.wants_messages() || self.outbox.weight() >= OUT_ENOUGH {
                 return false;
             }
             let now = clock::now();
             let mut effects = Vec::new();
             if let Some(replay) = self.session.next_replay(!self.mailbox.is_empty()) {
                 match self.look_up(&replay, now.unix_ms) {
-                    Ok(found) => self.session.replayed(now, replay, found, &mut effects),
+                    Ok(found) => {
+                        let searched_in_vain = matches!(found, Replayed::Later(_));
+                        self.session.replayed(now, replay, found, &mut effects);
+                        if searched_in_vain {
+                            return true; // that was a long look, and there may be thousands of them
+                        }
+                    }
                     Err(error) => {
                         tracing::error!(%error, filter = replay.filter, "cannot read the index");
                         self.session.end(Reason::UnspecifiedError, "cannot read the index", &mut effects);
@@ -429,7 +527,15 @@ impl Connection<'_> {
                 }
             } else {
                 match self.mailbox.pop() {
-                    Some(Mail::Delivery(delivery)) => self.session.deliver(now, &delivery, &mut effects),
+                    Some(Mail::Delivery(delivery)) => match self.is_outdated(&delivery.message) {
+                        Ok(false) => self.session.deliver(now, &delivery, &mut effects),
+                        Ok(true) => {}
+                        Err(error) => {
+                            tracing::error!(%error, topic = &*delivery.message.topic, "cannot read the index");
+                            let text = "cannot read the index";
+                            self.session.end(Reason::UnspecifiedError, text, &mut effects);
+                        }
+                    },
                     Some(Mail::Lagging(since)) => self.session.lagging(since),
                     Some(Mail::Overflow) => {
                         self.session.end(
@@ -446,7 +552,12 @@ impl Connection<'_> {
         true
     }
 
-    fn look_up(&self, replay: &Replay, now_ms: u64) -> Result<Replayed, crate::index::IndexError> {
+    /// Whether the client must not get a live message, because it may have got a newer one of the same topic.
+    fn is_outdated(&self, message: &Message) -> Result<bool, IndexError> {
+        Ok(self.session.may_be_outdated(message) && !self.shared.index.is_current(message)?)
+    }
+
+    fn look_up(&self, replay: &Replay, now_ms: u64) -> Result<Replayed, IndexError> {
         let index = &self.shared.index;
         if replay.filter.contains(['+', '#']) {
             let step = index.next(&replay.filter, replay.after.as_deref(), replay.since, now_ms)?;
@@ -484,6 +595,7 @@ impl Connection<'_> {
                     };
                     let reply = Reply { to: self.to_us.clone(), packet_id: publish.packet_id };
                     hand_over(self.shared, self.session.id, publish, Some(reply), place).await;
+                    self.unheard(clock::now().instant); // it may have waited for the index
                 }
                 Effect::Subscribe(filter, options) => {
                     let receiver = Receiver { mailbox: self.mailbox.clone(), options };
@@ -514,7 +626,8 @@ impl Connection<'_> {
         let keep_alive = self.session.deadline();
         let part = self.read_deadline();
         let now = clock::now().instant;
-        [stall, keep_alive, part].into_iter().flatten().min().unwrap_or(now + IDLE)
+        let look_again = matches!(self.place, Place::Taken(_)).then_some(now + LOOK_AGAIN);
+        [stall, keep_alive, part, look_again].into_iter().flatten().min().unwrap_or(now + IDLE)
     }
 
     fn write_deadline(&self) -> Instant {
@@ -522,13 +635,11 @@ impl Connection<'_> {
     }
 
     fn read_deadline(&self) -> Option<Instant> {
-        // While the broker itself makes the client wait, the client is not late.
-        if self.place.is_waiting() || !self.session.wants_packets() {
-            return None;
-        }
         let (since, total) = self.part_since?;
-        let grace = Duration::from_secs(total as u64 / self.shared.limits.slowest_upload.max(1));
-        Some(since + self.shared.limits.read_stall + grace)
+        let limits = &self.shared.limits;
+        let contended = self.shared.places.available_permits() < limits.packet.div_ceil(PLACE);
+        let slowest = if contended { limits.slowest_contended_upload } else { limits.slowest_upload };
+        Some(since + limits.read_stall + Duration::from_secs(total as u64 / slowest.max(1)))
     }
 
     fn check_stalls(&mut self, now: Instant, effects: &mut Vec<Effect>) -> std::io::Result<()> {
@@ -544,14 +655,17 @@ impl Connection<'_> {
 
     /// Ends what the session had under way, and publishes its will.
     async fn leave(&mut self) {
-        {
-            let mut subscriptions = self.subscriptions();
-            for filter in self.session.filters() {
-                subscriptions.remove(filter, self.session.id);
-            }
-        }
         if let Some(will) = self.session.take_will() {
             hand_over(self.shared, self.session.id, will, None, None).await;
+        }
+    }
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        let mut subscriptions = self.subscriptions();
+        for filter in self.session.filters() {
+            subscriptions.remove(filter, self.session.id);
         }
     }
 }

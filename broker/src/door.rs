@@ -1,6 +1,8 @@
 //! The door: what may become part of the index. Policy only; the index asks it, inside the transaction.
 
-use mpypi_protocol::{ChannelName, Digest, Entry, PackageId, Topic, UpdateList, limits};
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, PackageId, Topic, UpdateList, limits, package::LegacyId, topic,
+};
 
 use crate::{
     limits::Limits,
@@ -48,15 +50,30 @@ pub struct Present<'a> {
 /// # Errors
 /// Says what is wrong and which MQTT 5 reason fits.
 pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
-    let topic =
+    let meaning =
         Topic::parse(&publish.topic).map_err(|e| Refusal::new(Reason::TopicNameInvalid, e.to_string()))?;
     if publish.topic.starts_with('$') {
         return Err(Refusal::new(Reason::TopicNameInvalid, "topics that start with `$` are the broker's"));
     }
+    if let Some(response) = &publish.properties.response_topic
+        && let Err(error) = topic::check_name(response)
+    {
+        // [MQTT-3.3.2-14]: no wildcards. The receiver will publish there.
+        return Err(Refusal::new(Reason::TopicNameInvalid, format!("the response topic: {error}")));
+    }
     let invalid = |text: String| Err(Refusal::new(Reason::PayloadFormatInvalid, text));
-    let kind = match topic {
+    let legacy = match &meaning {
+        Topic::Legacy(LegacyId::Digest(digest)) => Some(*digest),
+        _ => None,
+    };
+    let kind = match meaning {
         Topic::Channel(_) | Topic::Package(_) if !publish.retain => {
             return invalid("lists and packages are retained: publish with the retain flag".to_owned());
+        }
+        // A channel without its list would have its devices remove everything.
+        Topic::Channel(_) | Topic::Package(_) if publish.properties.expiry.is_some() => {
+            let text = "lists and packages stay until replaced: publish without a message expiry interval";
+            return Err(Refusal::new(Reason::ImplementationSpecificError, text));
         }
         Topic::Channel(channel) if publish.payload.is_empty() => {
             return invalid(format!(
@@ -80,23 +97,32 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
             Err(error) => return invalid(format!("not an update list: {}", chain(&error))),
         },
         Topic::Package(id) if publish.payload.is_empty() => Kind::ForgetPackage(id),
-        Topic::Package(id) => {
-            let size = publish.payload.len() as u64;
-            if size > limits.package {
-                let text = format!("a package of {size} bytes is larger than {}", limits.package);
-                return Err(Refusal::new(Reason::PacketTooLarge, text));
-            }
-            Kind::Package(id)
-        }
+        Topic::Package(id) => Kind::Package(id),
         _ if publish.retain => Kind::Retained,
         _ => Kind::Live,
     };
+    let size = publish.payload.len() as u64;
+    let too_large = |text| Err(Refusal::new(Reason::PacketTooLarge, text));
+    if (matches!(kind, Kind::Package(_)) || legacy.is_some()) && size > limits.package {
+        return too_large(format!("a package of {size} bytes is larger than {}", limits.package));
+    }
+    if matches!(kind, Kind::Live) && size > limits.live_payload as u64 {
+        return too_large(format!(
+            "a payload of {size} bytes is larger than {}: only retained ones may be",
+            limits.live_payload
+        ));
+    }
     let digest = match &kind {
         Kind::Live | Kind::ForgetPackage(_) => None,
         _ => Some(Digest::of(&publish.payload)),
     };
-    if let (Kind::Package(id), Some(found)) = (&kind, &digest)
-        && id.digest() != found
+    let named = match (&kind, &legacy) {
+        (Kind::Package(id), _) => Some(id.digest()),
+        (Kind::Retained, Some(digest)) if size > 0 => Some(digest),
+        _ => None,
+    };
+    if let (Some(named), Some(found)) = (named, &digest)
+        && named != found
     {
         return invalid(format!("the payload's digest is {found}, not what its topic says"));
     }

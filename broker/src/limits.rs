@@ -9,12 +9,20 @@ use mpypi_protocol::limits;
 pub struct Limits {
     /// Largest packet, in bytes.
     pub packet: usize,
-    /// Largest CONNECT, in bytes: what a stranger may make us hold.
-    pub connect_packet: usize,
+    /// Largest packet other than a PUBLISH, in bytes: also what a stranger may make us hold.
+    pub control_packet: usize,
+    /// Largest properties of a packet, in bytes. In memory they take ten times as much.
+    pub properties: usize,
+    /// Longest client id, in bytes.
+    pub client_id: usize,
     /// Largest package, in bytes.
     pub package: u64,
+    /// Largest payload that is not retained, in bytes: it waits for its receivers in memory.
+    pub live_payload: usize,
     /// Clients connected at once.
     pub clients: usize,
+    /// Connections at once that are not, or no longer, those of clients.
+    pub strangers: usize,
     /// From the TCP connection to a whole CONNECT.
     pub connect: Duration,
     /// How long a client may take none of the bytes that wait for it.
@@ -23,8 +31,12 @@ pub struct Limits {
     pub read_stall: Duration,
     /// The slowest upload of a large packet that is waited for, in bytes per second.
     pub slowest_upload: u64,
+    /// The same while others wait for a place in [`Limits::inbound_bytes`].
+    pub slowest_contended_upload: u64,
     /// QoS 1 and 2 messages of one client that wait for the index at once; more are not read.
     pub inbound_window: u16,
+    /// QoS 2 messages that a client has not released. MQTT 5 clients keep to [`Limits::inbound_window`].
+    pub unreleased: usize,
     /// QoS 1 messages sent to one client that it has not acknowledged; more wait in its queue.
     pub outbound_window: u16,
     /// Live messages that wait for one client.
@@ -44,20 +56,36 @@ pub struct Limits {
 impl Limits {
     /// Packets up to this many bytes are received without a place in [`Limits::inbound_bytes`].
     pub const SMALL_PACKET: usize = 64 * 1024;
+
+    /// Lowers the numbers of clients and strangers to what a process with so many `files` can hold, and leaves
+    /// some files for the index: without them, messages could be neither kept nor read.
+    pub fn fit_into(&mut self, files: usize) {
+        /// Open at once: the database, blobs being read and written, listeners, the runtime's own.
+        const OURS: usize = 256;
+        let sockets = files.saturating_sub(OURS).max(2);
+        self.strangers = self.strangers.min(sockets / 2);
+        self.clients = self.clients.min(sockets - self.strangers);
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Limits {
             packet: limits::PACKET,
-            connect_packet: 128 * 1024,
+            control_packet: 128 * 1024,
+            properties: 16 * 1024,
+            client_id: 1024,
             package: limits::PACKAGE,
+            live_payload: 1024 * 1024,
             clients: 100_000,
+            strangers: 1024,
             connect: Duration::from_secs(10),
             write_stall: Duration::from_secs(30),
             read_stall: Duration::from_secs(30),
             slowest_upload: 8 * 1024,
+            slowest_contended_upload: 256 * 1024,
             inbound_window: 64,
+            unreleased: 1024,
             outbound_window: 64,
             queue_messages: 256,
             queue_bytes: 1024 * 1024,

@@ -75,17 +75,14 @@ impl Mailbox {
         // A message larger than the whole queue still passes, alone.
         let full = inner.queue.len() >= self.max_messages
             || (!inner.queue.is_empty() && inner.bytes + size > self.max_bytes);
-        match (full || inner.lagging.is_some(), delivery.message.version) {
-            (false, _) => {
+        match delivery.message.record() {
+            Some(version) if full || inner.lagging.is_some() => inner.lag(version - 1),
+            // A cleared topic is not in the index: who misses the message cannot read it there.
+            None if full => inner.overflow = true,
+            _ => {
                 inner.bytes += size;
                 inner.queue.push_back(delivery);
             }
-            (true, 0) if full => inner.overflow = true,
-            (true, 0) => {
-                inner.bytes += size;
-                inner.queue.push_back(delivery);
-            }
-            (true, version) => inner.lag(version - 1),
         }
         drop(inner);
         self.arrived.notify_one();
@@ -140,10 +137,12 @@ impl Inner {
 
 /// Bytes a waiting message holds in memory; a blob waits on disk.
 fn memory(delivery: &Delivery) -> usize {
-    match &delivery.message.payload {
-        Payload::Inline(bytes) => bytes.len() + delivery.message.topic.len(),
-        Payload::Blob(..) => delivery.message.topic.len(),
-    }
+    let message = &delivery.message;
+    let payload = match &message.payload {
+        Payload::Inline(bytes) => bytes.len(),
+        Payload::Blob(..) => 0,
+    };
+    payload + message.topic.len() + message.properties.memory()
 }
 
 #[cfg(test)]

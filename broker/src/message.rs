@@ -28,8 +28,16 @@ pub struct Message {
     pub expires_ms: Option<u64>,
     /// Who sent it; `None` for a message out of the index.
     pub origin: Option<SessionId>,
-    /// Its place in the order of the index's changes; 0 if the index does not hold it.
+    /// Its place in the order of the index's changes; 0 if it changed nothing there.
     pub version: u64,
+}
+
+impl Message {
+    /// The version of its topic's record right after this message; `None` if it left no record.
+    #[must_use]
+    pub fn record(&self) -> Option<u64> {
+        (self.version > 0 && !self.payload.is_empty()).then_some(self.version)
+    }
 }
 
 /// The bytes of a message, never copied per receiver.

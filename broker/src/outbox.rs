@@ -13,6 +13,8 @@ use crate::{index::Index, message::Payload};
 
 /// Slices handed to the socket in one call.
 const SLICES: usize = 32;
+/// Bytes of memory that a piece takes beside its content: many small answers must not look like nothing.
+const PIECE: u64 = 64;
 
 /// Pieces in the order they are sent.
 #[derive(Debug, Default)]
@@ -34,10 +36,10 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// How many bytes wait.
+    /// How many bytes wait, what it takes to keep them included.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    pub fn weight(&self) -> u64 {
+        self.bytes + self.pieces.len() as u64 * PIECE
     }
 
     /// Adds bytes.
@@ -96,7 +98,9 @@ impl Outbox {
             _ => return Ok(()),
         };
         let Some(Piece::Blob { digest, len, offset }) = self.pieces.get_mut(at) else { return Ok(()) };
-        let chunk = index.chunk(digest, *len, *offset)?;
+        let chunk = index.chunk(digest, *len, *offset).inspect_err(|error| {
+            tracing::error!(%digest, %error, "cannot read a payload: is its file gone?");
+        })?;
         *offset += chunk.len() as u64;
         if chunk.is_empty() || offset == len {
             self.pieces.remove(at);

@@ -19,8 +19,9 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let most = limits.packet as u64 - PACKET_OVERHEAD;
     anyhow::ensure!(args.max_package <= most, "--max-package is at most {most}, what fits into a packet");
     limits.package = args.max_package;
-    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
-        tracing::warn!(%error, "cannot raise the limit of open files: fewer clients may fit");
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(files) => limits.fit_into(usize::try_from(files).unwrap_or(usize::MAX)),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files: fewer clients may fit"),
     }
     let access = if args.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let config = Config { listen: args.listen, data: args.data, limits, access };

@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     bus::{self, BusError, SharedSubscriptions},
-    connection::{self, Registry, Shared},
+    connection::{self, PLACE, Registry, Shared},
     index::{
         Index, IndexError,
         writer::{QUEUE, Writer},
@@ -71,6 +71,9 @@ pub enum ServeError {
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// A thread panicked; what went wrong is in the log.
+    #[error("the thread `{0}` panicked")]
+    Panicked(&'static str),
     /// Not everything stopped in time.
     #[error("not everything stopped within {} s", .0.as_secs())]
     Stuck(Duration),
@@ -145,8 +148,9 @@ impl Broker {
             index: self.index,
             ops,
             subscriptions,
-            places: Arc::new(Semaphore::new(limits.inbound_bytes / 1024)),
+            places: Arc::new(Semaphore::new(limits.inbound_bytes / PLACE)),
             clients: Arc::new(Semaphore::new(limits.clients)),
+            sockets: Arc::new(Semaphore::new(limits.clients + limits.strangers)),
             shutdown: stop.clone(),
             registry: Registry::default(),
             limits: limits.clone(),
@@ -165,30 +169,28 @@ impl Broker {
         drop(shared);
         let all = async {
             tasks.wait().await;
-            for thread in [writer, dispatcher] {
-                thread.await.unwrap_or(Ok(()))?;
-            }
-            Ok(())
+            // Both, so that neither runs on; the first error is the cause.
+            writer.await.and(dispatcher.await)
         };
         timeout(limits.shutdown, all).await.unwrap_or(Err(ServeError::Stuck(limits.shutdown)))
     }
 }
 
-/// Runs `work` on a thread of its own; a failure cancels `failed`.
+/// Runs `work` on a thread of its own, and hands back how it ended; its end cancels `ended`.
 fn spawn(
-    name: &str,
-    failed: &CancellationToken,
+    name: &'static str,
+    ended: &CancellationToken,
     work: impl FnOnce() -> Result<(), ServeError> + Send + 'static,
-) -> Result<tokio::sync::oneshot::Receiver<Result<(), ServeError>>, ServeError> {
-    let (done, ended) = tokio::sync::oneshot::channel();
-    let failed = failed.clone();
+) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    let ended = ended.clone();
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         // Also when the work panics.
-        let _guard = failed.drop_guard();
+        let _guard = ended.drop_guard();
         done.send(work()).ok();
     });
     thread.map_err(ServeError::Thread)?;
-    Ok(ended)
+    Ok(async move { outcome.await.unwrap_or(Err(ServeError::Panicked(name))) })
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker) {
@@ -199,8 +201,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker) 
         };
         match accepted {
             Ok((socket, peer)) => {
+                let Ok(place) = shared.sockets.clone().try_acquire_owned() else {
+                    tracing::warn!(%peer, "too many connections: closed at once");
+                    continue;
+                };
                 let (id, shared) = (shared.registry.next_id(), shared.clone());
-                tasks.spawn(async move { serve(socket, peer, id, &shared).await });
+                tasks.spawn(async move {
+                    serve(socket, peer, id, &shared).await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");

@@ -37,7 +37,10 @@ pub struct Session {
     heard: Instant,
     will: Option<Publish>,
     largest: u64,
+    wants_problems: bool,
     window: usize,
+    /// The newest version of the index that a replay has shown to the client.
+    replayed: u64,
     subscriptions: BTreeMap<String, SubscriptionOptions>,
     /// QoS of the client's messages that the index has not settled.
     settling: HashMap<u16, Qos>,
@@ -107,7 +110,9 @@ impl Session {
             heard: now,
             will: connect.will.clone(),
             largest: connect.maximum_packet_size.map_or(u64::MAX, u64::from),
+            wants_problems: connect.wants_problems,
             window: usize::from(connect.receive_maximum.min(limits.outbound_window)),
+            replayed: 0,
             limits,
             subscriptions: BTreeMap::new(),
             settling: HashMap::new(),
@@ -119,6 +124,11 @@ impl Session {
             live_first: false,
             closing: false,
         }
+    }
+
+    /// Takes note that the client could not be heard until `now`, because the broker did not read.
+    pub fn unheard(&mut self, now: Instant) {
+        self.heard = now;
     }
 
     /// When the client must have sent something, if ever.
@@ -217,13 +227,24 @@ impl Session {
                 self.end(refusal.reason, &refusal.text, effects);
             }
             (Err(refusal), Some(Qos::AtLeastOnce)) => {
-                effects.push(Effect::Send(packet::puback(self.version, id, refusal.reason, &refusal.text)));
+                let answer = self
+                    .explain(&refusal.text, |text| packet::puback(self.version, id, refusal.reason, text));
+                effects.push(Effect::Send(answer));
             }
             (Err(refusal), Some(Qos::ExactlyOnce)) => {
                 self.unreleased.remove(&id);
-                effects.push(Effect::Send(packet::pubrec(self.version, id, refusal.reason, &refusal.text)));
+                let answer = self
+                    .explain(&refusal.text, |text| packet::pubrec(self.version, id, refusal.reason, text));
+                effects.push(Effect::Send(answer));
             }
         }
+    }
+
+    /// Whether a live message may be older than what a replay has shown of its topic. If the index holds
+    /// something newer, the client must not get this one: the newer one has come, or will.
+    #[must_use]
+    pub fn may_be_outdated(&self, message: &Message) -> bool {
+        message.retain && message.version < self.replayed
     }
 
     /// Takes a live message for the client.
@@ -249,6 +270,7 @@ impl Session {
             Replayed::Found(message) => {
                 let retain = !replay.catching_up || replay.options.retain_as_published;
                 let qos = message.qos.min(replay.options.qos);
+                self.replayed = self.replayed.max(message.version);
                 self.send(now, &message, qos, retain, effects);
                 replay.after = Some(message.topic.to_string());
             }
@@ -294,7 +316,12 @@ impl Session {
         }
         tracing::info!(client = self.client_id, ?reason, "closing: {text}");
         self.closing = true;
-        effects.push(Effect::Send(packet::disconnect(self.version, reason, text)));
+        // 3.1.2.11.7: here a reason string is allowed even if the client asked for none.
+        let with_text = packet::disconnect(self.version, reason, text);
+        effects.push(Effect::Send(match with_text.len() as u64 > self.largest {
+            true => packet::disconnect(self.version, reason, ""),
+            false => with_text,
+        }));
         effects.push(Effect::Close);
     }
 
@@ -308,10 +335,12 @@ impl Session {
                 }
                 return;
             }
+            // Some 3.1.1 clients send again while they wait.
+            Qos::AtLeastOnce if publish.duplicate && self.settling.get(&id) == Some(&publish.qos) => return,
             Qos::AtLeastOnce | Qos::ExactlyOnce if self.settling.contains_key(&id) => {
                 return self.end(Reason::PacketIdentifierInUse, "a packet id that is in use", effects);
             }
-            Qos::ExactlyOnce if self.unreleased.len() >= usize::from(self.limits.inbound_window) => {
+            Qos::ExactlyOnce if self.unreleased.len() >= self.most_unreleased() => {
                 return self.end(Reason::ReceiveMaximumExceeded, "too many unreleased messages", effects);
             }
             Qos::ExactlyOnce => {
@@ -326,11 +355,29 @@ impl Session {
         effects.push(Effect::Admit(publish));
     }
 
+    /// 3.1.1 has no receive maximum: its clients may have far more under way than we settle at once.
+    fn most_unreleased(&self) -> usize {
+        match self.version {
+            Version::V3 => self.limits.unreleased,
+            Version::V5 => usize::from(self.limits.inbound_window),
+        }
+    }
+
+    /// What `encode` makes of `text`; without it if the client wants no reasons, or none as long.
+    fn explain(&self, text: &str, encode: impl Fn(&str) -> Bytes) -> Bytes {
+        let packet = encode(if self.wants_problems { text } else { "" });
+        // [MQTT-3.4.2-2], [MQTT-3.5.2-2]
+        if packet.len() as u64 > self.largest { encode("") } else { packet }
+    }
+
     fn subscribe(&mut self, subscribe: Subscribe, effects: &mut Vec<Effect>) {
         if subscribe.has_identifier {
             // 3.2.2.3.12: CONNACK said that they are not available.
             let text = "subscription identifiers were not offered";
             return self.end(Reason::SubscriptionIdentifiersNotSupported, text, effects);
+        }
+        if subscribe.filters.len() > self.limits.subscriptions {
+            return self.end(Reason::QuotaExceeded, "more filters at once than one client may have", effects);
         }
         let mut granted = Vec::with_capacity(subscribe.filters.len());
         let mut accepted = Vec::new();
@@ -373,12 +420,12 @@ impl Session {
     fn unsubscribe(&mut self, unsubscribe: Unsubscribe, effects: &mut Vec<Effect>) {
         let mut reasons = Vec::with_capacity(unsubscribe.filters.len());
         for filter in unsubscribe.filters {
-            let reason = match self.subscriptions.remove(&filter) {
-                Some(_) => Reason::Success,
-                None => Reason::NoSubscriptionExisted,
-            };
+            if self.subscriptions.remove(&filter).is_none() {
+                reasons.push(Reason::NoSubscriptionExisted);
+                continue;
+            }
             self.replays.retain(|replay| replay.filter != filter);
-            reasons.push(reason);
+            reasons.push(Reason::Success);
             effects.push(Effect::Unsubscribe(filter));
         }
         effects.push(Effect::Send(packet::unsuback(self.version, unsubscribe.packet_id, &reasons)));
@@ -400,7 +447,7 @@ impl Session {
         let head = packet::publish_head(self.version, &message.topic, qos, retain, id, &properties, size);
         if head.len() as u64 + size > self.largest {
             // [MQTT-3.1.2-25]: as if it had been sent.
-            tracing::info!(client = self.client_id, topic = %message.topic, "larger than the client takes");
+            tracing::debug!(client = self.client_id, topic = &*message.topic, "larger than the client takes");
             return;
         }
         if id != 0 {
@@ -419,3 +466,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,12 @@ struct Node {
     receivers: BTreeMap<SessionId, Receiver>,
 }
 
+/// A walk through the trie.
+struct Search {
+    origin: Option<SessionId>,
+    found: BTreeMap<SessionId, Receiver>,
+}
+
 impl Subscriptions {
     /// Adds or replaces a subscription.
     pub fn insert(&mut self, filter: &str, id: SessionId, receiver: Receiver) {
@@ -44,13 +50,13 @@ impl Subscriptions {
         self.root.remove(&levels, id);
     }
 
-    /// Everyone who gets a message on topic `name`, each once.
+    /// Everyone who gets a message on topic `name` from `origin`, each once.
     #[must_use]
-    pub fn receivers(&self, name: &str) -> BTreeMap<SessionId, Receiver> {
-        let mut found = BTreeMap::new();
+    pub fn receivers(&self, name: &str, origin: Option<SessionId>) -> BTreeMap<SessionId, Receiver> {
+        let mut search = Search { origin, found: BTreeMap::new() };
         let levels: Vec<_> = name.split('/').collect();
-        self.root.find(&levels, !name.starts_with('$'), &mut found);
-        found
+        self.root.find(&levels, !name.starts_with('$'), &mut search);
+        search.found
     }
 
     /// Everyone, once for each of their subscriptions.
@@ -66,31 +72,34 @@ impl Subscriptions {
 }
 
 impl Node {
-    fn find(&self, levels: &[&str], wildcards: bool, found: &mut BTreeMap<SessionId, Receiver>) {
+    fn find(&self, levels: &[&str], wildcards: bool, search: &mut Search) {
         let [level, rest @ ..] = levels else {
-            self.collect(found);
+            self.collect(search);
             // `a/#` matches `a` too: MQTT 4.7.1.2.
             if let Some(node) = self.children.get("#") {
-                node.collect(found);
+                node.collect(search);
             }
             return;
         };
         if let Some(node) = self.children.get(*level) {
-            node.find(rest, true, found);
+            node.find(rest, true, search);
         }
         if wildcards {
             if let Some(node) = self.children.get("+") {
-                node.find(rest, true, found);
+                node.find(rest, true, search);
             }
             if let Some(node) = self.children.get("#") {
-                node.collect(found);
+                node.collect(search);
             }
         }
     }
 
-    fn collect(&self, found: &mut BTreeMap<SessionId, Receiver>) {
+    fn collect(&self, search: &mut Search) {
         for (id, receiver) in &self.receivers {
-            let best = found.entry(*id).or_insert_with(|| receiver.clone());
+            if receiver.options.no_local && search.origin == Some(*id) {
+                continue;
+            }
+            let best = search.found.entry(*id).or_insert_with(|| receiver.clone());
             if receiver.options.qos > best.options.qos {
                 *best = receiver.clone();
             }
@@ -137,9 +146,22 @@ mod tests {
         let mut subscriptions = Subscriptions::default();
         subscriptions.insert("a/#", SessionId(1), receiver(Qos::AtMostOnce));
         subscriptions.insert("a/+", SessionId(1), receiver(Qos::AtLeastOnce));
-        let found = subscriptions.receivers("a/b");
+        let found = subscriptions.receivers("a/b", None);
         assert_eq!(found.len(), 1);
         assert_eq!(found[&SessionId(1)].options.qos, Qos::AtLeastOnce);
+    }
+
+    #[test]
+    fn no_local_keeps_a_message_from_its_sender_unless_another_subscription_wants_it() {
+        let mut subscriptions = Subscriptions::default();
+        let mut no_local = receiver(Qos::AtLeastOnce);
+        no_local.options.no_local = true;
+        subscriptions.insert("a/#", SessionId(1), no_local);
+        assert!(subscriptions.receivers("a/b", Some(SessionId(1))).is_empty());
+        assert_eq!(subscriptions.receivers("a/b", Some(SessionId(2))).len(), 1);
+        subscriptions.insert("a/b", SessionId(1), receiver(Qos::AtMostOnce));
+        let found = subscriptions.receivers("a/b", Some(SessionId(1)));
+        assert_eq!(found[&SessionId(1)].options.qos, Qos::AtMostOnce);
     }
 
     #[test]
@@ -166,7 +188,7 @@ mod tests {
             for (n, filter) in filters.iter().enumerate() {
                 subscriptions.insert(filter, SessionId(n as u64), receiver(Qos::AtMostOnce));
             }
-            let found: Vec<_> = subscriptions.receivers(&name).into_keys().collect();
+            let found: Vec<_> = subscriptions.receivers(&name, None).into_keys().collect();
             let expected: Vec<_> = (0..filters.len())
                 .filter(|n| topic::matches(&filters[*n], &name))
                 .map(|n| SessionId(n as u64))

@@ -44,7 +44,7 @@ impl Blobs {
     /// The folders cannot be made or read.
     pub fn open(data: &Path) -> io::Result<Blobs> {
         let (folder, scratch) = (data.join("blobs"), data.join("tmp"));
-        fs::create_dir_all(&folder)?;
+        create_folder(&folder)?;
         match fs::remove_dir_all(&scratch) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir_all(&scratch)?,
@@ -149,6 +149,23 @@ impl Recent {
             self.bytes -= piece.len();
         }
     }
+}
+
+/// Makes `folder` and those above it, with names that survive a power cut.
+pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = match folder.parent() {
+        Some(above) if above != Path::new("") => above,
+        _ => Path::new("."),
+    };
+    create_folder(above)?;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    sync_folder(above)
 }
 
 /// Makes the names in `folder` durable.

@@ -20,7 +20,7 @@ use redb::{Database, ReadableDatabase, ReadableTable};
 
 use self::{
     blobs::Blobs,
-    record::{LEGACY, META, RECORDS, REFS, Record},
+    record::{EXPIRIES, FORMAT, LEGACY, META, PRESENT_FORMAT, RECORDS, REFS, Record},
 };
 use crate::message::{Message, Payload};
 
@@ -47,7 +47,15 @@ pub enum IndexError {
     /// The database fails.
     #[error("the index's database fails")]
     Database(#[from] redb::Error),
-    /// A record cannot be read: written by another version, or damaged.
+    /// Another version of the broker wrote the index.
+    #[error("the index in `{path}` has format {found}, this broker reads format {PRESENT_FORMAT}")]
+    Format {
+        /// The data folder.
+        path: String,
+        /// The format found.
+        found: u64,
+    },
+    /// A record cannot be read: the disk or the file is damaged.
     #[error("the record of `{topic}` is damaged")]
     Damaged {
         /// Its topic.
@@ -85,7 +93,7 @@ impl Index {
             let path = path.display().to_string();
             move |source| IndexError::Folder { path, source }
         };
-        std::fs::create_dir_all(folder).map_err(at(folder))?;
+        blobs::create_folder(folder).map_err(at(folder))?;
         let file = folder.join("index.redb");
         let database =
             Database::builder().set_cache_size(CACHE).create(&file).map_err(|error| match error {
@@ -99,7 +107,18 @@ impl Index {
         {
             transaction.open_table(RECORDS).map_err(redb::Error::from)?;
             transaction.open_table(LEGACY).map_err(redb::Error::from)?;
-            transaction.open_table(META).map_err(redb::Error::from)?;
+            transaction.open_table(EXPIRIES).map_err(redb::Error::from)?;
+            let mut meta = transaction.open_table(META).map_err(redb::Error::from)?;
+            let found = meta.get(FORMAT).map_err(redb::Error::from)?.map(|format| format.value());
+            match found {
+                Some(PRESENT_FORMAT) => {}
+                Some(found) => {
+                    return Err(IndexError::Format { path: folder.display().to_string(), found });
+                }
+                None => {
+                    meta.insert(FORMAT, PRESENT_FORMAT).map_err(redb::Error::from)?;
+                }
+            }
             let refs = transaction.open_table(REFS).map_err(redb::Error::from)?;
             let swept = blobs
                 .sweep(|digest| Ok(refs.get(digest.as_bytes()).map_err(redb::Error::from)?.is_some()))?;
@@ -123,6 +142,18 @@ impl Index {
         let Some(value) = records.get(topic).map_err(redb::Error::from)? else { return Ok(None) };
         let record = Record::read(topic, value.value())?;
         Ok((!record.is_expired(now_ms)).then(|| record.into_message(topic)))
+    }
+
+    /// Whether `message` is still what its topic holds: for a message that cleared it, nothing.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn is_current(&self, message: &Message) -> Result<bool, IndexError> {
+        let transaction = self.database.begin_read().map_err(redb::Error::from)?;
+        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
+        let value = records.get(&*message.topic).map_err(redb::Error::from)?;
+        let record = value.map(|value| Record::read(&message.topic, value.value())).transpose()?;
+        Ok(record.map(|record| record.version) == message.record())
     }
 
     /// The first retained message after topic `after` that matches `filter` and changed after `since`.
@@ -158,7 +189,7 @@ impl Index {
                     return Ok(Step::End);
                 }
             } else if topic::matches(filter, name) {
-                let record = Record::read(name, value.value())?;
+                let Some(record) = Record::read_or_skip(name, value.value()) else { continue };
                 if record.version > since && !record.is_expired(now_ms) {
                     return Ok(Step::Found(record.into_message(name)));
                 }

@@ -1,6 +1,6 @@
 //! How a retained message is written down.
 
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 
 use bytes::Bytes;
 use mpypi_protocol::Digest;
@@ -19,10 +19,16 @@ pub(super) const RECORDS: TableDefinition<'static, &str, &[u8]> = TableDefinitio
 pub(super) const REFS: TableDefinition<'static, &[u8; 32], u64> = TableDefinition::new("refs");
 /// Path of a src file → the digest that the newest list of any channel gives it.
 pub(super) const LEGACY: TableDefinition<'static, &str, [u8; 32]> = TableDefinition::new("legacy");
-/// [`VERSION`] → the version of the newest change.
+/// When a record expires, in milliseconds since 1970, and its topic.
+pub(super) const EXPIRIES: TableDefinition<'static, (u64, &str), ()> = TableDefinition::new("expiries");
+/// [`VERSION`] → the version of the newest change; [`FORMAT`] → how all of it is written down.
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
-/// The key in [`META`].
+/// A key in [`META`].
 pub(super) const VERSION: &str = "version";
+/// A key in [`META`].
+pub(super) const FORMAT: &str = "format";
+/// What stands at [`FORMAT`]: changes with the tables or with [`Record`].
+pub(super) const PRESENT_FORMAT: u64 = 1;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -42,6 +48,13 @@ pub(super) enum Body {
 impl Record {
     pub(super) fn read(topic: &str, bytes: &[u8]) -> Result<Record, IndexError> {
         postcard::from_bytes(bytes).map_err(|source| IndexError::Damaged { topic: topic.to_owned(), source })
+    }
+
+    /// Reads a record among many: a damaged one is logged, and must not keep the others back.
+    pub(super) fn read_or_skip(topic: &str, bytes: &[u8]) -> Option<Record> {
+        Record::read(topic, bytes)
+            .inspect_err(|error| tracing::error!(%error, cause = ?error.source(), "skipped"))
+            .ok()
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {

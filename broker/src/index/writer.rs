@@ -2,7 +2,7 @@
 //! then acknowledges and announces in the same order.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::{
     INLINE, Index, IndexError,
-    record::{Body, LEGACY, META, RECORDS, REFS, Record, VERSION},
+    record::{Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION},
 };
 use crate::{
     clock::{self, Now},
@@ -35,6 +35,8 @@ const BATCH_BYTES: usize = 32 * 1024 * 1024;
 const BLOB_GRACE: Duration = Duration::from_secs(60);
 /// How often expired messages and forgotten blobs are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
+/// Most expired messages removed at once; the rest waits for the next time.
+const SWEEP_MESSAGES: usize = 10_000;
 
 /// A message for the writer.
 #[derive(Debug)]
@@ -80,7 +82,8 @@ pub struct Writer {
     announce: Announce,
     channels: HashMap<ChannelName, ChannelState>,
     version: u64,
-    forgotten: VecDeque<(Instant, Digest)>,
+    /// Blobs that lost their last record, and when they go.
+    forgotten: HashMap<Digest, Instant>,
 }
 
 /// What the writer must know of a channel to judge its next list.
@@ -113,7 +116,7 @@ impl Writer {
             announce,
             channels: HashMap::new(),
             version: 0,
-            forgotten: VecDeque::new(),
+            forgotten: HashMap::new(),
         };
         writer.load()?;
         Ok(writer)
@@ -208,7 +211,8 @@ impl Writer {
                 Ok(())
             });
             if let Err(refusal) = &result {
-                tracing::info!(%topic, "refused: {refusal}");
+                // Quoted: nothing is known yet of what a refused topic holds.
+                tracing::info!(topic = shown(&topic), "refused: {refusal}");
             }
             drop(place);
             if let Some(Reply { to, packet_id }) = reply {
@@ -283,15 +287,14 @@ impl Writer {
             }
             Kind::Package(_) | Kind::Retained => {}
         }
-        let old = tables.read(&publish.topic)?;
         if publish.payload.is_empty() {
-            if let Some(old) = old {
-                tables.remove(&publish.topic)?;
+            if let Some(old) = tables.remove(&publish.topic)? {
                 self.release(tables, &old.body, now)?;
                 self.version += 1;
             }
             return Ok(Ok(self.version));
         }
+        let old = tables.read(&publish.topic)?;
         let expires_ms = expiry(publish.properties.expiry, now);
         let body = match (publish.payload.len() > INLINE, digest) {
             (true, Some(digest)) => {
@@ -299,16 +302,6 @@ impl Writer {
             }
             _ => Body::Inline(publish.payload.to_vec()),
         };
-        let same = old.as_ref().is_some_and(|old| {
-            old.body == body
-                && old.qos == publish.qos as u8
-                && old.properties == publish.properties
-                && old.expires_ms.is_none()
-                && expires_ms.is_none()
-        });
-        if same {
-            return Ok(Ok(old.map_or(0, |old| old.version)));
-        }
         if old.is_none() && tables.records.len().map_err(redb::Error::from)? >= self.limits.retained {
             let text = format!("the index holds {} messages already", self.limits.retained);
             return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
@@ -320,6 +313,17 @@ impl Writer {
                 return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
             }
             *new_blobs = true;
+        }
+        if let Some(old) = &old
+            && old.body == body
+            && old.qos == publish.qos as u8
+            && old.properties == publish.properties
+            && old.expires_ms.is_none()
+            && expires_ms.is_none()
+        {
+            return Ok(Ok(old.version));
+        }
+        if let Body::Blob { digest, .. } = &body {
             tables.count(digest, 1)?;
         }
         if let Some(old) = old {
@@ -350,43 +354,48 @@ impl Writer {
         if let Body::Blob { digest, .. } = body
             && tables.count(digest, -1)? == 0
         {
-            self.forgotten.push_back((now.instant + BLOB_GRACE, Digest::from(*digest)));
+            self.forgotten.insert(Digest::from(*digest), now.instant + BLOB_GRACE);
         }
         Ok(())
     }
 
-    /// Forgets expired messages, except packages that a channel names, and blobs past their grace time.
+    /// Forgets expired messages, and blobs past their grace time.
     fn sweep(&mut self, now: Now) -> Result<(), IndexError> {
-        let named: HashSet<String> =
-            self.channels.values().flat_map(|state| &state.packages).map(PackageId::topic).collect();
-        let expired: Vec<String> = {
+        let expired: Vec<(u64, String)> = {
             let transaction = self.index.database.begin_read().map_err(redb::Error::from)?;
-            let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
-            let mut expired = Vec::new();
-            for item in records.iter().map_err(redb::Error::from)? {
-                let (key, value) = item.map_err(redb::Error::from)?;
-                if Record::read(key.value(), value.value())?.is_expired(now.unix_ms) {
-                    expired.push(key.value().to_owned());
-                }
-            }
-            expired
+            let expiries = transaction.open_table(EXPIRIES).map_err(redb::Error::from)?;
+            let end = now.unix_ms.saturating_add(1);
+            let due = expiries.range::<(u64, &str)>(..(end, "")).map_err(redb::Error::from)?;
+            let due = due.take(SWEEP_MESSAGES).map(|item| {
+                let (key, _) = item?;
+                let (expires, topic) = key.value();
+                Ok((expires, topic.to_owned()))
+            });
+            due.collect::<Result<_, redb::StorageError>>().map_err(redb::Error::from)?
         };
-        let expired: Vec<_> = expired.into_iter().filter(|topic| !named.contains(topic)).collect();
-        let blobs_due = self.forgotten.front().is_some_and(|(due, _)| *due <= now.instant);
-        if expired.is_empty() && !blobs_due {
+        let due: Vec<_> = self
+            .forgotten
+            .iter()
+            .filter(|(_, due)| **due <= now.instant)
+            .map(|(digest, _)| *digest)
+            .collect();
+        if expired.is_empty() && due.is_empty() {
             return Ok(());
         }
         let transaction = self.index.database.begin_write().map_err(redb::Error::from)?;
         let mut unnamed = Vec::new();
         {
             let mut tables = Tables::open(&transaction)?;
-            for topic in &expired {
-                if let Some(old) = tables.read(topic)? {
+            for (expires, topic) in &expired {
+                let old = tables.read(topic)?.filter(|old| old.is_expired(now.unix_ms));
+                if let Some(old) = old {
                     tables.remove(topic)?;
                     self.release(&mut tables, &old.body, now)?;
                 }
+                tables.expiries.remove((*expires, topic.as_str())).map_err(redb::Error::from)?;
             }
-            while let Some((_, digest)) = self.forgotten.pop_front_if(|(due, _)| *due <= now.instant) {
+            for digest in due {
+                self.forgotten.remove(&digest);
                 // It may have come back in the meantime.
                 if tables.refs.get(digest.as_bytes()).map_err(redb::Error::from)?.is_none() {
                     unnamed.push(digest);
@@ -414,7 +423,6 @@ impl Op {
 fn message(admitted: Admitted, topic: Arc<str>, origin: SessionId, version: u64, now: Now) -> Message {
     let Admitted { publish, kind, digest } = admitted;
     let size = publish.payload.len();
-    let cleared = size == 0;
     let payload = match digest {
         Some(digest) if size > INLINE => Payload::Blob(digest, size as u64),
         // A small payload is a part of a large read buffer, which must not wait with it.
@@ -429,8 +437,7 @@ fn message(admitted: Admitted, topic: Arc<str>, origin: SessionId, version: u64,
         expires_ms: expiry(publish.properties.expiry, now),
         properties: publish.properties,
         origin: Some(origin),
-        // A cleared topic is not in the index: who misses the message cannot read it there.
-        version: if cleared { 0 } else { version },
+        version,
     }
 }
 
@@ -438,9 +445,17 @@ fn expiry(seconds: Option<u32>, now: Now) -> Option<u64> {
     seconds.map(|seconds| now.unix_ms + u64::from(seconds) * 1000)
 }
 
+/// As much of a topic as the log shows.
+fn shown(topic: &str) -> &str {
+    /// Bytes.
+    const SHOWN: usize = 200;
+    &topic[..topic.floor_char_boundary(SHOWN)]
+}
+
 /// The tables of one transaction.
 struct Tables<'t> {
     records: Table<'t, &'static str, &'static [u8]>,
+    expiries: Table<'t, (u64, &'static str), ()>,
     refs: Table<'t, &'static [u8; 32], u64>,
     legacy: Table<'t, &'static str, [u8; 32]>,
     meta: Table<'t, &'static str, u64>,
@@ -450,6 +465,7 @@ impl<'t> Tables<'t> {
     fn open(transaction: &'t WriteTransaction) -> Result<Tables<'t>, IndexError> {
         Ok(Tables {
             records: transaction.open_table(RECORDS).map_err(redb::Error::from)?,
+            expiries: transaction.open_table(EXPIRIES).map_err(redb::Error::from)?,
             refs: transaction.open_table(REFS).map_err(redb::Error::from)?,
             legacy: transaction.open_table(LEGACY).map_err(redb::Error::from)?,
             meta: transaction.open_table(META).map_err(redb::Error::from)?,
@@ -460,19 +476,29 @@ impl<'t> Tables<'t> {
         Ok(self.records.get(topic).map_err(redb::Error::from)?.is_some())
     }
 
+    /// The record of `topic`. A damaged one counts as none: a new message may take its place.
     fn read(&self, topic: &str) -> Result<Option<Record>, IndexError> {
         let value = self.records.get(topic).map_err(redb::Error::from)?;
-        value.map(|value| Record::read(topic, value.value())).transpose()
+        Ok(value.and_then(|value| Record::read_or_skip(topic, value.value())))
     }
 
     fn insert(&mut self, topic: &str, record: &Record) -> Result<(), IndexError> {
+        self.remove(topic)?;
+        if let Some(expires) = record.expires_ms {
+            self.expiries.insert((expires, topic), ()).map_err(redb::Error::from)?;
+        }
         self.records.insert(topic, record.to_bytes().as_slice()).map_err(redb::Error::from)?;
         Ok(())
     }
 
-    fn remove(&mut self, topic: &str) -> Result<(), IndexError> {
-        self.records.remove(topic).map_err(redb::Error::from)?;
-        Ok(())
+    /// Removes the record of `topic`, and returns it.
+    fn remove(&mut self, topic: &str) -> Result<Option<Record>, IndexError> {
+        let old = self.records.remove(topic).map_err(redb::Error::from)?;
+        let old = old.and_then(|value| Record::read_or_skip(topic, value.value()));
+        if let Some(expires) = old.as_ref().and_then(|old| old.expires_ms) {
+            self.expiries.remove((expires, topic)).map_err(redb::Error::from)?;
+        }
+        Ok(old)
     }
 
     fn name(&mut self, path: &FilePath, digest: &Digest) -> Result<(), IndexError> {

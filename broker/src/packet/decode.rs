@@ -6,6 +6,7 @@ use super::{
     Connect, Packet, PacketError, Properties, Publish, Qos, Reason, RetainHandling, Subscribe,
     SubscriptionOptions, Unsubscribe, Version, property,
 };
+use crate::limits::Limits;
 
 /// One packet's bytes, cut from the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +29,10 @@ pub enum Framing {
 /// Takes the first packet from `buffer` if it is there whole. Nothing is reserved on the word of a header.
 ///
 /// # Errors
-/// The length is malformed, or the packet is larger than `limit` bytes in all.
-pub fn frame(buffer: &mut BytesMut, limit: usize) -> Result<Framing, PacketError> {
+/// The length is malformed, or the packet is larger than the limit for its type.
+pub fn frame(buffer: &mut BytesMut, limits: &Limits) -> Result<Framing, PacketError> {
+    let is_publish = buffer.first().is_some_and(|first| first >> 4 == 3);
+    let limit = if is_publish { limits.packet } else { limits.control_packet };
     let mut length = 0_usize;
     for index in 0..4 {
         let Some(&byte) = buffer.get(1 + index) else { return Ok(Framing::Part(None)) };
@@ -59,8 +62,8 @@ pub fn frame(buffer: &mut BytesMut, limit: usize) -> Result<Framing, PacketError
 ///
 /// # Errors
 /// The frame is malformed, or of a type that clients do not send.
-pub fn decode(frame: Frame, version: Version) -> Result<Packet, PacketError> {
-    let mut reader = Reader { bytes: frame.body, version };
+pub fn decode(frame: Frame, version: Version, limits: &Limits) -> Result<Packet, PacketError> {
+    let mut reader = Reader { bytes: frame.body, version, most_properties: limits.properties };
     let flags = frame.first & 0x0f;
     let kind = frame.first >> 4;
     let expected = match kind {
@@ -95,6 +98,8 @@ pub fn decode(frame: Frame, version: Version) -> Result<Packet, PacketError> {
 }
 
 fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
+    /// Characters of an unknown protocol's name that are shown.
+    const SHOWN: usize = 16;
     let name = reader.text()?;
     let level = reader.byte()?;
     let version = match (name.as_str(), level) {
@@ -103,7 +108,10 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
         _ => {
             return Err(PacketError {
                 reason: Reason::UnsupportedProtocolVersion,
-                text: format!("protocol `{}` level {level} is not served", name.escape_debug()),
+                text: format!(
+                    "protocol `{}` level {level} is not served",
+                    name.chars().take(SHOWN).collect::<String>().escape_debug()
+                ),
             });
         }
     };
@@ -128,6 +136,7 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
         receive_maximum: u16::MAX,
         maximum_packet_size: None,
         wants_auth_exchange: false,
+        wants_problems: true,
     };
     reader.properties(|id, value| {
         match (id, value) {
@@ -136,7 +145,8 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
                 connect.maximum_packet_size = Some(number);
             }
             (property::AUTH_METHOD, Value::Text(_)) => connect.wants_auth_exchange = true,
-            (property::REQUEST_PROBLEM | property::REQUEST_RESPONSE, Value::Byte(0 | 1))
+            (property::REQUEST_PROBLEM, Value::Byte(byte @ (0 | 1))) => connect.wants_problems = byte == 1,
+            (property::REQUEST_RESPONSE, Value::Byte(0 | 1))
             | (property::SESSION_EXPIRY, Value::Long(_))
             | (property::TOPIC_ALIAS_MAXIMUM, Value::Short(_))
             | (property::AUTH_DATA, Value::Binary(_))
@@ -155,7 +165,8 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
         })?;
         connect.will = Some(Publish {
             topic: reader.text()?,
-            payload: reader.binary()?,
+            // It stays as long as the client; the rest of the packet need not.
+            payload: Bytes::copy_from_slice(&reader.binary()?),
             qos: will_qos,
             retain: will_retain,
             packet_id: 0,
@@ -316,6 +327,7 @@ impl Properties {
 struct Reader {
     bytes: Bytes,
     version: Version,
+    most_properties: usize,
 }
 
 impl Reader {
@@ -384,8 +396,15 @@ impl Reader {
             return Ok(());
         }
         let length = self.variable()? as usize;
+        if length > self.most_properties {
+            return Err(PacketError {
+                reason: Reason::PacketTooLarge,
+                text: format!("properties of {length} bytes are larger than {}", self.most_properties),
+            });
+        }
         self.need(length)?;
-        let mut part = Reader { bytes: self.bytes.split_to(length), version: self.version };
+        let mut part =
+            Reader { bytes: self.bytes.split_to(length), version: self.version, most_properties: 0 };
         let mut seen = 0_u64;
         while part.bytes.has_remaining() {
             // Ids are variable numbers, all below 128 so far.

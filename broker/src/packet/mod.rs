@@ -93,6 +93,8 @@ pub struct Connect {
     pub maximum_packet_size: Option<u32>,
     /// Whether an AUTH exchange is asked for, which we do not offer.
     pub wants_auth_exchange: bool,
+    /// Whether reason strings are welcome beyond CONNACK and DISCONNECT (3.1.2.11.7).
+    pub wants_problems: bool,
 }
 
 /// What a PUBLISH or a will says.
@@ -129,6 +131,16 @@ pub struct Properties {
     pub correlation_data: Option<Vec<u8>>,
     /// Names and values for the receiver, in order.
     pub user: Vec<(String, String)>,
+}
+
+impl Properties {
+    /// About how many bytes they take in memory, beyond their own size.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let texts = [&self.content_type, &self.response_topic].into_iter().flatten();
+        let pairs = self.user.iter().map(|pair| pair.0.len() + pair.1.len() + size_of_val(pair));
+        texts.map(String::len).chain(pairs).chain(self.correlation_data.iter().map(Vec::len)).sum()
+    }
 }
 
 /// What a SUBSCRIBE says.
@@ -185,9 +197,11 @@ pub enum Reason {
     UnspecifiedError = 0x80,
     MalformedPacket = 0x81,
     ProtocolError = 0x82,
+    ImplementationSpecificError = 0x83,
     UnsupportedProtocolVersion = 0x84,
     ClientIdentifierNotValid = 0x85,
     BadAuthenticationMethod = 0x8c,
+    ServerBusy = 0x89,
     ServerShuttingDown = 0x8b,
     KeepAliveTimeout = 0x8d,
     SessionTakenOver = 0x8e,
@@ -261,3 +275,6 @@ mod property {
     pub(super) const SUBSCRIPTION_IDS_AVAILABLE: u8 = 0x29;
     pub(super) const SHARED_AVAILABLE: u8 = 0x2a;
 }
+
+#[cfg(test)]
+mod tests;
