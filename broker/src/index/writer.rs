@@ -517,3 +517,6 @@ impl<'t> Tables<'t> {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests;
