@@ -148,6 +148,14 @@ pub enum PublishError {
         /// What is there now.
         found: String,
     },
+    /// The broker acknowledged the list and does not have it.
+    #[error("the broker acknowledged release {sequence} of channel `{channel}` and does not retain it")]
+    NotRetained {
+        /// The channel.
+        channel: ChannelName,
+        /// The release.
+        sequence: u64,
+    },
     /// Connections were lost too often.
     #[error("gave up after {attempts} lost connections")]
     GaveUp {
@@ -177,6 +185,9 @@ impl PublishError {
             PublishError::Raced { .. } => Some("run again to publish this folder on top of it".to_owned()),
             PublishError::GaveUp { .. } => {
                 Some("run again: what the broker acknowledged is not sent again".to_owned())
+            }
+            PublishError::NotRetained { .. } => {
+                Some("turn retained messages on at the broker: they are the index".to_owned())
             }
             PublishError::Plan(_) => None,
         }
@@ -351,9 +362,14 @@ impl<O: Observer> Run<'_, O> {
 
         let standing = retained::list(&mut link, &self.channel.name).await?;
         link.close().await;
-        match standing.as_ref() == Some(&plan.list) {
-            true => Ok(self.published(&plan)),
-            false => Err(self.raced(standing)),
+        let base = self.plan.as_ref().and_then(|(base, _)| base.as_ref());
+        match standing.as_ref() {
+            Some(list) if *list == plan.list => Ok(self.published(&plan)),
+            same if same == base => Err(PublishError::NotRetained {
+                channel: self.channel.name.clone(),
+                sequence: plan.release.sequence,
+            }),
+            _ => Err(self.raced(standing)),
         }
     }
 
