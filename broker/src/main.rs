@@ -1,6 +1,7 @@
 //! The `mpypi-broker` command: maps results to exit codes.
 
 mod cli;
+mod log;
 mod serve;
 
 use std::process::ExitCode;

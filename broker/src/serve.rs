@@ -1,20 +1,19 @@
 //! `mpypi-broker serve`
 
-use std::io::{IsTerminal, Write};
+use std::{io::Write, sync::Arc};
 
 use anyhow::Context;
 use mpypi_broker::{Access, Broker, Config, Limits, ServeError, index::IndexError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
-use crate::cli::ServeArgs;
+use crate::{cli::ServeArgs, log};
 
 /// What a PUBLISH needs around its package, in bytes.
 const PACKET_OVERHEAD: u64 = 64 * 1024;
 
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
-    log_to_stderr(args.log_json)?;
+    let gate = log::to_stderr(args.log_json)?;
     let mut limits = Limits::default();
     let most = limits.packet as u64 - PACKET_OVERHEAD;
     anyhow::ensure!(args.max_package <= most, "--max-package is at most {most}, what fits into a packet");
@@ -26,13 +25,13 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let access = if args.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let config = Config { listen: args.listen, data: args.data, limits, access };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let open = config.access == Access::UnsafeOpen;
@@ -47,6 +46,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     if open {
         tracing::warn!("--unsafe-open: everyone who can reach this broker may read and publish");
     }
+    tokio::spawn(async move { gate.report().await });
     let stop = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -72,18 +72,4 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         }
         _ => None,
     }
-}
-
-fn log_to_stderr(json: bool) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("MPYPI_LOG")
-        .or_else(|_| EnvFilter::try_new("info,rumqttd=error"))
-        .context("MPYPI_LOG is no log filter")?;
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match json {
-        true => log.json().init(),
-        false => log.with_ansi(colour).init(),
-    }
-    Ok(())
 }
