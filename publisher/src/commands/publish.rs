@@ -13,9 +13,9 @@ use crate::{
 };
 
 const EXAMPLES: &str = "\
-A channel's folder holds `src/` (files sent as they are) and `wheels/` (projects with a pyproject.toml, or
-.whl files). A folder with neither is sent as it is. Files that .gitignore, .promoterignore or `ignore` in
-channel.toml name are left out. Only packages that the broker lacks are sent; the new release stands when all
+A channel's folder holds `src/` (files sent as they are) and `wheels/` (projects with a pyproject.toml, or \
+.whl files). A folder with neither is sent as it is. Files that .gitignore, .promoterignore or `ignore` in \
+channel.toml name are left out. Only packages that the broker lacks are sent; the new release stands when all \
 of them are there.
 
 channel.toml is optional: name, version, tag, ignore = [\"*.md\"], expires (days).
