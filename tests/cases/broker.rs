@@ -280,19 +280,92 @@ fn a_qos_2_message_sent_twice_is_delivered_once() {
 }
 
 #[test]
-fn a_retained_message_with_an_expiry_vanishes_but_a_listed_package_stays() {
+fn a_retained_message_with_an_expiry_vanishes_but_lists_and_packages_must_not_have_one() {
     let world = World::new();
     let server = Server::start(&world);
     let port = server.port();
     let publish = |topic: &str, message: &str| {
         let expiry = ["-D", "publish", "message-expiry-interval", "1"];
         let arguments = ["-V", "mqttv5", "-q", "1", "-p", &port, "-r", "-t", topic, "-m", message];
-        let done = run("mosquitto_pub", &[&arguments[..], &expiry[..]].concat()).expect_code(0);
-        assert_eq!(done.stderr, "");
+        run("mosquitto_pub", &[&arguments[..], &expiry[..]].concat()).stderr
     };
-    publish("soon/gone", "x");
+    assert_eq!(publish("soon/gone", "x"), "");
     let mut reader = Client::connect(server.address, "reader");
     while reader.retained("soon/gone").is_some() {}
+    assert!(publish("mpypi/channels/dev", r#"[{"type":"new"}]"#).contains("Implementation specific error"));
+    assert!(publish(&wheel_topic(b"x"), "x").contains("Implementation specific error"));
+    assert_eq!(reader.retained("mpypi/channels/dev").unwrap().payload, b"[]");
+}
+
+#[test]
+fn whoever_subscribes_while_a_topic_changes_never_sees_an_older_value_after_a_newer_one() {
+    const TOPICS: usize = 4;
+    const VALUES: usize = 1500;
+    let world = World::new();
+    let server = Server::start(&world);
+    let mut writer = Client::connect(server.address, "writer");
+    let address = server.address;
+    let readers: Vec<_> = (0..4)
+        .map(|n| {
+            std::thread::spawn(move || {
+                let mut finished = 0;
+                let mut reader = Client::connect(address, &format!("reader-{n}"));
+                let mut seen = [0; TOPICS];
+                let mut messages = 0;
+                reader.subscribe(if n % 2 == 0 { "race/+" } else { "#" }, 0);
+                // Subscribing again replays again, in the middle of live messages.
+                while finished < TOPICS {
+                    let message = reader.message().unwrap();
+                    let topic: usize = message.topic.rsplit('/').next().unwrap().parse().unwrap();
+                    let value: usize = String::from_utf8(message.payload).unwrap().parse().unwrap();
+                    assert!(value >= seen[topic], "{value} after {}", seen[topic]);
+                    finished += usize::from(value == VALUES && seen[topic] < VALUES);
+                    seen[topic] = value;
+                    messages += 1;
+                    if messages % 20 == 0 {
+                        reader.subscribe(if n % 2 == 0 { "race/+" } else { "#" }, 0);
+                    }
+                }
+            })
+        })
+        .collect();
+    for value in 1..=VALUES {
+        for topic in 0..TOPICS {
+            writer.post(&format!("race/{topic}"), value.to_string().as_bytes(), 1, true).unwrap();
+        }
+        if value > 10 {
+            (0..TOPICS).for_each(|_| assert!(writer.acknowledged().is_some()));
+        }
+    }
+    (0..10 * TOPICS).for_each(|_| assert!(writer.acknowledged().is_some()));
+    for reader in readers {
+        reader.join().unwrap();
+    }
+}
+
+#[test]
+fn a_topic_that_names_a_digest_in_an_earlier_layout_takes_only_those_bytes() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let mut reader = Client::connect(server.address, "reader");
+    let topic = format!("mpypi/packages/{}", Digest::of(b"right"));
+    assert!(!Client::connect(server.address, "a").retain(&topic, b"wrong"));
+    assert_eq!(reader.retained(&topic), None);
+    assert!(Client::connect(server.address, "b").retain(&topic, b"right"));
+    assert_eq!(reader.retained(&topic).unwrap().payload, b"right");
+}
+
+#[test]
+fn a_will_that_could_not_be_published_is_refused_at_once() {
+    let world = World::new();
+    let server = Server::start(&world);
+    for (topic, message) in
+        [("a/#", "x"), ("$SYS/x", "x"), ("mpypi/channels/dev", "{}"), (&wheel_topic(b"right"), "wrong")]
+    {
+        let will = Options { will: Some((topic.to_owned(), message.to_owned())), ..Options::id("will") };
+        let (_, code) = Client::try_connect(server.address, &will).unwrap();
+        assert_ne!(code, 0, "{topic}");
+    }
 }
 
 #[test]

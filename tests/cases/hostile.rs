@@ -211,3 +211,81 @@ fn a_reader_that_reads_nothing_holds_up_nobody_and_gets_everything_later() {
         }
     });
 }
+
+#[test]
+fn a_subscribe_of_a_million_filters_is_refused_before_it_is_held() {
+    survives(|server| {
+        for first in [0x82, 0xa2, 0x10, 0xe0] {
+            let mut client = Client::connect(server.address, "storm");
+            client.send(&[first, 0xff, 0xff, 0xff, 0x03]); // 8 MiB
+            assert!(client.is_closed(), "{first:#x}");
+        }
+        let mut client = Client::connect(server.address, "storm");
+        let mut filters = vec![0x82, 0, 0, 0, 0, 1];
+        (0..2000).for_each(|_| filters.extend([0, 1, b'a', 0]));
+        let length = filters.len() - 4;
+        filters.splice(1..4, [(length & 0x7f) as u8 | 0x80, (length >> 7) as u8 & 0x7f]);
+        client.send(&filters);
+        assert!(client.is_closed());
+    });
+}
+
+#[test]
+fn a_live_message_too_large_to_wait_in_memory_is_refused_and_a_retained_one_passes() {
+    survives(|server| {
+        let large = vec![7; 2 * 1024 * 1024];
+        let mut client = Client::connect(server.address, "large");
+        client.post("large", &large, 1, false).unwrap();
+        assert!(client.is_closed());
+        let mut client = Client::connect(server.address, "large");
+        assert!(client.retain("large", &large));
+    });
+}
+
+#[test]
+fn a_client_id_beyond_the_limit_is_refused_with_a_code() {
+    survives(|server| {
+        let (_, code) = Client::try_connect(server.address, &Options::id(&"x".repeat(1025))).unwrap();
+        assert_eq!(code, 2);
+    });
+}
+
+#[test]
+fn what_a_stranger_sends_makes_no_line_of_its_own_in_the_log() {
+    survives(|server| {
+        let mut client = Client::connect(server.address, "id\n2026 ERROR forged id");
+        client.post("topic\n2026 ERROR forged topic", b"", 1, true).unwrap();
+        assert!(client.is_closed());
+        let mut client = Client::open(server.address);
+        client.send(b"\x10\x16\0\x10x\n2026 ERROR nam\x04\x02\0\0");
+        let log = server.log();
+        assert!(log.contains("forged topic"), "{log}");
+        assert!(log.lines().all(|line| !line.starts_with("2026 ERROR")), "{log}");
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn answers_that_nobody_reads_hold_little_memory() {
+    let resident = |server: &Server| -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    survives(|server| {
+        let before = resident(server);
+        let mut all: Vec<_> = (0..8).map(|n| Client::connect(server.address, &n.to_string())).collect();
+        let pings = [0xc0, 0].repeat(32 * 1024);
+        for client in &mut all {
+            client.stream().set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+            // Until nothing more is taken, or far more than the sockets hold.
+            for _ in 0..400 {
+                if client.try_send(&pings).is_err() {
+                    break;
+                }
+            }
+        }
+        let grown = resident(server).saturating_sub(before);
+        assert!(grown < 16 * 1024, "{grown} KiB for 8 clients");
+    });
+}
