@@ -210,3 +210,93 @@ fn deliver(subscriptions: &Subscriptions, message: &Arc<Message>) {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::{
+        limits::Limits,
+        mailbox::{Mail, Mailbox},
+        message::{Payload, SessionId},
+        packet::{Qos, RetainHandling, SubscriptionOptions},
+        subscriptions::Receiver,
+    };
+
+    fn message(n: u64) -> Arc<Message> {
+        Arc::new(Message {
+            topic: "t".into(),
+            payload: Payload::Inline(n.to_be_bytes().to_vec().into()),
+            qos: Qos::AtMostOnce,
+            retain: false,
+            properties: Default::default(),
+            expires_ms: None,
+            origin: None,
+            version: n,
+        })
+    }
+
+    fn subscribe(subscriptions: &SharedSubscriptions, limits: &Limits) -> Arc<Mailbox> {
+        let mailbox = Arc::new(Mailbox::new(limits));
+        let options = SubscriptionOptions {
+            qos: Qos::AtMostOnce,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Send,
+        };
+        let receiver = Receiver { mailbox: mailbox.clone(), options };
+        subscriptions.write().unwrap().insert("t", SessionId(1), receiver);
+        mailbox
+    }
+
+    #[test]
+    fn everything_sent_arrives_in_order_before_the_dispatcher_ends() {
+        let count = 4 * IN_FLIGHT as u64;
+        let subscriptions = SharedSubscriptions::default();
+        let limits = Limits { queue_messages: usize::MAX, queue_bytes: usize::MAX, ..Limits::default() };
+        let mailbox = subscribe(&subscriptions, &limits);
+        let (mut sender, dispatcher) = start(subscriptions).unwrap();
+        let dispatcher = thread::spawn(|| dispatcher.run());
+        for n in 1..=count {
+            sender.send(message(n)).unwrap();
+        }
+        drop(sender);
+        assert_eq!(dispatcher.join().unwrap(), Ok(()));
+        let versions = std::iter::from_fn(|| match mailbox.pop()? {
+            Mail::Delivery(delivery) => Some(delivery.message.version),
+            other => panic!("{other:?}"),
+        });
+        assert!(versions.eq(1..=count));
+    }
+
+    #[test]
+    fn a_sender_that_waits_for_room_is_freed_when_the_dispatcher_dies() {
+        let (mut sender, dispatcher) = start(SharedSubscriptions::default()).unwrap();
+        let table = sender.table.clone();
+        let sender = thread::spawn(move || (1..).find_map(|n| sender.send(message(n)).err()));
+        while table.lock().messages.len() < IN_FLIGHT {
+            thread::yield_now();
+        }
+        drop(dispatcher);
+        assert!(sender.join().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_ticket_that_was_lost_makes_everyone_read_again_or_start_anew() {
+        let subscriptions = SharedSubscriptions::default();
+        let mailbox = subscribe(&subscriptions, &Limits::default());
+        let (mut sender, dispatcher) = start(subscriptions).unwrap();
+        for n in [5, 6, 7] {
+            sender.send(message(n)).unwrap();
+        }
+        dispatcher.take(1); // 0 is lost
+        assert!(matches!(mailbox.pop(), Some(Mail::Lagging(4))), "6 is read together with 5");
+        dispatcher.take(0); // it comes after all
+        assert!(mailbox.pop().is_none());
+        sender.send(message(0)).unwrap();
+        sender.send(message(8)).unwrap();
+        dispatcher.take(4);
+        assert!(matches!(mailbox.pop(), Some(Mail::Overflow)));
+    }
+}

@@ -708,3 +708,58 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_id_passes_to_the_next_only_when_its_holder_has_gone() {
+        let registry = Arc::new(Registry::default());
+        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        let waiting = {
+            let registry = registry.clone();
+            tokio::spawn(async move { registry.enter("id", SessionId(2)).await.map(drop) })
+        };
+        first.member.kick.cancelled().await;
+        assert!(!waiting.is_finished());
+        drop(first);
+        assert_eq!(waiting.await.unwrap(), Ok(()));
+        assert!(registry.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_many_that_want_a_client_id_the_newest_gets_it() {
+        let registry = Arc::new(Registry::default());
+        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        let entering = |n| {
+            let registry = registry.clone();
+            tokio::spawn(async move { registry.enter("id", SessionId(n)).await.map(drop) })
+        };
+        let second = entering(2);
+        first.member.kick.cancelled().await;
+        let third = entering(3);
+        while registry.lock()["id"].id != SessionId(3) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(entering(2).await.unwrap(), Err(NotEntered::Replaced), "accepted before the third");
+        drop(first);
+        assert_eq!(second.await.unwrap(), Err(NotEntered::Replaced));
+        assert_eq!(third.await.unwrap(), Ok(()));
+        assert!(registry.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_leaves_the_id_to_its_holder() {
+        let registry = Registry::default();
+        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        // As when the connection ends, or the time is up.
+        let gave_up = timeout(Duration::from_millis(1), registry.enter("id", SessionId(2))).await;
+        assert!(gave_up.is_err());
+        assert_eq!(registry.lock()["id"].id, SessionId(1));
+        drop(first);
+        assert!(registry.lock().is_empty());
+    }
+}

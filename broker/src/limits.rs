@@ -96,3 +96,21 @@ impl Default for Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_and_strangers_leave_files_for_the_index() {
+        let fit = |files| {
+            let mut limits = Limits::default();
+            limits.fit_into(files);
+            (limits.clients, limits.strangers)
+        };
+        assert_eq!(fit(1_000_000), (100_000, 1024));
+        assert_eq!(fit(4096), (4096 - 256 - 1024, 1024));
+        assert_eq!(fit(1024), (384, 384));
+        assert_eq!(fit(0), (1, 1));
+    }
+}

@@ -226,3 +226,16 @@ async fn serve(socket: TcpStream, peer: SocketAddr, id: SessionId, shared: &Shar
     }
     connection::serve(socket, peer, id, shared).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_panics_stops_everything_and_is_an_error() {
+        let ended = CancellationToken::new();
+        let outcome = spawn("test", &ended, || panic!("on purpose")).unwrap();
+        ended.cancelled().await;
+        assert!(matches!(outcome.await, Err(ServeError::Panicked("test"))));
+    }
+}
