@@ -5,6 +5,7 @@
 //!  └ connection   driver: bytes in, bytes out, deadlines        ── outbox: what waits to be sent
 //!      └ session     state machine: packets and time in, effects out
 //!          └ packet     bytes ↔ meaning, MQTT 3.1.1 and 5
+//! registry     which connection has which client id: the newest, once the one before it has gone
 //! door         policy: what may become part of the index
 //! index        durable store of retained messages               ── writer: the one thread that changes it
 //! bus          rumqttd's router between two links               ── mailbox: a session's bounded queue
@@ -12,12 +13,13 @@
 //! ```
 //!
 //! A message's way: `connection` reads it, `session` takes it, `door` checks it, `index::writer` judges and
-//! commits it, then acknowledges it and puts it on the `bus`; the dispatcher puts it into `mailbox`es, from
+//! commits it, puts it on the `bus`, and acknowledges it; the dispatcher puts it into `mailbox`es, from
 //! where connections fetch it. Retained messages are read from the index by each connection as its client
 //! takes them.
 //!
 //! Invariants: an acknowledged message is durable; a refused one leaves no trace; nothing waits in a queue
-//! without a limit from [`limits`]; `session`, `door` and `packet` touch no socket, file or clock.
+//! without a limit from [`limits`]; nobody sees an older retained message after a newer one; `session`,
+//! `door` and `packet` touch no socket, file or clock.
 
 pub mod bus;
 pub mod clock;
@@ -29,6 +31,7 @@ pub mod mailbox;
 pub mod message;
 pub mod outbox;
 pub mod packet;
+pub mod registry;
 pub mod server;
 pub mod session;
 pub mod subscriptions;

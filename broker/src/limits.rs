@@ -31,8 +31,11 @@ pub struct Limits {
     pub read_stall: Duration,
     /// The slowest upload of a large packet that is waited for, in bytes per second.
     pub slowest_upload: u64,
-    /// The same while others wait for a place in [`Limits::inbound_bytes`].
+    /// While others wait for a place in [`Limits::inbound_bytes`], a large packet must have come at this rate so
+    /// far, in bytes per second, but for [`Limits::contended_stall`].
     pub slowest_contended_upload: u64,
+    /// How far a large packet may be behind while others wait for its place.
+    pub contended_stall: Duration,
     /// QoS 1 and 2 messages of one client that wait for the index at once; more are not read.
     pub inbound_window: u16,
     /// QoS 2 messages that a client has not released. MQTT 5 clients keep to [`Limits::inbound_window`].
@@ -84,6 +87,7 @@ impl Default for Limits {
             read_stall: Duration::from_secs(30),
             slowest_upload: 8 * 1024,
             slowest_contended_upload: 256 * 1024,
+            contended_stall: Duration::from_secs(5),
             inbound_window: 64,
             unreleased: 1024,
             outbound_window: 64,

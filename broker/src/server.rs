@@ -11,13 +11,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     bus::{self, BusError, SharedSubscriptions},
-    connection::{self, PLACE, Registry, Shared},
+    connection::{self, PLACE, Shared},
     index::{
         Index, IndexError,
         writer::{QUEUE, Writer},
     },
     limits::Limits,
     message::SessionId,
+    registry::Registry,
 };
 
 /// After a failure to accept, as with too many open files.

@@ -289,3 +289,20 @@ fn answers_that_nobody_reads_hold_little_memory() {
         assert!(grown < 16 * 1024, "{grown} KiB for 8 clients");
     });
 }
+
+#[test]
+fn large_packets_that_never_come_make_room_for_one_that_does() {
+    survives(|server| {
+        // More than may be received at once, announced and not sent.
+        let stuck: Vec<_> = (0..20)
+            .map(|n| {
+                let mut client = Client::connect(server.address, &n.to_string());
+                client.send(&[0x30, 0xf0, 0xff, 0xff, 0x07, 0, 1, b'x']);
+                client
+            })
+            .collect();
+        let mut client = Client::connect(server.address, "honest");
+        assert!(client.retain("large", &[7; 300_000]));
+        drop(stuck);
+    });
+}

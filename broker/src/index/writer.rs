@@ -1,5 +1,5 @@
 //! The one thread that changes the index: takes what waits, judges each message, commits all of it at once,
-//! then acknowledges and announces in the same order.
+//! then announces and acknowledges in the same order.
 
 use std::{
     collections::{HashMap, HashSet},

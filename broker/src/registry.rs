@@ -1,0 +1,162 @@
+//! Which connection has which client id: the newest, once the one before it has gone.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::message::SessionId;
+
+/// For an earlier connection with the same client id to go.
+const TAKEOVER: Duration = Duration::from_secs(5);
+
+/// Client ids in use.
+#[derive(Debug, Default)]
+pub struct Registry {
+    last_id: AtomicU64,
+    /// Held to look up, put in or take out one client.
+    members: Mutex<HashMap<String, Member>>,
+}
+
+/// Who has a client id.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) id: SessionId,
+    /// Told to go.
+    pub(crate) kick: CancellationToken,
+    /// Has gone.
+    gone: CancellationToken,
+}
+
+/// A place in the registry, left on drop.
+pub(crate) struct Membership<'r> {
+    registry: &'r Registry,
+    client_id: String,
+    pub(crate) member: Member,
+    /// Who has not gone yet: takes the place back, so that whoever comes next waits for them too.
+    earlier: Option<Member>,
+}
+
+/// Why a connection did not get its client id.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotEntered {
+    /// A newer connection has it.
+    Replaced,
+    /// An earlier connection does not go.
+    Occupied,
+}
+
+impl Registry {
+    /// An id for the next connection. Ask in the order in which connections were accepted: the newest wins.
+    pub fn next_id(&self) -> SessionId {
+        SessionId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Takes `client_id`, sends away whoever has it ([MQTT-3.1.4-2]), and waits until they have gone, will and
+    /// all.
+    pub(crate) async fn enter(&self, client_id: &str, id: SessionId) -> Result<Membership<'_>, NotEntered> {
+        let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
+        let earlier = {
+            let mut members = self.lock();
+            if members.get(client_id).is_some_and(|present| present.id > id) {
+                return Err(NotEntered::Replaced);
+            }
+            members.insert(client_id.to_owned(), member.clone())
+        };
+        let mut membership =
+            Membership { registry: self, client_id: client_id.to_owned(), member, earlier: None };
+        if let Some(earlier) = earlier {
+            earlier.kick.cancel();
+            let gone = earlier.gone.clone();
+            membership.earlier = Some(earlier);
+            if timeout(TAKEOVER, gone.cancelled()).await.is_err() {
+                return Err(NotEntered::Occupied);
+            }
+            membership.earlier = None;
+        }
+        match membership.member.kick.is_cancelled() {
+            true => Err(NotEntered::Replaced),
+            false => Ok(membership),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Member>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Membership<'_> {
+    fn drop(&mut self) {
+        let mut members = self.registry.lock();
+        if members.get(&self.client_id).is_some_and(|member| member.id == self.member.id) {
+            match self.earlier.take().filter(|earlier| !earlier.gone.is_cancelled()) {
+                Some(earlier) => members.insert(self.client_id.clone(), earlier),
+                None => members.remove(&self.client_id),
+            };
+        }
+        // While the registry is held: whoever sees that we have gone finds it so.
+        self.member.gone.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_id_passes_to_the_next_only_when_its_holder_has_gone() {
+        let registry = Arc::new(Registry::default());
+        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        let waiting = {
+            let registry = registry.clone();
+            tokio::spawn(async move { registry.enter("id", SessionId(2)).await.map(drop) })
+        };
+        first.member.kick.cancelled().await;
+        assert!(!waiting.is_finished());
+        drop(first);
+        assert_eq!(waiting.await.unwrap(), Ok(()));
+        assert!(registry.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn of_many_that_want_a_client_id_the_newest_gets_it() {
+        let registry = Arc::new(Registry::default());
+        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        let entering = |n| {
+            let registry = registry.clone();
+            tokio::spawn(async move { registry.enter("id", SessionId(n)).await.map(drop) })
+        };
+        let second = entering(2);
+        first.member.kick.cancelled().await;
+        let third = entering(3);
+        while registry.lock()["id"].id != SessionId(3) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(entering(2).await.unwrap(), Err(NotEntered::Replaced), "accepted before the third");
+        drop(first);
+        assert_eq!(second.await.unwrap(), Err(NotEntered::Replaced));
+        assert_eq!(third.await.unwrap(), Ok(()));
+        assert!(registry.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_leaves_the_id_to_its_holder() {
+        let registry = Registry::default();
+        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        // As when the connection ends, or the time is up.
+        let gave_up = timeout(Duration::from_millis(1), registry.enter("id", SessionId(2))).await;
+        assert!(gave_up.is_err());
+        assert_eq!(registry.lock()["id"].id, SessionId(1));
+        drop(first);
+        assert!(registry.lock().is_empty());
+    }
+}
