@@ -10,9 +10,8 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
-mpypi := cargo run -q -p mpypi-publisher --bin mpypi --
-broker := cargo run -q -p mpypi-broker --bin mpypi-broker --
-agent := cargo run -q -p mpypi-agent-sim --bin mpypi-agent --
+# All programs are built together: one at a time, cargo would build what they share anew for each.
+programs := $(or $(CARGO_TARGET_DIR),target)/debug
 
 ##@ See it
 .PHONY: help demo
@@ -22,35 +21,37 @@ help: ## This list
 	  /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@printf '\nCHANNEL=%s BROKER=%s NODE=%s NODES=%s\n' '$(CHANNEL)' '$(BROKER)' '$(NODE)' '$(NODES)'
 
-demo: ## A release, from a folder through a broker to five devices, and an update of it
+demo: build ## A release, from a folder through a broker to five devices, and an update of it
 	@bash tests/demo.sh
 
 ##@ Use it
-.PHONY: broker publish watch status agent fleet
-broker: ## Run a broker on 127.0.0.1:1883, its data in data/
-	@$(broker) serve
+.PHONY: broker publish watch status agent fleet build
+broker: build ## Run a broker on 127.0.0.1:1883, its data in data/
+	@$(programs)/mpypi-broker serve
 
-publish: ## Publish channels/CHANNEL to BROKER
-	@$(mpypi) publish channels/$(CHANNEL) --broker $(BROKER)
+publish: build ## Publish channels/CHANNEL to BROKER
+	@$(programs)/mpypi publish channels/$(CHANNEL) --broker $(BROKER)
 
-watch: ## Publish channels/CHANNEL to BROKER again at every change
-	@$(mpypi) watch channels/$(CHANNEL) --broker $(BROKER)
+watch: build ## Publish channels/CHANNEL to BROKER again at every change
+	@$(programs)/mpypi watch channels/$(CHANNEL) --broker $(BROKER)
 
-status: ## What CHANNEL holds on BROKER and what its nodes say
-	@$(mpypi) status $(CHANNEL) --broker $(BROKER)
+status: build ## What CHANNEL holds on BROKER and what its nodes say
+	@$(programs)/mpypi status $(CHANNEL) --broker $(BROKER)
 
-agent: ## Run one simulated device NODE on CHANNEL, its files in node/NODE
-	@$(agent) run --broker $(BROKER) --channel $(CHANNEL) --root node/$(NODE) --node $(NODE)
+agent: build ## Run one simulated device NODE on CHANNEL, its files in node/NODE
+	@$(programs)/mpypi-agent run --broker $(BROKER) --channel $(CHANNEL) --root node/$(NODE) --node $(NODE)
 
-fleet: ## Run NODES simulated devices on CHANNEL
-	@$(agent) fleet --broker $(BROKER) --channel $(CHANNEL) --nodes $(NODES)
+fleet: build ## Run NODES simulated devices on CHANNEL
+	@$(programs)/mpypi-agent fleet --broker $(BROKER) --channel $(CHANNEL) --nodes $(NODES)
+
+build:
+	@[ -x $(programs)/mpypi-agent ] || echo 'building the programs: the first time takes a few minutes' >&2
+	@cargo build --quiet --workspace --bins
 
 ##@ Check it
 .PHONY: test fmt fmt-check lint doc deny readme ci clean
-test: ## All tests; those with foreign programs use mosquitto, fetched if it is not there
+test: build ## All tests; those with foreign programs use mosquitto, fetched if it is not there
 	@bash tests/peers.sh
-	@# The integration tests run the programs as they are built.
-	cargo build --workspace --bins
 	cargo test -q --workspace --doc
 	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests; fi
@@ -73,7 +74,7 @@ doc: ## The documentation, with warnings denied
 deny: ## Licences, banned crates, sources and known holes of what we depend on
 	@bash .ci/deny
 
-readme:
+readme: build
 	@bash tests/readme.sh
 
 # The tests come last, so that their summary is the last thing CI says.

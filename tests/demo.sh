@@ -7,9 +7,6 @@ cd "$(dirname "$0")/.."
 devices=5
 target=${CARGO_TARGET_DIR:-target}
 
-[ -x "$target/debug/mpypi-agent" ] || echo "building the programs: the first time takes a few minutes"
-cargo build --quiet --workspace --bins
-
 scratch=$(mktemp -d)
 broker_pid=
 finish() {

@@ -51,8 +51,6 @@ stop() { # the newest one, as Ctrl-C does
   wait "$job" || true
 }
 
-cargo build --quiet --workspace --bins
-
 # `make broker` listens on the one port that everybody uses, so only here it is run by hand.
 has 'make broker'
 start broker "${CARGO_TARGET_DIR:-target}/debug/mpypi-broker" serve --listen 127.0.0.1:0 --data "$scratch/index"
