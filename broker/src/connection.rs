@@ -307,7 +307,7 @@ impl Connection<'_> {
         loop {
             self.receive().await;
             let more = self.fetch().await;
-            if self.closing && self.outbox.is_empty() {
+            if self.is_done() {
                 return Ok(());
             }
             let reading =
@@ -511,7 +511,10 @@ impl Connection<'_> {
                     self.subscriptions().insert(&filter, self.session.id, receiver);
                 }
                 Effect::Unsubscribe(filter) => self.subscriptions().remove(&filter, self.session.id),
-                Effect::Close => self.closing = true,
+                Effect::Close => {
+                    self.closing = true;
+                    self.progress = clock::now().instant;
+                }
             }
         }
     }
@@ -531,12 +534,19 @@ impl Connection<'_> {
     fn deadline(&self) -> Instant {
         /// Without any deadline, look again after this time.
         const IDLE: Duration = Duration::from_secs(3600);
-        let stall = (!self.outbox.is_empty()).then(|| self.write_deadline());
+        let stall = (self.closing || !self.outbox.is_empty()).then(|| self.write_deadline());
         let keep_alive = self.session.deadline();
         let part = self.read_deadline();
         let now = clock::now().instant;
         let look_again = matches!(self.place, Place::Taken(_)).then_some(now + LOOK_AGAIN);
         [stall, keep_alive, part, look_again].into_iter().flatten().min().unwrap_or(now + IDLE)
+    }
+
+    /// Whether there is nothing left to do for the client: who sees its connection closed also finds what it
+    /// published.
+    fn is_done(&self) -> bool {
+        let settled = self.session.is_settled() || self.write_deadline() <= clock::now().instant;
+        self.closing && self.outbox.is_empty() && settled
     }
 
     fn write_deadline(&self) -> Instant {

@@ -248,6 +248,20 @@ fn a_will_is_published_when_its_client_is_lost_or_replaced_but_not_when_it_leave
 }
 
 #[test]
+fn what_a_client_published_is_there_when_its_goodbye_is_answered() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let mut reader = Client::connect(server.address, "reader");
+    for n in 0..50 {
+        let mut leaving = Client::connect(server.address, "leaving");
+        leaving.post("last/word", n.to_string().as_bytes(), 0, true).unwrap();
+        leaving.send(&[0xe0, 0]);
+        assert!(leaving.is_closed());
+        assert_eq!(reader.retained("last/word").unwrap().payload, n.to_string().as_bytes());
+    }
+}
+
+#[test]
 fn keep_alive_zero_lives_and_a_silent_client_with_a_keep_alive_is_lost() {
     let world = World::new();
     let server = Server::start(&world);
