@@ -15,6 +15,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    access::{
+        Identity,
+        gate::{Gate, Login},
+    },
     bus::SharedSubscriptions,
     clock,
     door::{admit, is_heavy},
@@ -26,8 +30,8 @@ use crate::{
     mailbox::{Mail, Mailbox},
     message::{Message, Refusal, SessionId},
     outbox::Outbox,
-    packet::{self, Connect, Framing, Packet, Publish, Reason, Version},
-    registry::{NotEntered, Registry},
+    packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version},
+    registry::{Member, NotEntered, Registry},
     session::{Effect, Replay, Replayed, Session},
     subscriptions::Receiver,
 };
@@ -71,6 +75,8 @@ pub struct Shared {
     pub sockets: Arc<Semaphore>,
     /// Ends every connection.
     pub shutdown: CancellationToken,
+    /// Who is let in.
+    pub gate: Gate,
     /// Who is connected.
     pub registry: Registry,
 }
@@ -82,21 +88,24 @@ where
 {
     let (mut reader, mut writer) = tokio::io::split(socket);
     let mut buffer = BytesMut::new();
-    let handshake = timeout(shared.limits.connect, handshake(&mut reader, &mut buffer, shared));
+    let handshake = timeout(shared.limits.connect, handshake(&mut reader, &mut buffer, peer, shared));
     let greeting = tokio::select! {
         greeting = handshake => greeting,
         () = shared.shutdown.cancelled() => return,
     };
-    let (connect, _place) = match greeting {
+    let Greeted { connect, identity, login, place: _place } = match greeting {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(refused)) => {
             return refuse(&mut reader, &mut writer, peer, &refused, shared).await;
         }
         Err(_) => return tracing::info!(%peer, "no CONNECT in time"),
     };
-    let assigned = connect.client_id.is_empty().then(|| format!("auto-{:016x}", fastrand::u64(..)));
+    let assigned = connect.client_id.is_empty().then(|| match &identity {
+        Identity::Node(node, _) => node.to_string(),
+        _ => format!("auto-{:016x}", fastrand::u64(..)),
+    });
     let client_id = assigned.as_ref().unwrap_or(&connect.client_id).clone();
-    let membership = match shared.registry.enter(&client_id, id).await {
+    let membership = match shared.registry.enter(&client_id, id, login).await {
         Ok(membership) => membership,
         Err(NotEntered::Replaced) => {
             return tracing::debug!(%peer, client = client_id, "replaced before it was let in");
@@ -108,7 +117,8 @@ where
         }
     };
     let now = clock::now().instant;
-    let session = Session::new(membership.member.id, client_id.clone(), &connect, shared.limits.clone(), now);
+    let session =
+        Session::new(membership.member.id, client_id.clone(), identity, &connect, shared.limits.clone(), now);
     let connack = packet::connack(connect.version, Reason::Success, "", &shared.limits, assigned.as_deref());
     tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
     drop(connect);
@@ -128,7 +138,7 @@ where
         closing: false,
     };
     connection.outbox.push(connack);
-    let end = connection.run(&mut reader, &mut writer, &membership.member.kick).await;
+    let end = connection.run(&mut reader, &mut writer, &membership.member).await;
     connection.leave().await;
     drop(connection);
     // The id is free before the last bytes are taken: whoever waits for it need not wait for them.
@@ -141,6 +151,14 @@ where
         Err(error) => tracing::debug!(%peer, client = client_id, %error, "lost"),
     }
     tracing::debug!(%peer, client = client_id, "gone");
+}
+
+/// A client that may come in.
+struct Greeted {
+    connect: Connect,
+    identity: Identity,
+    login: Option<Login>,
+    place: OwnedSemaphorePermit,
 }
 
 /// Why a client did not get in.
@@ -186,8 +204,9 @@ async fn refuse(
 async fn handshake(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
+    peer: SocketAddr,
     shared: &Shared,
-) -> Result<(Connect, OwnedSemaphorePermit), Refused> {
+) -> Result<Greeted, Refused> {
     let limits = &shared.limits;
     let frame = loop {
         // Before anything is held for it: what is not a CONNECT goes no further.
@@ -226,6 +245,21 @@ async fn handshake(
         let text = format!("a client id is at most {} bytes", limits.client_id);
         return refuse(Reason::ClientIdentifierNotValid, &text);
     }
+    let password = connect.password.clone().map(|Secret(bytes)| bytes);
+    let (identity, login) = match shared.gate.identify(peer.ip(), connect.user.clone(), password).await {
+        Ok(known) => known,
+        Err(refusal) => return refuse(refusal.reason, &refusal.text),
+    };
+    if !identity.may_be(&connect.client_id) {
+        let text = format!("{identity} may only be called so");
+        return refuse(Reason::ClientIdentifierNotValid, &text);
+    }
+    if let Some(will) = &connect.will
+        && !identity.may_publish(&will.topic)
+    {
+        let text = format!("the will: {identity} may not publish to `{}`", will.topic);
+        return refuse(Reason::NotAuthorized, &text);
+    }
     // Later there is nobody left to tell.
     if let Some(will) = &connect.will
         && let Err(refusal) = admit(will.clone(), limits)
@@ -233,7 +267,7 @@ async fn handshake(
         return refuse(refusal.reason, &format!("the will: {refusal}"));
     }
     match shared.clients.clone().try_acquire_owned() {
-        Ok(place) => Ok((connect, place)),
+        Ok(place) => Ok(Greeted { connect, identity, login, place }),
         Err(_) => refuse(Reason::QuotaExceeded, "too many clients"),
     }
 }
@@ -302,7 +336,7 @@ impl Connection<'_> {
         &mut self,
         reader: &mut (impl AsyncRead + Unpin),
         writer: &mut (impl AsyncWrite + Unpin),
-        kick: &CancellationToken,
+        member: &Member,
     ) -> std::io::Result<()> {
         loop {
             self.receive().await;
@@ -322,7 +356,7 @@ impl Connection<'_> {
             // deadlines anyway.
             let woken = tokio::select! {
                 biased;
-                () = kick.cancelled(), if !self.closing => Woken::Kicked,
+                () = member.kick.cancelled(), if !self.closing => Woken::Kicked,
                 () = self.shared.shutdown.cancelled(), if !self.closing => Woken::Shutdown,
                 Some(settled) = self.settled.recv() => Woken::Settled(settled),
                 // Before writing: a full outbox ends reading, but nothing would end writing a long replay.
@@ -356,7 +390,11 @@ impl Connection<'_> {
                 Woken::Settled(settled) => self.session.settled(settled, &mut effects),
                 Woken::Place(place) => self.place = Place::Taken(place),
                 Woken::Kicked => {
-                    self.session.end(Reason::SessionTakenOver, "the client id connected again", &mut effects);
+                    let (reason, text) = match member.is_revoked() {
+                        true => (Reason::NotAuthorized, "the user was changed or removed"),
+                        false => (Reason::SessionTakenOver, "the client id connected again"),
+                    };
+                    self.session.end(reason, text, &mut effects);
                 }
                 Woken::Shutdown => {
                     self.session.end(Reason::ServerShuttingDown, "the broker stops", &mut effects);
@@ -505,6 +543,14 @@ impl Connection<'_> {
                     let reply = Reply { to: self.to_us.clone(), packet_id: publish.packet_id };
                     hand_over(self.shared, self.session.id, publish, Some(reply), place).await;
                     self.unheard(clock::now().instant); // it may have waited for the index
+                }
+                Effect::Deny(publish, refusal) => {
+                    let reply = Reply { to: self.to_us.clone(), packet_id: publish.packet_id };
+                    let (topic, reply) = (publish.topic.as_str().into(), Some(reply));
+                    let origin = self.session.id;
+                    let op = Op { admitted: Err(refusal), topic, origin, reply, place: None };
+                    self.shared.ops.send(op).await.ok();
+                    self.place = Place::None;
                 }
                 Effect::Subscribe(filter, options) => {
                     let receiver = Receiver { mailbox: self.mailbox.clone(), options };

@@ -21,6 +21,7 @@
 //! without a limit from [`limits`]; nobody sees an older retained message after a newer one; `session`,
 //! `door` and `packet` touch no socket, file or clock.
 
+pub mod access;
 pub mod bus;
 pub mod clock;
 pub mod connection;

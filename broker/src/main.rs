@@ -3,14 +3,18 @@
 mod cli;
 mod log;
 mod serve;
+mod user;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli::Command::Serve(args) = cli::Cli::parse().command;
-    match serve::run(args) {
+    let done = match cli::Cli::parse().command {
+        cli::Command::Serve(args) => serve::run(args),
+        cli::Command::User(args) => user::run(args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -3,8 +3,8 @@
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::message::SessionId;
+use crate::{access::gate::Login, message::SessionId};
 
 /// For an earlier connection with the same client id to go.
 const TAKEOVER: Duration = Duration::from_secs(5);
@@ -31,8 +31,18 @@ pub(crate) struct Member {
     pub(crate) id: SessionId,
     /// Told to go.
     pub(crate) kick: CancellationToken,
+    /// Set before it is told to go, if that is because it is no longer let in.
+    revoked: Arc<AtomicBool>,
+    login: Option<Login>,
     /// Has gone.
     gone: CancellationToken,
+}
+
+impl Member {
+    /// Whether it was told to go because it is no longer let in.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
 }
 
 /// A place in the registry, left on drop.
@@ -61,8 +71,19 @@ impl Registry {
 
     /// Takes `client_id`, sends away whoever has it ([MQTT-3.1.4-2]), and waits until they have gone, will and
     /// all.
-    pub(crate) async fn enter(&self, client_id: &str, id: SessionId) -> Result<Membership<'_>, NotEntered> {
-        let member = Member { id, kick: CancellationToken::new(), gone: CancellationToken::new() };
+    pub(crate) async fn enter(
+        &self,
+        client_id: &str,
+        id: SessionId,
+        login: Option<Login>,
+    ) -> Result<Membership<'_>, NotEntered> {
+        let member = Member {
+            id,
+            kick: CancellationToken::new(),
+            revoked: Arc::default(),
+            login,
+            gone: CancellationToken::new(),
+        };
         let earlier = {
             let mut members = self.lock();
             if members.get(client_id).is_some_and(|present| present.id > id) {
@@ -87,6 +108,16 @@ impl Registry {
         }
     }
 
+    /// Sends away everyone who logged in and is not let in any more.
+    pub(crate) fn revoke(&self, still: impl Fn(&Login) -> bool) {
+        for member in self.lock().values() {
+            if member.login.as_ref().is_some_and(|login| !still(login)) {
+                member.revoked.store(true, Ordering::Release);
+                member.kick.cancel();
+            }
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Member>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,17 +139,15 @@ impl Drop for Membership<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[tokio::test]
     async fn a_client_id_passes_to_the_next_only_when_its_holder_has_gone() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        let first = registry.enter("id", SessionId(1), None).await.ok().unwrap();
         let waiting = {
             let registry = registry.clone();
-            tokio::spawn(async move { registry.enter("id", SessionId(2)).await.map(drop) })
+            tokio::spawn(async move { registry.enter("id", SessionId(2), None).await.map(drop) })
         };
         first.member.kick.cancelled().await;
         assert!(!waiting.is_finished());
@@ -130,10 +159,10 @@ mod tests {
     #[tokio::test]
     async fn of_many_that_want_a_client_id_the_newest_gets_it() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        let first = registry.enter("id", SessionId(1), None).await.ok().unwrap();
         let entering = |n| {
             let registry = registry.clone();
-            tokio::spawn(async move { registry.enter("id", SessionId(n)).await.map(drop) })
+            tokio::spawn(async move { registry.enter("id", SessionId(n), None).await.map(drop) })
         };
         let second = entering(2);
         first.member.kick.cancelled().await;
@@ -151,9 +180,9 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_waiting_leaves_the_id_to_its_holder() {
         let registry = Registry::default();
-        let first = registry.enter("id", SessionId(1)).await.ok().unwrap();
+        let first = registry.enter("id", SessionId(1), None).await.ok().unwrap();
         // As when the connection ends, or the time is up.
-        let gave_up = timeout(Duration::from_millis(1), registry.enter("id", SessionId(2))).await;
+        let gave_up = timeout(Duration::from_millis(1), registry.enter("id", SessionId(2), None)).await;
         assert!(gave_up.is_err());
         assert_eq!(registry.lock()["id"].id, SessionId(1));
         drop(first);

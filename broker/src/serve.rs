@@ -43,8 +43,12 @@ async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
     }
     std::io::stdout().flush().context("cannot say where the broker listens")?;
     tracing::info!(data, "index open");
-    if open {
-        tracing::warn!("--unsafe-open: everyone who can reach this broker may read and publish");
+    match (broker.is_guarded(), open) {
+        (true, _) => tracing::info!("clients log in as the users of `mpypi-broker user list`"),
+        (false, true) => {
+            tracing::warn!("--unsafe-open: everyone who can reach this broker may read and publish");
+        }
+        (false, false) => {}
     }
     tokio::spawn(async move { gate.report().await });
     let stop = shutdown.clone();
@@ -65,7 +69,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
             Some(format!("is a broker running already? `--listen {}:0` picks a free port", address.ip()))
         }
         ServeError::Open(_) => {
-            Some("use a loopback address, or `--unsafe-open` in a network you trust".to_owned())
+            let hint = "add a user with `mpypi-broker user add`, use a loopback address, or `--unsafe-open` in a \
+                        network you trust";
+            Some(hint.to_owned())
         }
         ServeError::Index(IndexError::InUse { .. }) => {
             Some("give each broker a folder of its own with `--data`".to_owned())

@@ -10,6 +10,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    access::{gate::Gate, users::UsersError},
     bus::{self, BusError, SharedSubscriptions},
     connection::{self, PLACE, Shared},
     index::{
@@ -33,11 +34,11 @@ pub struct Config {
     pub data: PathBuf,
     /// The limits.
     pub limits: Limits,
-    /// Whether strangers from other machines may come in, without credentials.
+    /// Whether strangers from other machines may come in while there are no users.
     pub access: Access,
 }
 
-/// Who may connect while there are no credentials.
+/// Who may connect while there are no users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Only this machine.
@@ -63,6 +64,9 @@ pub enum ServeError {
     /// An address of other machines, without leave for it.
     #[error("listening on {0} would let everyone in, without credentials")]
     Open(SocketAddr),
+    /// The files of users and rules are not in order.
+    #[error(transparent)]
+    Users(#[from] UsersError),
     /// The index fails.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -87,6 +91,7 @@ pub struct Broker {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     index: Index,
+    gate: Gate,
 }
 
 impl Broker {
@@ -98,10 +103,12 @@ impl Broker {
         if config.listen.is_empty() {
             return Err(ServeError::NoListener);
         }
+        let gate = Gate::open(config.data.clone())?;
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for &address in &config.listen {
-            if config.access == Access::Loopback && !address.ip().is_loopback() {
+            let is_open = config.access == Access::Loopback && !gate.is_guarded();
+            if is_open && !address.ip().is_loopback() {
                 return Err(ServeError::Open(address));
             }
             let failed = |source| ServeError::Listen { address, source };
@@ -110,13 +117,19 @@ impl Broker {
             listeners.push(listener);
         }
         let index = Index::open(&config.data)?;
-        Ok(Broker { config, listeners, addresses, index })
+        Ok(Broker { config, listeners, addresses, index, gate })
     }
 
     /// The addresses bound, in the order asked for.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Whether clients have to log in.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.gate.is_guarded()
     }
 
     /// Serves until `shutdown`, and returns when everything has stopped.
@@ -153,6 +166,7 @@ impl Broker {
             clients: Arc::new(Semaphore::new(limits.clients)),
             sockets: Arc::new(Semaphore::new(limits.clients + limits.strangers)),
             shutdown: stop.clone(),
+            gate: self.gate,
             registry: Registry::default(),
             limits: limits.clone(),
         });
@@ -160,6 +174,14 @@ impl Broker {
         for listener in self.listeners {
             tasks.spawn(accept(listener, shared.clone(), tasks.clone()));
         }
+        let watched = shared.clone();
+        tasks.spawn(async move {
+            let revoke = || watched.registry.revoke(|login| watched.gate.still_knows(login));
+            tokio::select! {
+                () = watched.gate.watch(revoke) => {}
+                () = watched.shutdown.cancelled() => {}
+            }
+        });
         tasks.close();
         tokio::select! {
             () = shutdown.cancelled() => tracing::info!("stopping"),

@@ -12,11 +12,12 @@ use bytes::Bytes;
 use mpypi_protocol::topic;
 
 use crate::{
+    access::Identity,
     clock::Now,
     index::writer::Settled,
     limits::Limits,
     mailbox::Delivery,
-    message::{Message, Payload, SessionId},
+    message::{Message, Payload, Refusal, SessionId},
     packet::{
         self, Connect, Packet, PacketError, Publish, Qos, Reason, RetainHandling, Subscribe,
         SubscriptionOptions, Unsubscribe, Version,
@@ -32,6 +33,7 @@ pub struct Session {
     pub version: Version,
     /// The client's id.
     pub client_id: String,
+    identity: Identity,
     limits: Limits,
     keep_alive: Option<Duration>,
     heard: Instant,
@@ -64,6 +66,8 @@ pub enum Effect {
     Deliver(Bytes, Payload),
     /// Hand a message of the client to the door.
     Admit(Publish),
+    /// Answer a message of the client with this refusal, in its turn.
+    Deny(Publish, Refusal),
     /// Make live messages of this filter arrive.
     Subscribe(String, SubscriptionOptions),
     /// Stop live messages of this filter.
@@ -99,11 +103,19 @@ pub enum Replayed {
 impl Session {
     /// The session that `connect` opens.
     #[must_use]
-    pub fn new(id: SessionId, client_id: String, connect: &Connect, limits: Limits, now: Instant) -> Session {
+    pub fn new(
+        id: SessionId,
+        client_id: String,
+        identity: Identity,
+        connect: &Connect,
+        limits: Limits,
+        now: Instant,
+    ) -> Session {
         Session {
             id,
             version: connect.version,
             client_id,
+            identity,
             // 3.1.2.10: one and a half times what the client said; 0 is for ever.
             keep_alive: (connect.keep_alive > 0)
                 .then(|| Duration::from_millis(u64::from(connect.keep_alive) * 1500)),
@@ -352,7 +364,13 @@ impl Session {
             self.settling.insert(id, publish.qos);
         }
         self.unsettled += 1;
-        effects.push(Effect::Admit(publish));
+        effects.push(match self.identity.may_publish(&publish.topic) {
+            true => Effect::Admit(publish),
+            false => {
+                let text = format!("{} may not publish to `{}`", self.identity, publish.topic);
+                Effect::Deny(publish, Refusal::new(Reason::NotAuthorized, text))
+            }
+        });
     }
 
     /// 3.1.1 has no receive maximum: its clients may have far more under way than we settle at once.
@@ -388,6 +406,9 @@ impl Session {
                 Err(Reason::SharedSubscriptionsNotSupported)
             } else if topic::check_filter(&filter).is_err() {
                 Err(Reason::TopicFilterInvalid)
+            } else if !self.identity.may_subscribe(&filter) {
+                tracing::info!(client = self.client_id, filter, "{} may not subscribe", self.identity);
+                Err(Reason::NotAuthorized)
             } else if is_new && self.subscriptions.len() >= self.limits.subscriptions {
                 Err(Reason::QuotaExceeded)
             } else {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
+mod access;
 mod broker;
 mod durability;
 mod fleet;

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
-    Connect, Packet, PacketError, Properties, Publish, Qos, Reason, RetainHandling, Subscribe,
+    Connect, Packet, PacketError, Properties, Publish, Qos, Reason, RetainHandling, Secret, Subscribe,
     SubscriptionOptions, Unsubscribe, Version, property,
 };
 use crate::limits::Limits;
@@ -135,6 +135,8 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
         will: None,
         receive_maximum: u16::MAX,
         maximum_packet_size: None,
+        user: None,
+        password: None,
         wants_auth_exchange: false,
         wants_problems: true,
     };
@@ -175,10 +177,11 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
         });
     }
     if has_user {
-        reader.text()?;
+        connect.user = Some(reader.text()?);
     }
     if has_password {
-        reader.binary()?;
+        // A copy, so that it does not keep the whole packet.
+        connect.password = Some(Secret(Bytes::copy_from_slice(&reader.binary()?)));
     }
     Ok(connect)
 }

@@ -91,10 +91,24 @@ pub struct Connect {
     pub receive_maximum: u16,
     /// The largest packet the client takes, in bytes.
     pub maximum_packet_size: Option<u32>,
+    /// The user's name.
+    pub user: Option<String>,
+    /// The user's password.
+    pub password: Option<Secret>,
     /// Whether an AUTH exchange is asked for, which we do not offer.
     pub wants_auth_exchange: bool,
     /// Whether reason strings are welcome beyond CONNACK and DISCONNECT (3.1.2.11.7).
     pub wants_problems: bool,
+}
+
+/// Bytes that must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Bytes);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// What a PUBLISH or a will says.
@@ -200,6 +214,8 @@ pub enum Reason {
     ImplementationSpecificError = 0x83,
     UnsupportedProtocolVersion = 0x84,
     ClientIdentifierNotValid = 0x85,
+    BadUserNameOrPassword = 0x86,
+    NotAuthorized = 0x87,
     BadAuthenticationMethod = 0x8c,
     ServerBusy = 0x89,
     ServerShuttingDown = 0x8b,
@@ -226,6 +242,8 @@ impl Reason {
             Reason::Success => 0,
             Reason::UnsupportedProtocolVersion => 1,
             Reason::ClientIdentifierNotValid => 2,
+            Reason::BadUserNameOrPassword => 4,
+            Reason::NotAuthorized => 5,
             _ => 3,
         }
     }

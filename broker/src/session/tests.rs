@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{clock, message::Refusal};
+use crate::clock;
 
 struct Driven {
     session: Session,
@@ -19,6 +19,8 @@ fn connect(version: Version) -> Connect {
         will: Some(publish("will", Qos::AtLeastOnce, 0)),
         receive_maximum: u16::MAX,
         maximum_packet_size: None,
+        user: None,
+        password: None,
         wants_auth_exchange: false,
         wants_problems: true,
     }
@@ -70,7 +72,9 @@ impl Driven {
 
     fn with(connect: &Connect) -> Driven {
         let now = clock::now();
-        let session = Session::new(SessionId(1), "c".to_owned(), connect, Limits::default(), now.instant);
+        let identity = Identity::Anyone;
+        let session =
+            Session::new(SessionId(1), "c".to_owned(), identity, connect, Limits::default(), now.instant);
         Driven { session, now }
     }
 

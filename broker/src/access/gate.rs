@@ -1,0 +1,266 @@
+//! The gate: who a client is. The driver around [`Users`]: files, threads for hashing, and patience with
+//! those who guess.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mpypi_protocol::{Digest, digest::Hasher};
+use tokio::sync::Semaphore;
+
+use super::{
+    Identity,
+    users::{User, Users, UsersError, pretend, stamp},
+};
+use crate::{clock, message::Refusal, packet::Reason};
+
+/// Passwords hashed at once: each takes 19 MiB and a core.
+const HASHING: usize = 2;
+/// Logins remembered, so that a fleet that comes back need not be hashed again.
+const REMEMBERED: usize = 100_000;
+/// Addresses whose failures are remembered; the longest unheard of is forgotten first.
+const ADDRESSES: usize = 10_000;
+/// The pause after a first failure from an address; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Logins of one address that wait for their turn; more are refused at once.
+const WAITING: u32 = 8;
+/// After so long without a failure, an address is like any other.
+const FORGIVEN: Duration = Duration::from_secs(600);
+
+/// Decides who a client is.
+#[derive(Debug)]
+pub struct Gate {
+    folder: PathBuf,
+    /// Held to read or replace the pointer.
+    users: RwLock<Arc<Users>>,
+    hashing: Semaphore,
+    /// Makes remembered logins worthless outside this process.
+    secret: [u8; 32],
+    /// Held to look up or put in one login.
+    remembered: Mutex<HashMap<Digest, User>>,
+    /// Held to look up or change one address.
+    failures: Mutex<HashMap<IpAddr, Failures>>,
+    refused: AtomicU64,
+}
+
+/// A name that logged in, and the user it was then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The name.
+    pub name: String,
+    user: User,
+    identity: Identity,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    count: u32,
+    waiting: u32,
+    last: Instant,
+    /// When the next login from there is looked at.
+    next: Instant,
+}
+
+impl Gate {
+    /// A gate for the users in the data folder.
+    ///
+    /// # Errors
+    /// The files are not in order.
+    pub fn open(folder: PathBuf) -> Result<Gate, UsersError> {
+        let users = Users::load(&folder)?;
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(|error| UsersError::Hash(error.to_string()))?;
+        Ok(Gate {
+            folder,
+            users: RwLock::new(Arc::new(users)),
+            hashing: Semaphore::new(HASHING),
+            secret,
+            remembered: Mutex::default(),
+            failures: Mutex::default(),
+            refused: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether clients have to say who they are.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        !self.users().is_empty()
+    }
+
+    /// Whether this login would still be let in, as the same user.
+    #[must_use]
+    pub fn still_knows(&self, login: &Login) -> bool {
+        let users = self.users();
+        users.get(&login.name) == Some(&login.user)
+            && users.identity(&login.name).as_ref() == Some(&login.identity)
+    }
+
+    /// Says who a client is that comes from `address` with these credentials.
+    ///
+    /// # Errors
+    /// Reason 0x86 for a wrong name or password, 0x87 for none, 0x89 for an address that guesses too fast.
+    pub async fn identify(
+        &self,
+        address: IpAddr,
+        name: Option<String>,
+        password: Option<Bytes>,
+    ) -> Result<(Identity, Option<Login>), Refusal> {
+        let users = self.users();
+        if users.is_empty() {
+            return Ok((Identity::Anyone, None));
+        }
+        let (Some(name), Some(password)) = (name, password) else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Refusal::new(Reason::NotAuthorized, "a user name and a password are needed here"));
+        };
+        let mark = self.mark(&name, &password);
+        let user = users.get(&name).cloned();
+        let known = self.lock_remembered().get(&mark).cloned();
+        let accepted = match (&user, known) {
+            (Some(user), Some(known)) if *user == known => true,
+            _ => self.check(address, user.clone(), password).await?,
+        };
+        match (user, users.identity(&name), accepted) {
+            (Some(user), Some(identity), true) => {
+                let mut remembered = self.lock_remembered();
+                if remembered.len() >= REMEMBERED {
+                    remembered.clear();
+                }
+                remembered.insert(mark, user.clone());
+                drop(remembered);
+                Ok((identity.clone(), Some(Login { name, user, identity })))
+            }
+            _ => {
+                self.failed(address);
+                let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::info!(%address, user = %name.escape_debug(), refused, "wrong user name or password");
+                Err(Refusal::new(Reason::BadUserNameOrPassword, "wrong user name or password"))
+            }
+        }
+    }
+
+    /// Reads the files whenever they change, until dropped; says each time that they did. Files that are not
+    /// in order change nothing.
+    pub async fn watch(&self, mut changed: impl FnMut()) {
+        /// How often the files are looked at.
+        const LOOK: Duration = Duration::from_secs(1);
+        let mut seen = stamp(&self.folder);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = stamp(&self.folder);
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            match Users::load(&self.folder) {
+                // Nobody at all would open the door to everybody.
+                Ok(users) if users.is_empty() && self.is_guarded() => {
+                    tracing::error!("the last user is gone: restart the broker to serve without users");
+                    *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Users::nobody());
+                    changed();
+                }
+                Ok(users) => {
+                    tracing::info!(users = users.iter().count(), "users and rules read again");
+                    *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(users);
+                    changed();
+                }
+                Err(error) => tracing::error!(%error, "users and rules stay as they were"),
+            }
+        }
+    }
+
+    fn users(&self) -> Arc<Users> {
+        self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Hashes the password, after the pause that this address has earned.
+    async fn check(&self, address: IpAddr, user: Option<User>, password: Bytes) -> Result<bool, Refusal> {
+        if let Some(pause) = self.pause(address)? {
+            let _waiting = Waiting { gate: self, address };
+            tokio::time::sleep(pause).await;
+        }
+        let _place = self.hashing.acquire().await;
+        let work = move || match user {
+            Some(user) => user.accepts(&password),
+            None => {
+                pretend(&password);
+                false
+            }
+        };
+        Ok(tokio::task::spawn_blocking(work).await.unwrap_or(false))
+    }
+
+    /// How long the next login from this address has to wait; it is counted as waiting.
+    fn pause(&self, address: IpAddr) -> Result<Option<Duration>, Refusal> {
+        let now = clock::now().instant;
+        let mut failures = self.lock_failures();
+        let Some(known) = failures.get_mut(&address) else { return Ok(None) };
+        if known.waiting >= WAITING {
+            return Err(Refusal::new(Reason::ServerBusy, "too many logins from this address have failed"));
+        }
+        let turn = known.next.max(now);
+        known.next = turn + pause_after(known.count);
+        known.waiting += 1;
+        Ok(Some(turn - now))
+    }
+
+    fn failed(&self, address: IpAddr) {
+        let now = clock::now().instant;
+        let mut failures = self.lock_failures();
+        failures.retain(|_, known| known.waiting > 0 || now.duration_since(known.last) < FORGIVEN);
+        if failures.len() >= ADDRESSES && !failures.contains_key(&address) {
+            let oldest = failures.iter().min_by_key(|(_, known)| known.last).map(|(address, _)| *address);
+            oldest.and_then(|address| failures.remove(&address));
+        }
+        let known =
+            failures.entry(address).or_insert(Failures { count: 0, waiting: 0, last: now, next: now });
+        known.count += 1;
+        known.last = now;
+        known.next = known.next.max(now + pause_after(known.count));
+    }
+
+    fn mark(&self, name: &str, password: &[u8]) -> Digest {
+        let mut hasher = Hasher::default();
+        hasher.update(&self.secret);
+        hasher.update(&(name.len() as u64).to_be_bytes());
+        hasher.update(name.as_bytes());
+        hasher.update(password);
+        hasher.finish()
+    }
+
+    fn lock_remembered(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, User>> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_failures(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, Failures>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A login that waits for its turn; also one that gives up has waited.
+struct Waiting<'g> {
+    gate: &'g Gate,
+    address: IpAddr,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(known) = self.gate.lock_failures().get_mut(&self.address) {
+            known.waiting = known.waiting.saturating_sub(1);
+        }
+    }
+}
+
+fn pause_after(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_PAUSE)
+}

@@ -1,0 +1,224 @@
+//! Who may do what. Policy only: a client shows who it is once, and is asked about for every packet.
+//!
+//! | role | reads | writes |
+//! |---|---|---|
+//! | `admin` | everything | everything |
+//! | `publisher` | everything below `mpypi/` | channels, packages and every node's `cmd` |
+//! | `viewer` | everything below `mpypi/` | nothing |
+//! | `node` | channels, packages, its own topics | its own `info`, `state`, `online`, `log` |
+//!
+//! A rule file may narrow which channels a node reads.
+
+pub mod gate;
+pub mod users;
+
+use std::fmt;
+
+use mpypi_protocol::{ChannelName, NodeId, Topic, topic::NodeSubject};
+use serde::{Deserialize, Serialize};
+
+/// What someone may do in general.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Everything.
+    Admin,
+    /// Publishes releases.
+    Publisher,
+    /// A device.
+    Node,
+    /// Looks on.
+    Viewer,
+}
+
+/// Someone who is let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// There are no users: whoever can connect may do everything.
+    Anyone,
+    /// An administrator.
+    Admin,
+    /// A publisher.
+    Publisher,
+    /// A viewer.
+    Viewer,
+    /// A device, and which channels it may read.
+    Node(NodeId, Channels),
+}
+
+/// Which channels a node may read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Channels {
+    /// All.
+    All,
+    /// These.
+    Only(Vec<ChannelName>),
+}
+
+impl Identity {
+    /// Whether a message may be published to `topic`.
+    #[must_use]
+    pub fn may_publish(&self, topic: &str) -> bool {
+        let Ok(topic) = Topic::parse(topic) else {
+            return matches!(self, Identity::Anyone | Identity::Admin);
+        };
+        match (self, topic) {
+            (Identity::Anyone | Identity::Admin, _) => true,
+            (Identity::Viewer, _) => false,
+            (Identity::Publisher, topic) => matches!(
+                topic,
+                Topic::Channel(_) | Topic::Package(_) | Topic::Legacy(_) | Topic::Node(_, NodeSubject::Cmd)
+            ),
+            // `cmd` is what others tell the node.
+            (Identity::Node(own, _), Topic::Node(node, subject)) => {
+                *own == node && subject != NodeSubject::Cmd
+            }
+            (Identity::Node(..), _) => false,
+        }
+    }
+
+    /// Whether everything that `filter` matches may be read.
+    #[must_use]
+    pub fn may_subscribe(&self, filter: &str) -> bool {
+        match self {
+            Identity::Anyone | Identity::Admin => true,
+            Identity::Publisher | Identity::Viewer => covers("mpypi/#", filter),
+            Identity::Node(own, channels) => {
+                let channel = match channels {
+                    Channels::All => covers("mpypi/channels/+", filter),
+                    Channels::Only(names) => names.iter().any(|name| name.topic() == filter),
+                };
+                // Under a wildcard, packages of other channels would show themselves.
+                let package = match channels {
+                    Channels::All => covers("mpypi/packages/#", filter),
+                    Channels::Only(_) => covers("mpypi/packages/#", filter) && !filter.contains(['+', '#']),
+                };
+                channel || package || covers(&format!("mpypi/nodes/{own}/#"), filter)
+            }
+        }
+    }
+
+    /// Whether the client may call itself `client_id`; an empty one asks for a name. A node may not take another's name, nor another's
+    /// connection with it.
+    #[must_use]
+    pub fn may_be(&self, client_id: &str) -> bool {
+        match self {
+            Identity::Node(own, _) => own.as_str() == client_id || client_id.is_empty(),
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::Anyone => f.write_str("anyone"),
+            Identity::Admin => f.write_str("an admin"),
+            Identity::Publisher => f.write_str("a publisher"),
+            Identity::Viewer => f.write_str("a viewer"),
+            Identity::Node(node, _) => write!(f, "node `{node}`"),
+        }
+    }
+}
+
+/// Whether `pattern` matches every topic that `filter` matches.
+fn covers(pattern: &str, filter: &str) -> bool {
+    let mut levels = filter.split('/');
+    for wanted in pattern.split('/') {
+        match (wanted, levels.next()) {
+            ("#", _) => return true,
+            ("+", Some(level)) if level != "#" => {}
+            (wanted, Some(level)) if wanted == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use mpypi_protocol::topic::matches;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(channels: Channels) -> Identity {
+        Identity::Node(NodeId::new("kitchen").unwrap(), channels)
+    }
+
+    #[test]
+    fn each_role_writes_what_it_must_and_nothing_else() {
+        let package =
+            "mpypi/packages/src/main.py/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        // Topic: admin, publisher, viewer, node.
+        let table: &[(&str, [bool; 4])] = &[
+            ("mpypi/channels/dev", [true, true, false, false]),
+            (package, [true, true, false, false]),
+            ("mpypi/nodes/kitchen/info", [true, false, false, true]),
+            ("mpypi/nodes/kitchen/state", [true, false, false, true]),
+            ("mpypi/nodes/kitchen/online", [true, false, false, true]),
+            ("mpypi/nodes/kitchen/log", [true, false, false, true]),
+            ("mpypi/nodes/kitchen/cmd", [true, true, false, false]),
+            ("mpypi/nodes/kitchen/other", [true, false, false, false]),
+            ("mpypi/nodes/cellar/info", [true, false, false, false]),
+            ("mpypi/nodes/cellar/cmd", [true, true, false, false]),
+            ("mpypi/nodes/kitchen", [true, false, false, false]),
+            ("mpypi/else", [true, false, false, false]),
+            ("home/light", [true, false, false, false]),
+        ];
+        let roles = [Identity::Admin, Identity::Publisher, Identity::Viewer, node(Channels::All)];
+        for (topic, expected) in table {
+            let found = roles.each_ref().map(|role| role.may_publish(topic));
+            assert_eq!(found, *expected, "{topic}");
+            assert!(Identity::Anyone.may_publish(topic));
+        }
+    }
+
+    #[test]
+    fn each_role_reads_what_it_must_and_nothing_else() {
+        let only = || node(Channels::Only(vec![ChannelName::new("stable").unwrap()]));
+        // Filter: admin, publisher, viewer, node, node narrowed to `stable`.
+        let table: &[(&str, [bool; 5])] = &[
+            ("mpypi/channels/stable", [true, true, true, true, true]),
+            ("mpypi/channels/dev", [true, true, true, true, false]),
+            ("mpypi/channels/+", [true, true, true, true, false]),
+            ("mpypi/channels/#", [true, true, true, false, false]),
+            ("mpypi/packages/wheel/x", [true, true, true, true, true]),
+            ("mpypi/packages/#", [true, true, true, true, false]),
+            ("mpypi/nodes/kitchen/cmd", [true, true, true, true, true]),
+            ("mpypi/nodes/kitchen/#", [true, true, true, true, true]),
+            ("mpypi/nodes/cellar/cmd", [true, true, true, false, false]),
+            ("mpypi/nodes/+/cmd", [true, true, true, false, false]),
+            ("mpypi/+/kitchen/cmd", [true, true, true, false, false]),
+            ("+/nodes/kitchen/cmd", [true, false, false, false, false]),
+            ("mpypi/#", [true, true, true, false, false]),
+            ("#", [true, false, false, false, false]),
+            ("home/light", [true, false, false, false, false]),
+        ];
+        let roles = [Identity::Admin, Identity::Publisher, Identity::Viewer, node(Channels::All), only()];
+        for (filter, expected) in table {
+            let found = roles.each_ref().map(|role| role.may_subscribe(filter));
+            assert_eq!(found, *expected, "{filter}");
+        }
+    }
+
+    #[test]
+    fn a_node_cannot_take_anothers_name() {
+        assert!(node(Channels::All).may_be("kitchen"));
+        assert!(!node(Channels::All).may_be("cellar"));
+        assert!(Identity::Publisher.may_be("anything"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_covered_filter_matches_nothing_that_its_cover_does_not(
+            pattern in "[ab+](/[ab+]){0,2}(/#)?",
+            filter in "[ab+](/[ab+]){0,2}(/#)?",
+            name in "[ab](/[ab]){0,3}",
+        ) {
+            if covers(&pattern, &filter) && matches(&filter, &name) {
+                prop_assert!(matches(&pattern, &name));
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Who may do what, from outside.
+
+use mpypi_protocol::Digest;
+use mpypi_tests::{Client, Options, Server, World, run};
+
+/// Adds a user before or while the broker runs; returns the token.
+fn add(world: &World, name: &str, role: &str) -> String {
+    let arguments = ["user", "add", name, "--role", role, "--token", "--data", &world.text("data")];
+    run("mpypi-broker", &arguments).expect_code(0).stdout.trim().to_owned()
+}
+
+fn options(id: &str, user: &str, password: &str) -> Options {
+    Options { login: Some((user.to_owned(), password.to_owned())), ..Options::id(id) }
+}
+
+fn connect(server: &Server, user: &str, password: &str) -> Client {
+    let (client, code) = Client::try_connect(server.address, &options(user, user, password)).unwrap();
+    assert_eq!(code, 0, "{user}");
+    client
+}
+
+#[test]
+fn each_role_does_what_it_must_and_is_told_when_it_may_not() {
+    let world = World::new();
+    let tokens: Vec<_> = ["admin", "publisher", "viewer", "node"]
+        .iter()
+        .map(|role| add(&world, &format!("the-{role}"), role))
+        .collect();
+    let server = Server::start(&world);
+    let mut admin = connect(&server, "the-admin", &tokens[0]);
+    let mut publisher = connect(&server, "the-publisher", &tokens[1]);
+    let mut viewer = connect(&server, "the-viewer", &tokens[2]);
+    let mut node = connect(&server, "the-node", &tokens[3]);
+
+    let package = format!("mpypi/packages/wheel/{}", Digest::of(b"x"));
+    assert!(publisher.retain(&package, b"x"));
+    assert!(publisher.retain("mpypi/channels/dev", b"[]"));
+    assert!(node.retain("mpypi/nodes/the-node/online", b"1"));
+    assert!(admin.retain("home/light", b"on"));
+    assert_eq!(node.retained(&package).unwrap().payload, b"x");
+    assert_eq!(viewer.retained("mpypi/nodes/the-node/online").unwrap().payload, b"1");
+    assert!(node.retained("mpypi/channels/dev").is_some());
+
+    for filter in
+        ["#", "mpypi/#", "mpypi/nodes/#", "mpypi/nodes/+/cmd", "mpypi/nodes/other/cmd", "+/+/the-node/cmd"]
+    {
+        assert_eq!(node.subscribe(filter, 0), 0x80, "{filter}");
+    }
+    assert_eq!(viewer.subscribe("#", 0), 0x80);
+    assert_eq!(node.subscribe("mpypi/nodes/the-node/cmd", 1), 1);
+    assert!(publisher.post("mpypi/nodes/the-node/cmd", b"[]", 1, false).is_some());
+    assert_eq!(node.message().unwrap().payload, b"[]");
+
+    // MQTT 3.1.1 has no word for no: the connection ends, and nothing was published.
+    let refused = |user: &str, token: &str, topic: &str| {
+        let mut client = connect(&server, user, token);
+        assert!(!client.retain(topic, b"x"), "{user}: {topic}");
+    };
+    refused("the-node", &tokens[3], "mpypi/nodes/other/state");
+    refused("the-node", &tokens[3], "mpypi/nodes/the-node/cmd");
+    refused("the-node", &tokens[3], "mpypi/channels/dev");
+    refused("the-node", &tokens[3], &package);
+    refused("the-viewer", &tokens[2], "mpypi/channels/dev");
+    refused("the-publisher", &tokens[1], "mpypi/nodes/the-node/state");
+    assert_eq!(admin.retained("mpypi/nodes/other/state"), None);
+    // MQTT 5 has.
+    let arguments =
+        ["-V", "mqttv5", "-q", "1", "-p", &server.port(), "-r", "-i", "the-node", "-u", "the-node"];
+    let denied = ["-P", &tokens[3], "-t", "mpypi/channels/dev", "-m", "[]"];
+    let denied = run("mosquitto_pub", &[&arguments[..], &denied].concat());
+    assert!(denied.stderr.contains("Not authorized"), "{}", denied.stderr);
+}
+
+#[test]
+fn strangers_wrong_passwords_and_borrowed_names_are_refused_each_in_its_way() {
+    let world = World::new();
+    let token = add(&world, "kitchen", "node");
+    add(&world, "cellar", "node");
+    let server = Server::start(&world);
+    let code = |options: &Options| Client::try_connect(server.address, options).unwrap().1;
+    assert_eq!(code(&Options::id("stranger")), 5);
+    assert_eq!(code(&options("kitchen", "kitchen", "wrong")), 4);
+    assert_eq!(code(&options("kitchen", "nobody", &token)), 4);
+    assert_eq!(code(&options("cellar", "kitchen", &token)), 2, "another node's client id");
+    let will = Some(("mpypi/nodes/cellar/online".to_owned(), "0".to_owned()));
+    assert_eq!(code(&Options { will, ..options("kitchen", "kitchen", &token) }), 5, "another node's will");
+    assert_eq!(code(&options("kitchen", "kitchen", &token)), 0);
+    let wrong = ["-V", "mqttv5", "-p", &server.port(), "-u", "kitchen", "-P", "wrong", "-t", "t", "-m", "x"];
+    let wrong = run("mosquitto_pub", &wrong);
+    assert!(
+        wrong.stderr.contains("Bad User Name or Password") || wrong.stderr.contains("Bad username"),
+        "{}",
+        wrong.stderr
+    );
+    assert!(!server.log().contains(&token));
+}
+
+#[test]
+fn a_fleet_and_its_publisher_log_in_and_a_rule_narrows_what_a_node_reads() {
+    let world = World::new();
+    let publisher = add(&world, "ci", "publisher");
+    let node = add(&world, "kitchen", "node");
+    world.write("data/rules.toml", "[[rules]]\nnodes = \"kit*\"\nchannels = [\"stable\"]\n");
+    let server = Server::start(&world);
+    world.write("app/src/main.py", "print(1)\n");
+    let as_user = |name: &str, token: &str| format!("mqtt://{name}:{token}@{}", server.address);
+    for channel in ["dev", "stable"] {
+        let arguments =
+            ["publish", &world.text("app"), "--channel", channel, "--broker", &as_user("ci", &publisher)];
+        let _ = run("mpypi", &arguments).expect_code(0);
+    }
+    let agent = |channel: &str| {
+        let (root, broker) = (world.text("kitchen"), as_user("kitchen", &node));
+        let arguments =
+            ["run", "--broker", &broker, "--root", &root, "--node", "kitchen", "--channel", channel];
+        run("mpypi-agent", &[&arguments[..], &["--once", "--confirm-after", "10ms"]].concat())
+    };
+    let _ = agent("stable").expect_code(0);
+    assert_eq!(std::fs::read(world.path("kitchen/main.py")).unwrap(), b"print(1)\n");
+    let mut kitchen = connect(&server, "kitchen", &node);
+    assert_eq!(kitchen.subscribe("mpypi/channels/dev", 0), 0x80);
+}
+
+#[test]
+fn a_removed_user_is_sent_away_and_a_new_one_let_in_while_the_broker_runs() {
+    let world = World::new();
+    let first = add(&world, "first", "viewer");
+    let server = Server::start(&world);
+    let mut connected = connect(&server, "first", &first);
+    connected.ping();
+    let second = add(&world, "second", "viewer");
+    let _ = run("mpypi-broker", &["user", "remove", "first", "--data", &world.text("data")]).expect_code(0);
+    assert!(connected.is_closed());
+    connect(&server, "second", &second).ping();
+    assert_eq!(Client::try_connect(server.address, &options("first", "first", &first)).unwrap().1, 4);
+    // Without its last user a broker lets nobody in, rather than everybody.
+    let _ = run("mpypi-broker", &["user", "remove", "second", "--data", &world.text("data")]).expect_code(0);
+    let mut code = 0;
+    while code == 0 {
+        code = Client::try_connect(server.address, &options("second", "second", &second)).unwrap().1;
+    }
+    assert_eq!(Client::try_connect(server.address, &Options::id("anyone")).unwrap().1, 5);
+}
+
+#[test]
+fn guessing_passwords_is_slow_and_does_not_keep_those_out_who_know_theirs() {
+    let world = World::new();
+    let token = add(&world, "honest", "viewer");
+    let server = Server::start(&world);
+    connect(&server, "honest", &token).ping();
+    let guesses: Vec<_> = (0..40)
+        .map(|n| {
+            let address = server.address;
+            std::thread::spawn(move || {
+                Client::try_connect(address, &options(&format!("g{n}"), "honest", &n.to_string()))
+                    .map(|(_, code)| code)
+            })
+        })
+        .collect();
+    connect(&server, "honest", &token).ping();
+    let codes: Vec<_> = guesses.into_iter().map(|guess| guess.join().unwrap()).collect();
+    assert!(codes.iter().all(|code| *code != Some(0)));
+    assert!(codes.contains(&Some(3)), "too many at once are not even looked at: {codes:?}");
+}
+
+#[test]
+fn with_users_any_address_may_be_listened_on() {
+    let world = World::new();
+    add(&world, "admin", "admin");
+    let server = Server::start_with(&world, &["--listen", "0.0.0.0:0"]);
+    assert_eq!(server.stop("-TERM"), Some(0));
+}
+
+#[test]
+fn the_list_of_users_says_who_they_are_and_nothing_that_lets_one_in() {
+    let world = World::new();
+    let token = add(&world, "ci", "publisher");
+    let data = world.text("data");
+    let list = run("mpypi-broker", &["user", "list", "--data", &data, "--json"]).expect_code(0);
+    assert_eq!(list.json()["users"][0]["role"], "publisher");
+    let file = std::fs::read_to_string(world.path("data/users.toml")).unwrap();
+    assert!(!list.stdout.contains(&token) && !file.contains(&token));
+    let unknown = run("mpypi-broker", &["user", "remove", "nobody", "--data", &data]).expect_code(1);
+    assert!(unknown.stderr.contains("there is no user `nobody`"), "{}", unknown.stderr);
+    world.write("data/users.toml", "[users.x]\nrole = \"king\"\n");
+    let broken = run("mpypi-broker", &["serve", "--listen", "127.0.0.1:0", "--data", &data]).expect_code(1);
+    assert!(broken.stderr.contains("users.toml"), "{}", broken.stderr);
+}
