@@ -37,11 +37,13 @@ async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
     let open = config.access == Access::UnsafeOpen;
     let data = config.data.display().to_string();
     let broker = Broker::bind(config).await?;
-    for address in broker.addresses() {
-        // The first line is for programs: it tells the port.
-        println!("listening on mqtt://{address}");
+    // The first line is for programs: it tells the port. Whoever reads no further does not end the broker.
+    let places: String =
+        broker.addresses().iter().map(|address| format!("listening on mqtt://{address}\n")).collect();
+    let mut out = std::io::stdout();
+    if let Err(error) = out.write_all(places.as_bytes()).and_then(|()| out.flush()) {
+        tracing::warn!(%error, "cannot say where the broker listens");
     }
-    std::io::stdout().flush().context("cannot say where the broker listens")?;
     tracing::info!(data, "index open");
     match (broker.is_guarded(), open) {
         (true, _) => tracing::info!("clients log in as the users of `mpypi-broker user list`"),
