@@ -71,8 +71,8 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
             return invalid("lists and packages are retained: publish with the retain flag".to_owned());
         }
         // A channel without its list would have its devices remove everything.
-        Topic::Channel(_) | Topic::Package(_) if publish.properties.expiry.is_some() => {
-            let text = "lists and packages stay until replaced: publish without a message expiry interval";
+        Topic::Channel(_) if publish.properties.expiry.is_some() => {
+            let text = "a list stays until it is replaced: publish it without a message expiry interval";
             return Err(Refusal::new(Reason::ImplementationSpecificError, text));
         }
         Topic::Channel(channel) if publish.payload.is_empty() => {

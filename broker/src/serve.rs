@@ -2,7 +2,6 @@
 
 use std::{io::Write, sync::Arc};
 
-use anyhow::Context;
 use mpypi_broker::{Access, Broker, Config, Limits, ServeError, index::IndexError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

@@ -263,7 +263,7 @@ impl Writer {
                     list,
                     &digest,
                     present.map(|present| Present { sequence: present.sequence, digest: &present.digest }),
-                    |id| match tables.has(&id.topic()) {
+                    |id| match tables.has(&id.topic(), now) {
                         Ok(has) => Ok(has),
                         Err(error) => {
                             failure = Some(error);
@@ -279,9 +279,8 @@ impl Writer {
                 }
             }
             Kind::ForgetPackage(id) => {
-                let user = self.channels.iter().find(|(_, state)| state.packages.contains(id));
-                if let Some((channel, _)) = user {
-                    let text = format!("channel `{channel}` names this package: publish a list without it");
+                if self.is_named(id) {
+                    let text = "a channel names this package: publish a list without it first";
                     return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
                 }
             }
@@ -295,7 +294,12 @@ impl Writer {
             return Ok(Ok(self.version));
         }
         let old = tables.read(&publish.topic)?;
-        let expires_ms = expiry(publish.properties.expiry, now);
+        let mut properties = publish.properties.clone();
+        // Mpy-BLOX's tools publish packages with an expiry; but a package that a list names has to stay.
+        if matches!(kind, Kind::Package(id) if self.is_named(id)) {
+            properties.expiry = None;
+        }
+        let expires_ms = expiry(properties.expiry, now);
         let body = match (publish.payload.len() > INLINE, digest) {
             (true, Some(digest)) => {
                 Body::Blob { digest: *digest.as_bytes(), len: publish.payload.len() as u64 }
@@ -317,7 +321,7 @@ impl Writer {
         if let Some(old) = &old
             && old.body == body
             && old.qos == publish.qos as u8
-            && old.properties == publish.properties
+            && old.properties == properties
             && old.expires_ms.is_none()
             && expires_ms.is_none()
         {
@@ -330,13 +334,7 @@ impl Writer {
             self.release(tables, &old.body, now)?;
         }
         self.version += 1;
-        let record = Record {
-            version: self.version,
-            qos: publish.qos as u8,
-            body,
-            properties: publish.properties.clone(),
-            expires_ms,
-        };
+        let record = Record { version: self.version, qos: publish.qos as u8, body, properties, expires_ms };
         tables.insert(&publish.topic, &record)?;
         if let (Kind::List(channel, list), Some(digest)) = (kind, digest) {
             for entry in list.entries() {
@@ -344,9 +342,17 @@ impl Writer {
                     tables.name(&src.path, &src.digest)?;
                 }
             }
+            for (id, _) in list.packages() {
+                tables.keep(&id.topic())?;
+            }
             self.channels.insert(channel.clone(), ChannelState::of(list, *digest));
         }
         Ok(Ok(self.version))
+    }
+
+    /// Whether the present list of any channel names a package.
+    fn is_named(&self, id: &PackageId) -> bool {
+        self.channels.values().any(|state| state.packages.contains(id))
     }
 
     /// Counts one record less for the blob of `body`, and remembers it for removal if it was the last.
@@ -472,8 +478,19 @@ impl<'t> Tables<'t> {
         })
     }
 
-    fn has(&self, topic: &str) -> Result<bool, IndexError> {
-        Ok(self.records.get(topic).map_err(redb::Error::from)?.is_some())
+    fn has(&self, topic: &str, now: Now) -> Result<bool, IndexError> {
+        Ok(self.read(topic)?.is_some_and(|record| !record.is_expired(now.unix_ms)))
+    }
+
+    /// Takes the expiry from the record of `topic`, if it has one.
+    fn keep(&mut self, topic: &str) -> Result<(), IndexError> {
+        let Some(mut record) = self.read(topic)?.filter(|record| record.expires_ms.is_some()) else {
+            return Ok(());
+        };
+        self.remove(topic)?;
+        record.expires_ms = None;
+        record.properties.expiry = None;
+        self.insert(topic, &record)
     }
 
     /// The record of `topic`. A damaged one counts as none: a new message may take its place.

@@ -255,12 +255,21 @@ fn packages_and_the_list_that_names_them_may_share_a_commit_but_only_in_that_ord
 }
 
 #[test]
-fn a_list_or_package_that_would_expire_is_refused() {
+fn a_list_that_would_expire_is_refused_and_a_package_expires_only_while_no_list_names_it() {
     let mut shelf = Shelf::new();
-    let payload = b"x";
     let refused = [Err(Reason::ImplementationSpecificError)];
-    assert_eq!(shelf.settle(&[publish(&wheel(payload), payload, Some(10))]), refused);
     assert_eq!(shelf.settle(&[publish("mpypi/channels/dev", b"[]", Some(10))]), refused);
+
+    let (named, other) = (large(1), large(2));
+    let packages = [&named, &other].map(|payload| publish(&wheel(payload), payload, Some(10)));
+    let release = |n, payload: &[u8]| publish("mpypi/channels/dev", &list(n, payload), None);
+    let all = [&packages[..], &[release(1, &named)]].concat();
+    assert_eq!(shelf.settle(&all), [Ok(()), Ok(()), Ok(())]);
+    assert_eq!(shelf.settle(&packages[..1]), [Ok(())], "again, now that it is named");
+    shelf.sweep_after(11);
+    assert_eq!((shelf.read(&wheel(&named)), shelf.read(&wheel(&other))), (Some(named), None));
+    let missing = [Err(Reason::PayloadFormatInvalid)];
+    assert_eq!(shelf.settle(&[release(2, &other)]), missing, "what has expired is not there");
 }
 
 #[test]
