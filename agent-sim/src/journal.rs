@@ -31,6 +31,10 @@ pub const STAGING: &str = ".mpypi/staging";
 /// Files that the release in the journal replaced or removed, named by the number of their operation.
 pub const OLD: &str = ".mpypi/old";
 
+/// Room for the records to come, taken before the commit: a flash that is full by then cannot keep a release
+/// from being confirmed or rolled back.
+pub const RESERVE: &str = ".mpypi/reserve";
+
 /// The version of the format, in both records.
 pub const FORMAT: u32 = 1;
 
@@ -248,20 +252,58 @@ pub fn read_journal(flash: &impl Flash) -> Result<Option<Journal>, RecordError> 
     read(flash, JOURNAL)
 }
 
-/// Replaces the record at `path`: written beside it, synced, renamed, its folder synced.
+/// Replaces the record at `path`: written beside it, synced, renamed, its folder synced. On a full flash
+/// [`RESERVE`] makes room for it.
 ///
 /// # Errors
 /// Of the file system; the old record is then still there.
 pub fn write(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> io::Result<()> {
+    match replace(flash, path, record) {
+        Err(error) if is_full(&error) && flash.kind(RESERVE)?.is_some() => {
+            flash.remove(RESERVE)?;
+            replace(flash, path, record)
+        }
+        written => written,
+    }
+}
+
+/// Writes `journal` for the first time, which is the commit. `installed` is what a rollback goes back to. There
+/// is room for what either way still has to write, or nothing is committed.
+///
+/// # Errors
+/// Of the file system.
+pub fn commit(flash: &mut impl Flash, journal: &Journal, installed: &Installed) -> io::Result<()> {
+    let largest = serde_json::to_vec(journal)?.len().max(serde_json::to_vec(installed)?.len());
+    let filling = vec![b'-'; largest + limits::RECORD_GROWTH];
+    let committed = write_file(flash, RESERVE, &filling).and_then(|()| replace(flash, JOURNAL, journal));
+    if committed.is_err() {
+        // It takes up room that may be what is missing.
+        let _ = flash.remove(RESERVE);
+    }
+    committed
+}
+
+fn replace(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> io::Result<()> {
     let bytes = serde_json::to_vec(record)?;
     let beside = format!("{path}.new");
-    flash.create(&beside)?;
-    for piece in bytes.chunks(limits::PIECE) {
-        flash.append(&beside, piece)?;
+    if let Err(error) = write_file(flash, &beside, &bytes) {
+        let _ = flash.remove(&beside);
+        return Err(error);
     }
-    flash.sync(&beside)?;
     flash.rename(&beside, path)?;
     flash.sync(FOLDER)
+}
+
+fn write_file(flash: &mut impl Flash, path: &str, bytes: &[u8]) -> io::Result<()> {
+    flash.create(path)?;
+    for piece in bytes.chunks(limits::PIECE) {
+        flash.append(path, piece)?;
+    }
+    flash.sync(path)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[derive(Deserialize)]

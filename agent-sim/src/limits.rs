@@ -17,6 +17,10 @@ pub const WHEEL_UNPACKED: u64 = 4 * mpypi_protocol::limits::PACKAGE;
 /// Largest `installed.json` or `journal.json`, in bytes.
 pub const RECORD: u64 = 16 * 1024 * 1024;
 
+/// What a record may grow by after the commit, in bytes: a step, a count, and a reason as long as
+/// [`ERROR_TEXT`].
+pub const RECORD_GROWTH: usize = 1024;
+
 /// How often a release may boot without being confirmed, and a committed install may fail to complete,
 /// before it is rolled back.
 pub const UNCONFIRMED_BOOTS: u32 = 3;

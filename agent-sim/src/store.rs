@@ -8,6 +8,7 @@
 //! | `installed.json` | what came from the channel: see [`Installed`] |
 //! | `journal.json` | the release being put in place, or back: see [`Journal`]; absent at rest |
 //! | `*.json.new` | a record being written; meaningless |
+//! | `reserve` | room for records to come, on a flash that is full by then; meaningless |
 //! | `staging/<sha256>` | a verified package, or a verified member of a wheel |
 //! | `staging/<sha256>-<n>` | its copy number n, where one release needs the same bytes n + 1 times |
 //! | `staging/*.part` | bytes still arriving; meaningless after a restart |
@@ -18,7 +19,7 @@
 //! # How a release gets in place
 //! 1. Packages go to `staging/*.part` while they are hashed, and get their digest as name when it is right.
 //! 2. Wheels are unpacked to `staging/` in the same way. What the device has already is skipped.
-//! 3. Everything in `staging/` is synced. **Writing `journal.json` with step `install` is the commit.**
+//! 3. Everything in `staging/` is synced, `reserve` is written. **Writing `journal.json` with step `install` is the commit.**
 //! 4. Each operation moves the old file to `old/<n>` and the staged file to its place. After a power cut
 //!    they are done again, those that were done are seen from where the files are.
 //! 5. Step `confirm`: the new release runs, `old/` is kept. Every start is counted in `boots`; beyond
@@ -46,7 +47,7 @@ use crate::{
     install::{is_file, redo, remove_folders, undo},
     journal::{
         self, FOLDER, FORMAT, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, OLD, Operation,
-        RecordError, Refused, STAGING, Seen, Step, staged,
+        RESERVE, RecordError, Refused, STAGING, Seen, Step, staged,
     },
     limits,
     refusal::Refusal,
@@ -148,6 +149,7 @@ impl<F: Flash> Store<F> {
         self.journal = journal::read_journal(&self.flash)?;
         self.make_folders()?;
         let Some(mut journal) = self.journal.take() else {
+            self.remove_reserve()?;
             self.clear(OLD)?;
             match &self.installed.seen {
                 Some(seen) if Some(seen.list) != self.installed.list && seen.refused.is_none() => {
@@ -363,7 +365,7 @@ impl<F: Flash> Store<F> {
             return Ok(Committed::Unchanged);
         }
         self.clear(OLD)?;
-        journal::write(&mut self.flash, JOURNAL, &journal)?;
+        journal::commit(&mut self.flash, &journal, &self.installed)?;
         redo(&mut self.flash, &journal)?;
         journal.step = Step::Confirm;
         journal::write(&mut self.flash, JOURNAL, &journal)?;
@@ -429,8 +431,16 @@ impl<F: Flash> Store<F> {
             self.flash.sync(FOLDER)?;
         }
         self.verified.clear();
+        self.remove_reserve()?;
         self.clear(OLD)?;
         self.clear(STAGING)
+    }
+
+    fn remove_reserve(&mut self) -> io::Result<()> {
+        match self.flash.kind(RESERVE)? {
+            Some(_) => self.flash.remove(RESERVE),
+            None => Ok(()),
+        }
     }
 
     fn write_installed(&mut self, installed: Installed) -> Result<(), Refusal> {

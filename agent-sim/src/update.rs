@@ -340,6 +340,7 @@ impl Updater {
         self.running = running;
         self.seen = seen;
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
+        let recovers = matches!((&boot, &before), (Boot::Rest, Activity::Recovering { .. }));
         match (boot, before) {
             (Boot::Rest, Activity::Recovering { job, refusal }) => self.give_up(now, job, refusal, out),
             (Boot::Rest, _) => self.rest_on_running(),
@@ -351,8 +352,9 @@ impl Updater {
             (Boot::RolledBack { seen }, _) => self.rest_on_refused(&seen),
         }
         self.take_queued(out);
-        if self.connected {
-            // Truth is what is retained, not what came before the restart.
+        // Truth is what is retained, not what came before the restart. A commit that failed has its tries: the
+        // same list once more would give it new ones, for ever.
+        if self.connected && !recovers {
             out.push(Effect::Introduce);
             out.push(Effect::Subscribe(vec![self.channel.topic()]));
         }

@@ -55,6 +55,11 @@ impl Memory {
         Memory { names: BTreeMap::new(), synced: BTreeMap::new(), files: BTreeMap::new(), next: 0, capacity }
     }
 
+    /// Changes for how many bytes there is room. What is there stays.
+    pub fn resize(&mut self, capacity: u64) {
+        self.capacity = capacity;
+    }
+
     /// The power goes off and on again.
     pub fn lose(&mut self, loss: Loss) {
         if matches!(loss, Loss::Names | Loss::Everything) {

@@ -359,6 +359,47 @@ fn a_flash_that_is_too_small_is_reported_and_the_old_release_stays() {
 }
 
 #[test]
+fn whatever_is_free_a_device_has_one_release_and_starts() {
+    let old = device_with(&first());
+    let used: u64 = old.files().map(|(_, bytes)| bytes.len() as u64).sum();
+    let mut ends = BTreeSet::new();
+    for free in (0..16_000).step_by(50) {
+        let mut flash = old.clone();
+        flash.resize(used + free);
+        // Two starts with all that follows: the second one is the user's who turned it off and on again.
+        for start in 1..=2 {
+            let mut bench = Bench::start(&mut flash)
+                .unwrap_or_else(|error| panic!("{free} free, start {start}: {error:?}"));
+            bench.publish(&second());
+            bench.run().unwrap_or_else(|error| panic!("{free} free, start {start}: {error:?}"));
+        }
+        let found = files(&flash);
+        let end = [with_users(&first()), with_users(&second())].iter().position(|files| *files == found);
+        assert!(end.is_some(), "{free} free: {:?}", names(&flash));
+        ends.insert(end);
+        flash.resize(CAPACITY);
+        assert_eq!(apply(&mut flash, &second()), Phase::Idle, "{free} free, then enough");
+        assert_eq!(files(&flash), with_users(&second()));
+        assert_clean(&flash);
+    }
+    assert_eq!(ends.len(), 2, "too little and enough were both tried");
+}
+
+#[test]
+fn a_flash_filled_up_while_a_release_waits_for_confirmation_keeps_the_device_starting() {
+    let confirming = confirming();
+    let used: u64 = confirming.files().map(|(_, bytes)| bytes.len() as u64).sum();
+    let mut flash = confirming;
+    // The application logs until nothing is left.
+    flash.resize(used);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(files(&flash), with_users(&second()));
+    assert_clean(&flash);
+}
+
+#[test]
 fn a_damaged_record_is_an_error_and_not_a_guess() {
     let mut flash = device_with(&first());
     put(&mut flash, JOURNAL, b"{\"format\":1");
