@@ -3,7 +3,11 @@
 mod fleet;
 mod run;
 
-use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 use mpypi_agent_sim::fleet::{Bars, FleetError, FleetOptions, Lines, Summary, View};
@@ -98,19 +102,26 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(3),
         Err(Failure { error, hint }) => {
-            eprintln!("error: {error:#}");
-            if let Some(hint) = hint {
-                eprintln!("hint: {hint}");
-            }
+            let hint = hint.map(|hint| format!("hint: {hint}\n")).unwrap_or_default();
+            // Nobody is left to tell if this fails.
+            let _ = write!(io::stderr(), "error: {error:#}\n{hint}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Writes a result to standard output. A reader that went away (`mpypi-agent fleet | head`) is no error.
+fn print(result: &str) -> io::Result<()> {
+    match writeln!(io::stdout(), "{result}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 
 /// Runs a fleet until it is done or a signal comes; shows its progress.
 fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
     let names = options.members.iter().map(|(node, _)| node);
-    let view: Box<dyn View> = match std::io::stderr().is_terminal() {
+    let view: Box<dyn View> = match io::stderr().is_terminal() {
         true => Box::new(Bars::new(names)),
         false => Box::new(Lines::new(names)),
     };

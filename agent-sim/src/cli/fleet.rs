@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use mpypi_agent_sim::{fleet::FleetOptions, limits, update::Timing};
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, parse_time, run_fleet};
+use super::{Common, Failure, parse_time, print, run_fleet};
 
 /// Run many devices in one process.
 ///
@@ -63,8 +63,8 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         time: args.time,
     })?;
     match args.common.json {
-        true => println!("{}", summary.json()),
-        false => println!("{}", summary.table()),
+        true => print(&summary.json())?,
+        false => print(&summary.table())?,
     }
     Ok(summary.all_applied())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mpypi_agent_sim::{fleet::FleetOptions, update::Timing};
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, run_fleet};
+use super::{Common, Failure, print, run_fleet};
 
 /// Run one device in a directory.
 ///
@@ -42,7 +42,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         time: None,
     })?;
     if args.common.json {
-        println!("{}", summary.json());
+        print(&summary.json())?;
     }
     Ok(summary.all_applied())
 }

@@ -1,5 +1,7 @@
 //! What people see while a fleet runs, on standard error: bars on a terminal, plain lines elsewhere.
 
+use std::io::{Write, stderr};
+
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mpypi_protocol::{Digest, NodeId, node::Phase};
 
@@ -59,12 +61,12 @@ impl Lines {
 impl View for Lines {
     fn report(&mut self, node: &NodeResult, index: usize, report: &Report) {
         if let Some(line) = self.line(node, index, report) {
-            eprintln!("{line}");
+            say(&line);
         }
     }
 
     fn log(&mut self, node: &NodeResult, line: &str) {
-        eprintln!("{:width$}  {line}", node.node.as_str(), width = self.width);
+        say(&format!("{:width$}  {line}", node.node.as_str(), width = self.width));
     }
 }
 
@@ -127,6 +129,12 @@ impl View for Bars {
             bar.abandon();
         }
     }
+}
+
+/// Writes a line to standard error. If nobody reads it any more (`mpypi-agent fleet 2>&1 | head`), the fleet goes
+/// on.
+fn say(line: &str) {
+    let _ = writeln!(stderr(), "{line}");
 }
 
 /// What a node does with a release, in a few words.
