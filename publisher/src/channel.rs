@@ -25,9 +25,10 @@ use mpypi_protocol::{
 
 use crate::{
     limits,
+    places::{PlaceError, Places},
     promoter::PromoterIgnore,
     settings::{Settings, SettingsError},
-    walk::{Found, WalkError, Walked, walk},
+    walk::{Found, WalkError, Walked, read, walk},
     wheel::{
         Wheel, WheelError,
         archive::ArchiveError,
@@ -150,11 +151,16 @@ pub enum ChannelError {
         /// The tag.
         tag: String,
     },
+    /// Two files want one place on a device.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// Nothing to send.
-    #[error("folder `{}` holds nothing to publish", folder.display())]
+    #[error("folder `{}` holds nothing to publish{}", folder.display(), because(warnings))]
     Empty {
         /// The folder.
         folder: PathBuf,
+        /// What was left out: one sentence each.
+        warnings: Vec<String>,
     },
     /// A file is not any more what it was when the folder was read.
     #[error("`{}` changed while it was being published", path.display())]
@@ -187,11 +193,20 @@ impl Channel {
             None => ChannelName::new(root.file_name().unwrap_or_default().to_string_lossy())
                 .map_err(|source| ChannelError::Name { folder: folder.to_owned(), source })?,
         };
-        let mut reader = Reader { folder, cache, now, settings: &settings, warnings: vec![], notes: vec![] };
+        let mut reader = Reader {
+            folder,
+            cache,
+            now,
+            settings: &settings,
+            places: Places::default(),
+            warnings: vec![],
+            notes: vec![],
+        };
         let packages = reader.packages()?;
-        let Reader { warnings, notes, .. } = reader;
+        let Reader { places, mut warnings, notes, .. } = reader;
+        warnings.extend(places.check()?);
         if packages.is_empty() {
-            return Err(ChannelError::Empty { folder: folder.to_owned() });
+            return Err(ChannelError::Empty { folder: folder.to_owned(), warnings });
         }
         Ok(Channel { name, settings, packages, warnings, notes })
     }
@@ -202,6 +217,7 @@ struct Reader<'a> {
     cache: &'a mut Cache,
     now: SystemTime,
     settings: &'a Settings,
+    places: Places,
     warnings: Vec<String>,
     notes: Vec<String>,
 }
@@ -237,7 +253,7 @@ impl Reader<'_> {
     }
 
     fn src(&mut self, files: &[Found], root: &str) -> Result<Vec<Package>, ChannelError> {
-        let ignored = self.promoter_ignore(root);
+        let ignored = self.promoter_ignore(root)?;
         let mut packages = Vec::with_capacity(files.len());
         for file in files {
             let name = &file.name[root.len()..];
@@ -248,6 +264,7 @@ impl Reader<'_> {
                 .and_then(FilePath::for_topic)
                 .map_err(|source| ChannelError::Path { file: file.name.clone(), source })?;
             let (digest, size) = self.digest(file)?;
+            self.places.add(path.clone(), &file.name, None, digest);
             packages.push(Package {
                 id: PackageId::Src(path.clone(), digest),
                 entry: Entry::Src(Src { path, digest, size: Some(size), extra: Default::default() }),
@@ -259,18 +276,21 @@ impl Reader<'_> {
         Ok(packages)
     }
 
-    fn promoter_ignore(&mut self, root: &str) -> PromoterIgnore {
-        // A directory of that name counts as absent, as everything that cannot be read does.
+    fn promoter_ignore(&mut self, root: &str) -> Result<PromoterIgnore, ChannelError> {
         let path = self.folder.join(root).join(PromoterIgnore::FILE);
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let (patterns, invalid) = PromoterIgnore::parse(&text);
+        // A directory of that name counts as absent. What cannot be read is an error: it may keep secrets at home.
+        let text = match path.is_file().then(|| read(&path)).transpose() {
+            Ok(text) => text.unwrap_or_default(),
+            Err(source) => return Err(ChannelError::Read { path, source }),
+        };
+        let (patterns, invalid) = PromoterIgnore::parse(&String::from_utf8_lossy(&text));
         for line in invalid {
             self.warnings.push(format!(
                 "`{}` has `{line}`, which is no regular expression: it ignores nothing",
                 PromoterIgnore::FILE
             ));
         }
-        patterns
+        Ok(patterns)
     }
 
     /// The digest and size of a file, from its bytes or from when they were last read.
@@ -279,8 +299,8 @@ impl Reader<'_> {
         if file.size > PACKAGE {
             return Err(too_large(file.size));
         }
-        if let Some((size, modified, digest)) = self.cache.digests.get(&file.path)
-            && (*size, Some(*modified)) == (file.size, file.modified)
+        if let Some((size, changed, digest)) = self.cache.digests.get(&file.path)
+            && (*size, Some(*changed)) == (file.size, file.changed)
         {
             return Ok((*digest, *size));
         }
@@ -302,8 +322,8 @@ impl Reader<'_> {
         let digest = hasher.finish();
         let settled =
             |time: &SystemTime| self.now.duration_since(*time).is_ok_and(|since| since >= limits::SETTLED);
-        match file.modified.filter(settled).filter(|_| size == file.size) {
-            Some(modified) => self.cache.digests.insert(file.path.clone(), (size, modified, digest)),
+        match file.changed.filter(settled).filter(|_| size == file.size) {
+            Some(changed) => self.cache.digests.insert(file.path.clone(), (size, changed, digest)),
             None => self.cache.digests.remove(&file.path),
         };
         Ok((digest, size))
@@ -346,6 +366,9 @@ impl Reader<'_> {
                 let (one, (name, tag)) = (one.clone(), key);
                 return Err(ChannelError::Twice { one, other: from, name, tag });
             }
+            for (path, digest) in &wheel.files {
+                self.places.add(path.clone(), &from, Some(&key.0), *digest);
+            }
             wheels.insert(key, (from, wheel));
         }
         if let Some(first) = stray.first() {
@@ -367,7 +390,7 @@ impl Reader<'_> {
             return Err(error(source.into()));
         }
         let given =
-            fs::read(&file.path).map_err(|source| ChannelError::Read { path: file.path.clone(), source })?;
+            read(&file.path).map_err(|source| ChannelError::Read { path: file.path.clone(), source })?;
         let repacked = repack(&given).map_err(error)?;
         if repacked.wheel.bytes != given {
             let left_out = match repacked.left_out.as_slice() {
@@ -377,6 +400,13 @@ impl Reader<'_> {
             self.notes.push(format!("`{}` was repacked into the form devices install{left_out}", file.name));
         }
         Ok(repacked.wheel)
+    }
+}
+
+fn because(warnings: &[String]) -> String {
+    match warnings {
+        [] => String::new(),
+        warnings => format!(": {}", warnings.join("; ")),
     }
 }
 
@@ -436,7 +466,9 @@ impl ChannelError {
             ChannelError::Path { .. } => "rename it, or leave it out with `ignore` in channel.toml",
             ChannelError::TooLarge { .. } => "split it, or leave it out with `ignore` in channel.toml",
             ChannelError::Wheel { source, .. } => return source.hint(),
-            ChannelError::Twice { .. } => "keep one of them",
+            ChannelError::Twice { .. } | ChannelError::Place(_) => {
+                "keep one of them; a device would refuse the release"
+            }
             ChannelError::Empty { .. } => {
                 "put files below `src/` or projects below `wheels/`; a list without packages would remove \
                  everything from the channel's devices"
@@ -529,6 +561,8 @@ pub(crate) mod tests {
     #[test]
     fn a_folder_with_nothing_in_it_is_refused() {
         assert!(matches!(load(&[("src/.git/x", "")]), Err(ChannelError::Empty { .. })));
+        let why = load(&[("wheels/notes.txt", "")]).unwrap_err().to_string();
+        assert!(why.contains("`wheels/notes.txt` left out"), "{why}");
     }
 
     #[test]
@@ -548,6 +582,18 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_file_and_a_wheel_that_want_one_place_are_refused() {
+        let error = load(&[
+            ("src/lib/blink_led.py", "mine"),
+            ("wheels/blink/pyproject.toml", PROJECT),
+            ("wheels/blink/blink_led.py", "theirs"),
+        ])
+        .unwrap_err();
+        assert!(matches!(error, ChannelError::Place(PlaceError::Twice { .. })), "{error}");
+        assert!(error.hint().is_some());
+    }
+
+    #[test]
     fn a_file_that_changes_before_it_is_sent_is_noticed() {
         let folder = folder(&[("src/main.py", "one")]);
         let now = SystemTime::UNIX_EPOCH;
@@ -562,11 +608,29 @@ pub(crate) mod tests {
     fn a_digest_is_remembered_only_for_a_file_that_was_left_alone() {
         let folder = folder(&[("src/main.py", "one")]);
         let name = ChannelName::new("dev").unwrap();
-        let modified = fs::metadata(folder.path().join("src/main.py")).unwrap().modified().unwrap();
+        let written = fs::metadata(folder.path().join("src/main.py")).unwrap().modified().unwrap();
         let mut cache = Cache::default();
-        Channel::load(folder.path(), Some(&name), &mut cache, modified).unwrap();
+        Channel::load(folder.path(), Some(&name), &mut cache, written).unwrap();
         assert!(cache.digests.is_empty());
-        Channel::load(folder.path(), Some(&name), &mut cache, modified + limits::SETTLED).unwrap();
+        Channel::load(folder.path(), Some(&name), &mut cache, written + limits::SETTLED).unwrap();
         assert_eq!(cache.digests.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_takes_anothers_place_is_noticed_though_size_and_time_are_the_same() {
+        let folder = folder(&[("src/main.py", "one"), ("other.py", "two")]);
+        let (main, other) = (folder.path().join("src/main.py"), folder.path().join("other.py"));
+        let written = fs::metadata(&main).unwrap().modified().unwrap();
+        fs::File::options().append(true).open(&other).unwrap().set_modified(written).unwrap();
+        let later = written + 10 * limits::SETTLED;
+        let name = ChannelName::new("dev").unwrap();
+        let mut cache = Cache::default();
+        let mut id = || {
+            let channel = Channel::load(folder.path(), Some(&name), &mut cache, later).unwrap();
+            *channel.packages[0].id.digest()
+        };
+        assert_eq!(id(), Digest::of(b"one"));
+        fs::rename(other, &main).unwrap();
+        assert_eq!(id(), Digest::of(b"two"));
     }
 }

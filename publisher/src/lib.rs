@@ -9,6 +9,7 @@
 //! | [`walk`], [`promoter`] | which files of a folder count |
 //! | [`wheel`] | a project or a `.whl` → a wheel in the one form that every installer accepts |
 //! | [`channel`] | a folder → packages |
+//! | [`places`] | which of their files want the same place on a device |
 //! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
 //! | [`retained`] | what a broker has |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
@@ -24,6 +25,7 @@ pub mod channel;
 pub mod cli;
 pub mod limits;
 pub mod link;
+pub mod places;
 pub mod plan;
 pub mod progress;
 pub mod promoter;

@@ -11,14 +11,22 @@ use mpypi_publisher::{
     report::{hint, painted, wants_color},
 };
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // 0 for --help and --version, 2 for wrong usage.
         Err(answer) => answer.exit(),
     };
-    match cli.run().await {
+    let done = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => {
+            let done = runtime.block_on(cli.run());
+            // After Ctrl-C a thread may still be reading a large folder: nobody waits for it.
+            runtime.shutdown_background();
+            done
+        }
+        Err(error) => Err(error.into()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let color = wants_color(&stderr());

@@ -20,8 +20,19 @@ pub struct Wanted {
     pub version: Option<String>,
     /// How many days devices may believe in the release; for ever if `None`.
     pub expires_days: Option<u32>,
+    /// The release's sequence number; one more than the present one's if `None`.
+    pub sequence: Option<u64>,
     /// Its packages, in order.
     pub entries: Vec<Entry>,
+}
+
+/// Whether a broker is believed to have the packages that its list names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// As our brokers make sure of: only what is new is asked for.
+    List,
+    /// It may have lost some: all are asked for.
+    Nothing,
 }
 
 /// What is to be done.
@@ -40,7 +51,8 @@ pub struct Plan {
     pub release: Release,
     /// The list, as it is sent.
     pub list: Bytes,
-    /// Packages of the list that the present list does not name: the broker may lack them. None is empty.
+    /// Packages of the list that the broker may lack: those that the present list does not name, or all. None
+    /// is empty.
     pub unknown: Vec<PackageId>,
     /// What changes for devices.
     pub diff: Diff,
@@ -86,6 +98,14 @@ pub enum PlanError {
         /// The size in bytes.
         size: usize,
     },
+    /// The sequence number wanted is not greater than the present one.
+    #[error("release {wanted} would not be newer than release {present}, which the channel has")]
+    NotNewer {
+        /// The one wanted.
+        wanted: u64,
+        /// The one there is.
+        present: u64,
+    },
     /// The present list has the last sequence number there is.
     #[error("the channel has used up its sequence numbers")]
     NoSequence,
@@ -97,11 +117,17 @@ pub enum PlanError {
     Expires(#[from] jiff::Error),
 }
 
-/// Compares the `present` list with what is `wanted`, at time `now`.
+/// Compares the `present` list with what is `wanted`, at time `now`. With [`Trust::Nothing`] there is always a
+/// plan.
 ///
 /// # Errors
 /// See [`PlanError`].
-pub fn decide(present: Option<&UpdateList>, wanted: &Wanted, now: Timestamp) -> Result<Decision, PlanError> {
+pub fn decide(
+    present: Option<&UpdateList>,
+    wanted: &Wanted,
+    trust: Trust,
+    now: Timestamp,
+) -> Result<Decision, PlanError> {
     let now = Timestamp::from_second(now.as_second())?;
     let release = present.and_then(UpdateList::release);
     let entries = |list: &UpdateList| -> Vec<Entry> {
@@ -109,15 +135,23 @@ pub fn decide(present: Option<&UpdateList>, wanted: &Wanted, now: Timestamp) -> 
     };
     let old = present.map(entries).unwrap_or_default();
     if let Some(release) = release
+        && trust == Trust::List
         && old == wanted.entries
+        && wanted.sequence.is_none_or(|sequence| sequence == release.sequence)
         && wanted.version.as_ref().is_none_or(|version| *version == release.version)
         && is_fresh(release, wanted.expires_days, now)
     {
         return Ok(Decision::UpToDate(release.clone()));
     }
 
-    let sequence =
-        release.map_or(0, |release| release.sequence).checked_add(1).ok_or(PlanError::NoSequence)?;
+    let last = release.map_or(0, |release| release.sequence);
+    let sequence = match wanted.sequence {
+        Some(sequence) if sequence <= last => {
+            return Err(PlanError::NotNewer { wanted: sequence, present: last });
+        }
+        Some(sequence) => sequence,
+        None => last.checked_add(1).ok_or(PlanError::NoSequence)?,
+    };
     let release = Release {
         channel: wanted.channel.clone(),
         sequence,
@@ -133,8 +167,12 @@ pub fn decide(present: Option<&UpdateList>, wanted: &Wanted, now: Timestamp) -> 
     if bytes.len() > LIST || list.entries().len() > LIST_ENTRIES {
         return Err(PlanError::TooLarge { count: wanted.entries.len(), size: bytes.len() });
     }
-    let named: Vec<PackageId> =
-        present.into_iter().flat_map(UpdateList::packages).map(|(id, _)| id).collect();
+    let named: Vec<PackageId> = present
+        .filter(|_| trust == Trust::List)
+        .into_iter()
+        .flat_map(UpdateList::packages)
+        .map(|(id, _)| id)
+        .collect();
     let named: std::collections::HashSet<&PackageId> = named.iter().collect();
     let unknown = list
         .packages()
@@ -217,7 +255,13 @@ mod tests {
     }
 
     fn wanted(entries: Vec<Entry>) -> Wanted {
-        Wanted { channel: ChannelName::new("dev").unwrap(), version: None, expires_days: None, entries }
+        Wanted {
+            channel: ChannelName::new("dev").unwrap(),
+            version: None,
+            expires_days: None,
+            sequence: None,
+            entries,
+        }
     }
 
     fn at(time: &str) -> Timestamp {
@@ -225,7 +269,7 @@ mod tests {
     }
 
     fn plan(present: Option<&UpdateList>, wanted: &Wanted) -> Plan {
-        match decide(present, wanted, at("2026-11-20T10:00:00.5Z")).unwrap() {
+        match decide(present, wanted, Trust::List, at("2026-11-20T10:00:00.5Z")).unwrap() {
             Decision::Publish(plan) => *plan,
             Decision::UpToDate(release) => panic!("up to date at {}", release.sequence),
         }
@@ -250,7 +294,7 @@ mod tests {
     fn the_same_entries_are_up_to_date() {
         let wanted = wanted(vec![src("main.py", "x")]);
         let first = list(&plan(None, &wanted));
-        let again = decide(Some(&first), &wanted, at("2030-01-01T00:00:00Z")).unwrap();
+        let again = decide(Some(&first), &wanted, Trust::List, at("2030-01-01T00:00:00Z")).unwrap();
         assert!(matches!(again, Decision::UpToDate(release) if release.sequence == 1));
     }
 
@@ -284,7 +328,7 @@ mod tests {
         let wanted = Wanted { expires_days: Some(10), ..wanted(vec![src("main.py", "x")]) };
         let first = plan(None, &wanted);
         assert_eq!(first.release.expires, Some(at("2026-11-30T10:00:00Z")));
-        let later = |time| decide(Some(&list(&first)), &wanted, at(time)).unwrap();
+        let later = |time| decide(Some(&list(&first)), &wanted, Trust::List, at(time)).unwrap();
         assert!(matches!(later("2026-11-24T00:00:00Z"), Decision::UpToDate(_)));
         assert!(matches!(later("2026-11-26T00:00:00Z"), Decision::Publish(_)));
     }
@@ -309,11 +353,34 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_lost_count_can_be_told_where_to_go_on() {
+        let wanted = |sequence| Wanted { sequence, ..wanted(vec![src("main.py", "x")]) };
+        assert_eq!(plan(None, &wanted(Some(42))).release.sequence, 42);
+        let first = list(&plan(None, &wanted(None)));
+        assert_eq!(plan(Some(&first), &wanted(Some(42))).release.sequence, 42, "though nothing else changed");
+        let second = list(&plan(Some(&first), &wanted(Some(42))));
+        let decide =
+            |number| decide(Some(&second), &wanted(Some(number)), Trust::List, at("2026-11-20T10:00:00Z"));
+        assert!(matches!(decide(42), Ok(Decision::UpToDate(_))));
+        assert!(matches!(decide(41), Err(PlanError::NotNewer { wanted: 41, present: 42 })));
+    }
+
+    #[test]
+    fn a_broker_that_is_not_trusted_is_asked_for_everything() {
+        let wanted = wanted(vec![src("main.py", "x"), src("empty.py", "")]);
+        let first = list(&plan(None, &wanted));
+        let decided = decide(Some(&first), &wanted, Trust::Nothing, at("2026-11-20T10:00:00Z")).unwrap();
+        let Decision::Publish(plan) = decided else { panic!("there is always a plan") };
+        assert_eq!((plan.unknown.len(), plan.release.sequence, &plan.diff), (1, 2, &Diff::default()));
+    }
+
+    #[test]
     fn the_last_sequence_number_cannot_be_followed() {
         let payload =
             format!(r#"[{{"type":"release","channel":"dev","sequence":{},"version":"1"}}]"#, u64::MAX);
         let present = UpdateList::parse(payload.as_bytes()).unwrap();
-        let error = decide(Some(&present), &wanted(vec![src("main.py", "x")]), at("2026-11-20T10:00:00Z"));
+        let wanted = wanted(vec![src("main.py", "x")]);
+        let error = decide(Some(&present), &wanted, Trust::List, at("2026-11-20T10:00:00Z"));
         assert!(matches!(error, Err(PlanError::NoSequence)));
     }
 }

@@ -7,7 +7,7 @@ use mpypi_protocol::Entry;
 
 use crate::{
     publish::{Event, Observer},
-    report::{count, painted, size, wants_color},
+    report::{count, painted, say, size, wants_color},
 };
 
 /// Shows a publish.
@@ -59,8 +59,8 @@ impl Progress {
 
     fn line(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
         }
     }
 

@@ -9,13 +9,13 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_protocol::{BrokerUrl, ChannelName, PackageId, UpdateList};
+use mpypi_protocol::{BrokerUrl, ChannelName, PackageId, UpdateList, list::Release};
 
 use crate::{
     channel::{Cache, Channel, ChannelError, Package},
     limits,
     link::{Link, LinkError, Refusal, Signal},
-    plan::{Decision, Diff, Plan, PlanError, Wanted, decide},
+    plan::{Decision, Diff, Plan, PlanError, Trust, Wanted, decide},
     retained::{self, AskError},
 };
 
@@ -28,6 +28,10 @@ pub struct Options {
     pub channel: Option<ChannelName>,
     /// Whether anything is sent.
     pub mode: Mode,
+    /// Whether the broker is believed to have what its list names.
+    pub trust: Trust,
+    /// The release's sequence number, if the broker lost count.
+    pub sequence: Option<u64>,
 }
 
 /// Whether anything is sent.
@@ -189,6 +193,9 @@ impl PublishError {
             PublishError::NotRetained { .. } => {
                 Some("turn retained messages on at the broker: they are the index".to_owned())
             }
+            PublishError::Plan(PlanError::NotNewer { present, .. }) => {
+                Some(format!("devices accept only what is newer: use a number above {present}"))
+            }
             PublishError::Plan(_) => None,
         }
     }
@@ -276,8 +283,17 @@ pub async fn publish_channel(
 ) -> Result<Outcome, PublishError> {
     #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the plan its time")]
     let now = Timestamp::now();
-    let mut run =
-        Run { channel, options, observer, now, plan: None, sent: HashSet::new(), bytes: 0, connected: false };
+    let mut run = Run {
+        channel,
+        options,
+        observer,
+        now,
+        plan: None,
+        stands: None,
+        sent: HashSet::new(),
+        bytes: 0,
+        connected: false,
+    };
     let mut losses = 0;
     loop {
         let sent = run.sent.len();
@@ -311,6 +327,8 @@ struct Run<'a, O> {
     now: Timestamp,
     /// What the channel retained when the plan was made, and the plan: it stays the same to the end.
     plan: Option<(Option<Bytes>, Plan)>,
+    /// The release that stands and is what the folder holds: the plan is needed only if packages of it are lost.
+    stands: Option<Release>,
     /// What the broker acknowledged.
     sent: HashSet<PackageId>,
     bytes: u64,
@@ -324,11 +342,10 @@ impl<O: Observer> Run<'_, O> {
         let present = retained::list(&mut link, &self.channel.name).await?;
         let answers = present.is_some();
         let plan = match &self.plan {
-            None => match self.decide(present.clone())? {
+            None => match self.decide(present.as_ref())? {
                 Decision::UpToDate(release) => {
                     link.close().await;
-                    let release = (release.sequence, release.version);
-                    return Ok(self.outcome(release, Done::UpToDate, (0, 0), Diff::default()));
+                    return Ok(self.up_to_date(release));
                 }
                 Decision::Publish(plan) => self.plan.insert((present, *plan)).1.clone(),
             },
@@ -347,6 +364,13 @@ impl<O: Observer> Run<'_, O> {
         let missing: HashSet<&PackageId> = plan.unknown.iter().filter(|id| !found.contains(id)).collect();
         let missing: VecDeque<&Package> =
             self.channel.packages.iter().filter(|package| missing.contains(&package.id)).collect();
+        if missing.is_empty()
+            && self.sent.is_empty()
+            && let Some(release) = self.stands.take()
+        {
+            link.close().await;
+            return Ok(self.up_to_date(release));
+        }
         let bytes = missing.iter().map(|package| package.size).sum();
         if self.options.mode == Mode::DryRun {
             link.close().await;
@@ -373,8 +397,8 @@ impl<O: Observer> Run<'_, O> {
         }
     }
 
-    fn decide(&mut self, present: Option<Bytes>) -> Result<Decision, PublishError> {
-        let present = match present.as_deref().map(UpdateList::parse).transpose() {
+    fn decide(&mut self, present: Option<&Bytes>) -> Result<Decision, PublishError> {
+        let present = match present.map(|payload| UpdateList::parse(payload)).transpose() {
             Ok(list) => list,
             Err(error) => {
                 let warning = format!("what the channel retains is no update list and is replaced: {error}");
@@ -387,9 +411,21 @@ impl<O: Observer> Run<'_, O> {
             channel: self.channel.name.clone(),
             version: settings.version.clone(),
             expires_days: settings.expires_days,
+            sequence: self.options.sequence,
             entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
         };
-        Ok(decide(present.as_ref(), &wanted, self.now)?)
+        let decision = decide(present.as_ref(), &wanted, Trust::List, self.now)?;
+        if self.options.trust == Trust::List {
+            return Ok(decision);
+        }
+        if let Decision::UpToDate(release) = decision {
+            self.stands = Some(release);
+        }
+        Ok(decide(present.as_ref(), &wanted, Trust::Nothing, self.now)?)
+    }
+
+    fn up_to_date(&self, release: Release) -> Outcome {
+        self.outcome((release.sequence, release.version), Done::UpToDate, (0, 0), Diff::default())
     }
 
     /// Sends packages, a bounded number of packets and bytes ahead of the acknowledgements. Meanwhile nobody

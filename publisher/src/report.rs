@@ -1,6 +1,10 @@
 //! What people and programs read: sentences, sizes, colours, JSON.
 
-use std::{error::Error, fmt::Write as _, io::IsTerminal};
+use std::{
+    error::Error,
+    fmt::Write as _,
+    io::{IsTerminal, Write as _, stderr},
+};
 
 use serde_json::{Value, json};
 
@@ -106,6 +110,11 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     }
     let stopped = error.downcast_ref::<Stopped>()?;
     stopped.hint()
+}
+
+/// Writes a line to standard error. If nobody reads it any more (`mpypi watch … 2>&1 | head`), that is no error.
+pub fn say(line: &str) {
+    let _ = writeln!(stderr(), "{line}");
 }
 
 /// `text` in a colour (an SGR code), if `color`.

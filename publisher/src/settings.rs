@@ -1,9 +1,14 @@
 //! `channel.toml`: the few things about a channel that its folder cannot say by itself.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use mpypi_protocol::{ChannelName, limits};
 use toml::Value;
+
+use crate::walk;
 
 /// What `channel.toml` says. All of it is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,7 +34,7 @@ pub enum SettingsError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The file is not TOML.
     #[error("channel file `{}`, line {line}: {problem}", path.display())]
@@ -79,9 +84,13 @@ impl Settings {
     /// Says which file, key and value is wrong.
     pub fn load(folder: &Path) -> Result<Settings, SettingsError> {
         let path = folder.join(Self::FILE);
-        match std::fs::read_to_string(&path) {
+        let text = walk::read(&path).and_then(|bytes| {
+            String::from_utf8(bytes)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))
+        });
+        match text {
             Ok(text) => Settings::parse(&text, &path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Settings::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Settings::default()),
             Err(source) => Err(SettingsError::Read { path, source }),
         }
     }

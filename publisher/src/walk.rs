@@ -3,7 +3,8 @@
 
 use std::{
     ffi::OsStr,
-    fs::FileType,
+    fs::{self, FileType},
+    io::{self, Read},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -21,8 +22,8 @@ pub struct Found {
     pub path: PathBuf,
     /// Its size in bytes when it was found.
     pub size: u64,
-    /// When it was last written to, if the file system tells.
-    pub modified: Option<SystemTime>,
+    /// When it was last changed, if the file system tells.
+    pub changed: Option<SystemTime>,
 }
 
 /// All files that count, sorted by name, and what people should know about the others.
@@ -128,7 +129,34 @@ fn look_at(folder: &Path, entry: &DirEntry, warnings: &mut Vec<String>) -> Resul
     }
     let metadata =
         entry.metadata().map_err(|source| WalkError::Walk { folder: folder.to_owned(), source })?;
-    Ok(Some(Found { name, path: path.to_owned(), size: metadata.len(), modified: metadata.modified().ok() }))
+    Ok(Some(Found { name, path: path.to_owned(), size: metadata.len(), changed: changed(&metadata) }))
+}
+
+/// When a file was last changed. Not what its modification time says, which `cp -p`, `tar` and `git` set to what
+/// it was elsewhere: another file of the same size and time may have taken its place.
+#[cfg(unix)]
+fn changed(metadata: &fs::Metadata) -> Option<SystemTime> {
+    use std::os::unix::fs::MetadataExt;
+    let (seconds, nanoseconds) = (metadata.ctime().try_into().ok()?, metadata.ctime_nsec().try_into().ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::new(seconds, nanoseconds))
+}
+
+#[cfg(not(unix))]
+fn changed(metadata: &fs::Metadata) -> Option<SystemTime> {
+    metadata.modified().ok()
+}
+
+/// A whole file that is read into memory.
+///
+/// # Errors
+/// Of the file system; `FileTooLarge` beyond [`limits::INPUT`].
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    fs::File::open(path)?.take(limits::INPUT + 1).read_to_end(&mut content)?;
+    match content.len() as u64 > limits::INPUT {
+        true => Err(io::ErrorKind::FileTooLarge.into()),
+        false => Ok(content),
+    }
 }
 
 fn patterns(folder: &Path, ignore: &[String]) -> Result<Gitignore, WalkError> {
@@ -141,13 +169,14 @@ fn patterns(folder: &Path, ignore: &[String]) -> Result<Gitignore, WalkError> {
     builder.build().map_err(|source| WalkError::Pattern { pattern: ignore.join(" "), source })
 }
 
-/// What belongs to git, to Python on a computer, or to an editor that has the file open.
+/// What belongs to git, to Python on a computer, to a desktop, or to an editor that has the file open.
 pub(crate) fn never(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     // Vim: `.main.py.swp`, then `.swo`, `.swn`, …
     let swap = name.starts_with('.')
         && name.rsplit_once('.').is_some_and(|(_, end)| end.len() == 3 && end.starts_with("sw"));
-    matches!(name, ".git" | "__pycache__" | "4913")
+    matches!(name, ".git" | "__pycache__" | ".pytest_cache" | ".mypy_cache" | ".ruff_cache" | "4913")
+        || matches!(name, ".DS_Store" | "Thumbs.db" | "desktop.ini")
         || name.ends_with(".pyc")
         || name.ends_with('~')
         || name.starts_with(".#")

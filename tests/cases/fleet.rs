@@ -323,3 +323,47 @@ fn a_device_without_a_broker_says_so_with_a_hint() {
     let ended = agent.wait();
     assert_ne!(ended.code, Some(0));
 }
+
+#[test]
+fn a_broker_that_lost_its_index_goes_on_where_the_devices_are() {
+    let world = World::new();
+    channel(&world);
+    {
+        let server = Server::start(&world);
+        publish(&world, &server.url());
+        world.write("dev/src/main.py", "import blink  # second\n");
+        publish(&world, &server.url());
+        let _ = fleet(&world, &server.url(), "1", "devices").expect_code(0);
+    }
+    std::fs::remove_dir_all(world.path("data")).unwrap();
+    let server = Server::start(&world);
+    world.write("dev/src/main.py", "import blink  # third\n");
+    assert_eq!(publish(&world, &server.url())["sequence"], 1);
+    let refused = fleet(&world, &server.url(), "1", "devices").expect_code(3).json();
+    let error = refused["results"][0]["error"].as_str().unwrap();
+    assert!(error.starts_with("rollback: ") && error.contains('2'), "{error}");
+
+    let folder = world.text("dev");
+    let arguments = ["publish", &folder, "--broker", &server.url(), "--sequence"];
+    let _ = run("mpypi", &[&arguments[..], &["3"]].concat()).expect_code(0);
+    let _ = fleet(&world, &server.url(), "1", "devices").expect_code(0);
+    assert_eq!(device(&world, "devices/device-1"), expected(&world));
+    let older = run("mpypi", &[&arguments[..], &["2"]].concat()).expect_code(1).stderr;
+    assert!(older.contains("not be newer than release 3") && older.contains("hint: "), "{older}");
+}
+
+#[test]
+fn nobody_reading_what_a_fleet_says_is_no_reason_to_die() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world);
+    publish(&world, &server.url());
+    let agent = mpypi_tests::program("mpypi-agent");
+    let folder = world.text("devices");
+    let line = r#""$0" fleet --nodes 3 --dir "$1" --releases 1 --for 60s --broker "$2" 2>&1 | head -n 1; echo "${PIPESTATUS[0]}""#;
+    let arguments = ["-c", line, agent.to_str().unwrap(), &folder, &server.url()];
+    let output = std::process::Command::new("bash").args(arguments).output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.lines().last(), Some("0"), "{output}");
+    assert_eq!(device(&world, "devices/device-3"), expected(&world));
+}

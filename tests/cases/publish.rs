@@ -198,3 +198,31 @@ fn watch_publishes_each_save_and_only_what_changed() {
     watch.signal("-TERM");
     let _ = watch.wait().expect_code(0);
 }
+
+#[test]
+fn what_a_broker_lost_is_sent_again_by_a_repair() {
+    let world = World::new();
+    let server = Server::mosquitto(&world);
+    release(&world, 1);
+    publish(&world, &server.url());
+    let mut client = Client::connect(server.address, "client");
+    let list = UpdateList::parse(&client.retained("mpypi/channels/dev").unwrap().payload).unwrap();
+    let folder = world.text("dev");
+    let repair = || {
+        let arguments = ["publish", &folder, "--broker", &server.url(), "--repair", "--json"];
+        run("mpypi", &arguments).expect_code(0).json()
+    };
+    let whole = repair();
+    assert_eq!((&whole["unchanged"], &whole["sequence"]), (&true.into(), &1.into()));
+
+    let (lost, _) = list.packages().last().unwrap();
+    assert!(client.retain(&lost.topic(), b""));
+    assert_eq!(
+        publish(&world, &server.url())["unchanged"],
+        true,
+        "the list names it, so it is not asked for"
+    );
+    let repaired = repair();
+    assert_eq!((&repaired["sequence"], &repaired["packages"]["sent"]), (&2.into(), &1.into()));
+    assert_eq!(missing(&mut client, &list), 0);
+}

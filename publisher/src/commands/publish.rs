@@ -7,6 +7,7 @@ use mpypi_protocol::ChannelName;
 use super::{Stopped, interrupted, print};
 use crate::{
     cli::Broker,
+    plan::Trust,
     progress::{Lines, Progress, Stage},
     publish::{Mode, Options, publish},
     report::{self, wants_color},
@@ -38,7 +39,14 @@ pub(crate) struct Args {
     /// Ask the broker what it has and show what would be sent, but send nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object
+    /// Ask the broker for every package, not only for what is new, and publish again if it lost any
+    #[arg(long)]
+    repair: bool,
+    /// The release's number, for a broker that lost its index while devices still know a later release
+    /// [default: one more than the last]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    sequence: Option<u64>,
+    /// Print the outcome as one JSON object; errors go to standard error as always
     #[arg(long)]
     json: bool,
 }
@@ -48,6 +56,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         broker: args.broker.broker,
         channel: args.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
+        trust: if args.repair { Trust::Nothing } else { Trust::List },
+        sequence: args.sequence,
     };
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });
     let outcome = tokio::select! {

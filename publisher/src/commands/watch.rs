@@ -10,9 +10,10 @@ use mpypi_protocol::ChannelName;
 use super::{interrupted, print};
 use crate::{
     cli::Broker,
+    plan::Trust,
     progress::{Lines, Progress},
     publish::{Event, Mode, Observer, Options, Outcome, PublishError},
-    report::{self, chain, painted, wants_color},
+    report::{self, chain, painted, say, wants_color},
     watch::{WatchObserver, watch},
 };
 
@@ -39,11 +40,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let options = Options { broker: args.broker.broker, channel: args.channel, mode: Mode::Publish };
+    let options = Options {
+        broker: args.broker.broker,
+        channel: args.channel,
+        mode: Mode::Publish,
+        trust: Trust::List,
+        sequence: None,
+    };
     let lines = if args.json { Lines::Hidden } else { Lines::Shown };
     let mut screen = Screen { json: args.json, progress: Progress::new(lines) };
     if !args.json {
-        eprintln!("watching {}; Ctrl-C ends it", args.folder.display());
+        say(&format!("watching {}; Ctrl-C ends it", args.folder.display()));
     }
     tokio::select! {
         result = watch(&args.folder, &options, &mut screen) => match result? {},
@@ -75,16 +82,16 @@ impl WatchObserver for Screen {
             }
         };
         if let Err(error) = print(&text) {
-            eprintln!("warning: cannot write to stdout: {error}");
+            say(&format!("warning: cannot write to stdout: {error}"));
         }
     }
 
     fn failed(&mut self, error: &PublishError) {
         self.progress.clear();
         let color = wants_color(&stderr());
-        eprintln!("{} {}", painted("error:", "31;1", color), chain(error));
+        say(&format!("{} {}", painted("error:", "31;1", color), chain(error)));
         if let Some(hint) = error.hint() {
-            eprintln!("{} {hint}", painted("hint:", "36;1", color));
+            say(&format!("{} {hint}", painted("hint:", "36;1", color)));
         }
     }
 }

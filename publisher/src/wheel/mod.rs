@@ -23,7 +23,7 @@ use mpypi_protocol::{
     Digest, FilePath,
     limits::TEXT,
     path::PathError,
-    wheel::{RecordLine, WheelTextError, dist_info, write_record},
+    wheel::{ROOT, RecordLine, WheelTextError, dist_info, write_record},
 };
 
 use crate::{limits, settings::is_tag};
@@ -40,6 +40,8 @@ pub struct Wheel {
     pub tag: String,
     /// The archive.
     pub bytes: Bytes,
+    /// What it puts on a device, and where.
+    pub files: Vec<(FilePath, Digest)>,
 }
 
 /// Header lines of METADATA or WHEEL, in order.
@@ -259,7 +261,9 @@ fn write(
     }
     record.push(RecordLine { path: in_folder("RECORD")?, digest: None, size: None });
     members.push((in_folder("RECORD")?, write_record(&record).into_bytes()));
-    Ok(Wheel { name, version, tag, bytes: archive::write(&members)?.into() })
+    let installed = |(path, content): &(FilePath, Vec<u8>)| Ok((path.below(ROOT)?, Digest::of(content)));
+    let files = members.iter().map(installed).collect::<Result<_, PathError>>()?;
+    Ok(Wheel { name, version, tag, bytes: archive::write(&members)?.into(), files })
 }
 
 /// Mpy-BLOX splits each line at its first `:`, so no line may be without one, and none is blank.

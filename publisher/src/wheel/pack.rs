@@ -1,13 +1,17 @@
 //! A folder with a `pyproject.toml` → wheel. No build tool runs: `[project]` (PEP 621) and the code are all
 //! there is to it, so it works the same everywhere.
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use mpypi_protocol::{FilePath, wheel::normalized_name};
 use toml::{Table, Value};
 
 use super::{Headers, Wheel, WheelError, check_name, value, version, write};
-use crate::{limits, walk::Found, wheel::archive::ArchiveError};
+use crate::{
+    limits,
+    walk::{self, Found},
+    wheel::archive::ArchiveError,
+};
 
 /// The tag of a wheel that runs on any interpreter and machine.
 pub const ANY: &str = "py3-none-any";
@@ -46,7 +50,8 @@ fn read(file: &Found) -> Result<Vec<u8>, WheelError> {
     if file.size > limits::INPUT {
         return Err(ArchiveError::TooLarge { what: "a file of the wheel is", limit: limits::INPUT }.into());
     }
-    fs::read(&file.path).map_err(|source| WheelError::Read { path: file.path.display().to_string(), source })
+    walk::read(&file.path)
+        .map_err(|source| WheelError::Read { path: file.path.display().to_string(), source })
 }
 
 /// The code of project `name` and where it is installed: the folder or module of that name, flat or below
