@@ -44,6 +44,12 @@ pub struct Sender {
     table: Arc<Table>,
 }
 
+/// Says how far the bus is.
+#[derive(Debug, Clone)]
+pub struct Tickets {
+    table: Arc<Table>,
+}
+
 /// The dispatcher's end.
 pub struct Dispatcher {
     link: LinkRx,
@@ -73,7 +79,7 @@ struct Waiting {
 ///
 /// # Errors
 /// The router does not accept its links.
-pub fn start(subscriptions: SharedSubscriptions) -> Result<(Sender, Dispatcher), BusError> {
+pub fn start(subscriptions: SharedSubscriptions) -> Result<(Sender, Dispatcher, Tickets), BusError> {
     let config = RouterConfig {
         max_connections: 4,
         max_outgoing_packet_count: 256,
@@ -90,8 +96,17 @@ pub fn start(subscriptions: SharedSubscriptions) -> Result<(Sender, Dispatcher),
     let table = Arc::new(Table::default());
     Ok((
         Sender { link, table: table.clone() },
-        Dispatcher { link: incoming, _link: receiver, table, subscriptions },
+        Dispatcher { link: incoming, _link: receiver, table: table.clone(), subscriptions },
+        Tickets { table },
     ))
+}
+
+impl Tickets {
+    /// The ticket of the next message. All that were acknowledged before have an earlier one.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.table.lock().next()
+    }
 }
 
 impl Sender {
@@ -107,12 +122,18 @@ impl Sender {
         if waiting.closed {
             return Err(BusError("the dispatcher is gone".to_owned()));
         }
-        let ticket = waiting.first + waiting.messages.len() as u64;
+        let ticket = waiting.next();
         waiting.messages.push_back(message);
         drop(waiting);
         let payload = ticket.to_be_bytes().to_vec();
         self.link.publish(TOPIC, payload).map_err(|error| BusError(error.to_string()))?;
         Ok(())
+    }
+}
+
+impl Waiting {
+    fn next(&self) -> u64 {
+        self.first + self.messages.len() as u64
     }
 }
 
@@ -186,7 +207,7 @@ impl Dispatcher {
             self.table.room.notify_one();
             let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
             if !missed {
-                deliver(&subscriptions, &message);
+                deliver(&subscriptions, &message, ticket);
                 return;
             }
             tracing::error!(topic = %message.topic, "a message was lost on the bus: everyone reads again");
@@ -200,8 +221,9 @@ impl Dispatcher {
     }
 }
 
-fn deliver(subscriptions: &Subscriptions, message: &Arc<Message>) {
-    for Receiver { mailbox, options } in subscriptions.receivers(&message.topic, message.origin).values() {
+fn deliver(subscriptions: &Subscriptions, message: &Arc<Message>, ticket: u64) {
+    let receivers = subscriptions.receivers(&message.topic, message.origin, ticket);
+    for Receiver { mailbox, options, .. } in receivers.values() {
         mailbox.push(Delivery {
             message: message.clone(),
             qos: message.qos.min(options.qos),
@@ -245,7 +267,7 @@ mod tests {
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
         };
-        let receiver = Receiver { mailbox: mailbox.clone(), options };
+        let receiver = Receiver { mailbox: mailbox.clone(), options, since: 0 };
         subscriptions.write().unwrap().insert("t", SessionId(1), receiver);
         mailbox
     }
@@ -256,7 +278,7 @@ mod tests {
         let subscriptions = SharedSubscriptions::default();
         let limits = Limits { queue_messages: usize::MAX, queue_bytes: usize::MAX, ..Limits::default() };
         let mailbox = subscribe(&subscriptions, &limits);
-        let (mut sender, dispatcher) = start(subscriptions).unwrap();
+        let (mut sender, dispatcher, _) = start(subscriptions).unwrap();
         let dispatcher = thread::spawn(|| dispatcher.run());
         for n in 1..=count {
             sender.send(message(n)).unwrap();
@@ -272,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_waits_for_room_is_freed_when_the_dispatcher_dies() {
-        let (mut sender, dispatcher) = start(SharedSubscriptions::default()).unwrap();
+        let (mut sender, dispatcher, _) = start(SharedSubscriptions::default()).unwrap();
         let table = sender.table.clone();
         let sender = thread::spawn(move || (1..).find_map(|n| sender.send(message(n)).err()));
         while table.lock().messages.len() < IN_FLIGHT {
@@ -286,7 +308,7 @@ mod tests {
     fn a_ticket_that_was_lost_makes_everyone_read_again_or_start_anew() {
         let subscriptions = SharedSubscriptions::default();
         let mailbox = subscribe(&subscriptions, &Limits::default());
-        let (mut sender, dispatcher) = start(subscriptions).unwrap();
+        let (mut sender, dispatcher, _) = start(subscriptions).unwrap();
         for n in [5, 6, 7] {
             sender.send(message(n)).unwrap();
         }

@@ -19,7 +19,7 @@ use crate::{
         Identity,
         gate::{Gate, Login},
     },
-    bus::SharedSubscriptions,
+    bus::{SharedSubscriptions, Tickets},
     clock,
     door::{admit, is_heavy},
     index::{
@@ -65,6 +65,8 @@ pub struct Shared {
     pub index: Index,
     /// To the index's writer.
     pub ops: mpsc::Sender<Op>,
+    /// How far the bus is.
+    pub tickets: Tickets,
     /// Read by the dispatcher.
     pub subscriptions: SharedSubscriptions,
     /// Places for large packets, one for each [`PLACE`] bytes.
@@ -553,7 +555,8 @@ impl Connection<'_> {
                     self.place = Place::None;
                 }
                 Effect::Subscribe(filter, options) => {
-                    let receiver = Receiver { mailbox: self.mailbox.clone(), options };
+                    let since = self.shared.tickets.next();
+                    let receiver = Receiver { mailbox: self.mailbox.clone(), options, since };
                     self.subscriptions().insert(&filter, self.session.id, receiver);
                 }
                 Effect::Unsubscribe(filter) => self.subscriptions().remove(&filter, self.session.id),

@@ -139,7 +139,7 @@ impl Broker {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let limits = self.config.limits;
         let subscriptions = SharedSubscriptions::default();
-        let (mut sender, dispatcher) = bus::start(subscriptions.clone())?;
+        let (mut sender, dispatcher, tickets) = bus::start(subscriptions.clone())?;
         let failed = CancellationToken::new();
         let announce_failed = failed.clone();
         let announce = Box::new(move |message| {
@@ -161,6 +161,7 @@ impl Broker {
         let shared = Arc::new(Shared {
             index: self.index,
             ops,
+            tickets,
             subscriptions,
             places: Arc::new(Semaphore::new(limits.inbound_bytes / PLACE)),
             clients: Arc::new(Semaphore::new(limits.clients)),

@@ -20,6 +20,9 @@ pub struct Receiver {
     pub mailbox: Arc<Mailbox>,
     /// Of several matching subscriptions of one session, the one with the highest QoS.
     pub options: SubscriptionOptions,
+    /// The bus's ticket of the first message that came after the subscription: earlier ones are in the index,
+    /// or were for others.
+    pub since: u64,
 }
 
 #[derive(Debug, Default)]
@@ -31,17 +34,19 @@ struct Node {
 /// A walk through the trie.
 struct Search {
     origin: Option<SessionId>,
+    ticket: u64,
     found: BTreeMap<SessionId, Receiver>,
 }
 
 impl Subscriptions {
-    /// Adds or replaces a subscription.
+    /// Adds or replaces a subscription; one that is replaced goes on from where it was.
     pub fn insert(&mut self, filter: &str, id: SessionId, receiver: Receiver) {
         let mut node = &mut self.root;
         for level in filter.split('/') {
             node = node.children.entry(level.into()).or_default();
         }
-        node.receivers.insert(id, receiver);
+        let since = node.receivers.get(&id).map_or(receiver.since, |present| present.since);
+        node.receivers.insert(id, Receiver { since, ..receiver });
     }
 
     /// Removes a subscription, if it is there, and the levels that only it needed.
@@ -50,10 +55,15 @@ impl Subscriptions {
         self.root.remove(&levels, id);
     }
 
-    /// Everyone who gets a message on topic `name` from `origin`, each once.
+    /// Everyone who gets the message that `ticket` stands for, on topic `name` from `origin`, each once.
     #[must_use]
-    pub fn receivers(&self, name: &str, origin: Option<SessionId>) -> BTreeMap<SessionId, Receiver> {
-        let mut search = Search { origin, found: BTreeMap::new() };
+    pub fn receivers(
+        &self,
+        name: &str,
+        origin: Option<SessionId>,
+        ticket: u64,
+    ) -> BTreeMap<SessionId, Receiver> {
+        let mut search = Search { origin, ticket, found: BTreeMap::new() };
         let levels: Vec<_> = name.split('/').collect();
         self.root.find(&levels, !name.starts_with('$'), &mut search);
         search.found
@@ -96,7 +106,8 @@ impl Node {
 
     fn collect(&self, search: &mut Search) {
         for (id, receiver) in &self.receivers {
-            if receiver.options.no_local && search.origin == Some(*id) {
+            let is_own = receiver.options.no_local && search.origin == Some(*id);
+            if is_own || search.ticket < receiver.since {
                 continue;
             }
             let best = search.found.entry(*id).or_insert_with(|| receiver.clone());
@@ -138,7 +149,7 @@ mod tests {
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
         };
-        Receiver { mailbox: Arc::new(Mailbox::new(&Limits::default())), options }
+        Receiver { mailbox: Arc::new(Mailbox::new(&Limits::default())), options, since: 0 }
     }
 
     #[test]
@@ -146,7 +157,7 @@ mod tests {
         let mut subscriptions = Subscriptions::default();
         subscriptions.insert("a/#", SessionId(1), receiver(Qos::AtMostOnce));
         subscriptions.insert("a/+", SessionId(1), receiver(Qos::AtLeastOnce));
-        let found = subscriptions.receivers("a/b", None);
+        let found = subscriptions.receivers("a/b", None, 0);
         assert_eq!(found.len(), 1);
         assert_eq!(found[&SessionId(1)].options.qos, Qos::AtLeastOnce);
     }
@@ -157,11 +168,22 @@ mod tests {
         let mut no_local = receiver(Qos::AtLeastOnce);
         no_local.options.no_local = true;
         subscriptions.insert("a/#", SessionId(1), no_local);
-        assert!(subscriptions.receivers("a/b", Some(SessionId(1))).is_empty());
-        assert_eq!(subscriptions.receivers("a/b", Some(SessionId(2))).len(), 1);
+        assert!(subscriptions.receivers("a/b", Some(SessionId(1)), 0).is_empty());
+        assert_eq!(subscriptions.receivers("a/b", Some(SessionId(2)), 0).len(), 1);
         subscriptions.insert("a/b", SessionId(1), receiver(Qos::AtMostOnce));
-        let found = subscriptions.receivers("a/b", Some(SessionId(1)));
+        let found = subscriptions.receivers("a/b", Some(SessionId(1)), 0);
         assert_eq!(found[&SessionId(1)].options.qos, Qos::AtMostOnce);
+    }
+
+    #[test]
+    fn a_message_from_before_the_subscription_does_not_come_after_it() {
+        let mut subscriptions = Subscriptions::default();
+        let since = |since| Receiver { since, ..receiver(Qos::AtMostOnce) };
+        subscriptions.insert("a/+", SessionId(1), since(7));
+        assert!(subscriptions.receivers("a/b", None, 6).is_empty());
+        assert_eq!(subscriptions.receivers("a/b", None, 7).len(), 1);
+        subscriptions.insert("a/+", SessionId(1), since(9));
+        assert_eq!(subscriptions.receivers("a/b", None, 7).len(), 1, "renewed, not new");
     }
 
     #[test]
@@ -188,7 +210,7 @@ mod tests {
             for (n, filter) in filters.iter().enumerate() {
                 subscriptions.insert(filter, SessionId(n as u64), receiver(Qos::AtMostOnce));
             }
-            let found: Vec<_> = subscriptions.receivers(&name, None).into_keys().collect();
+            let found: Vec<_> = subscriptions.receivers(&name, None, 0).into_keys().collect();
             let expected: Vec<_> = (0..filters.len())
                 .filter(|n| topic::matches(&filters[*n], &name))
                 .map(|n| SessionId(n as u64))

@@ -148,19 +148,27 @@ fn guessing_passwords_is_slow_and_does_not_keep_those_out_who_know_theirs() {
     let token = add(&world, "honest", "viewer");
     let server = Server::start(&world);
     connect(&server, "honest", &token).ping();
-    let guesses: Vec<_> = (0..40)
-        .map(|n| {
-            let address = server.address;
-            std::thread::spawn(move || {
-                Client::try_connect(address, &options(&format!("g{n}"), "honest", &n.to_string()))
-                    .map(|(_, code)| code)
-            })
-        })
-        .collect();
+    let guess =
+        |password: &str| Client::try_connect(server.address, &options("g", "honest", password)).unwrap().1;
+    assert_eq!(guess("the first"), 4);
+    let (answered, answers) = std::sync::mpsc::channel();
+    for n in 0..40 {
+        let (address, answered) = (server.address, answered.clone());
+        std::thread::spawn(move || {
+            let guess = options(&format!("g{n}"), "honest", &n.to_string());
+            let code = Client::try_connect(address, &guess).map(|(_, code)| code);
+            answered.send(code).ok();
+        });
+    }
     connect(&server, "honest", &token).ping();
-    let codes: Vec<_> = guesses.into_iter().map(|guess| guess.join().unwrap()).collect();
-    assert!(codes.iter().all(|code| *code != Some(0)));
-    assert!(codes.contains(&Some(3)), "too many at once are not even looked at: {codes:?}");
+    // Most are too many at once and not even looked at; nobody waits here for the slow ones.
+    for _ in 0..20 {
+        match answers.recv().unwrap() {
+            Some(3) => return,
+            code => assert_ne!(code, Some(0)),
+        }
+    }
+    panic!("twenty guesses were looked at");
 }
 
 #[test]

@@ -197,17 +197,12 @@ fn a_reader_that_reads_nothing_holds_up_nobody_and_gets_everything_later() {
         for n in 0..1500 {
             assert!(writer.retain(&format!("data/{n}"), &[n as u8; 20_000]));
         }
-        // Retained messages are not lost by a full queue: they are read from the index.
+        // Retained messages are not lost by a full queue: they are read from the index, some perhaps twice.
         for reader in [&mut quick, &mut stuck] {
-            let mut topics: Vec<_> = std::iter::from_fn(|| {
-                let message = reader.message()?;
-                (message.topic != "data/end").then_some(message.topic)
-            })
-            .take(1500)
-            .collect();
-            topics.sort();
-            topics.dedup();
-            assert_eq!(topics.len(), 1500);
+            let mut topics = std::collections::BTreeSet::new();
+            while topics.len() < 1500 {
+                topics.insert(reader.message().unwrap().topic);
+            }
         }
     });
 }

@@ -32,8 +32,10 @@ const ADDRESSES: usize = 10_000;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Logins of one address that wait for their turn; more are refused at once.
-const WAITING: u32 = 8;
+/// Logins under way from one address; more are refused at once. A site behind one address starts together.
+const CROWD: u32 = 1024;
+/// The same after a failure.
+const GUESSES: u32 = 8;
 /// After so long without a failure, an address is like any other.
 const FORGIVEN: Duration = Duration::from_secs(600);
 
@@ -65,6 +67,7 @@ pub struct Login {
 #[derive(Debug, Clone, Copy)]
 struct Failures {
     count: u32,
+    /// Logins under way.
     waiting: u32,
     last: Instant,
     /// When the next login from there is looked at.
@@ -141,7 +144,6 @@ impl Gate {
                 Ok((identity.clone(), Some(Login { name, user, identity })))
             }
             _ => {
-                self.failed(address);
                 let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::info!(%address, user = %name.escape_debug(), refused, "wrong user name or password");
                 Err(Refusal::new(Reason::BadUserNameOrPassword, "wrong user name or password"))
@@ -183,13 +185,19 @@ impl Gate {
         self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Hashes the password, after the pause that this address has earned.
+    /// Checks a password when it is its turn: after a failure, an address has to wait longer and longer.
     async fn check(&self, address: IpAddr, user: Option<User>, password: Bytes) -> Result<bool, Refusal> {
-        if let Some(pause) = self.pause(address)? {
-            let _waiting = Waiting { gate: self, address };
-            tokio::time::sleep(pause).await;
-        }
-        let _place = self.hashing.acquire().await;
+        let _waiting = self.enqueue(address)?;
+        let _place = loop {
+            let place = self.hashing.acquire().await;
+            match self.turn(address) {
+                None => break place,
+                Some(pause) => {
+                    drop(place);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        };
         let work = move || match user {
             Some(user) => user.accepts(&password),
             None => {
@@ -197,36 +205,53 @@ impl Gate {
                 false
             }
         };
-        Ok(tokio::task::spawn_blocking(work).await.unwrap_or(false))
-    }
-
-    /// How long the next login from this address has to wait; it is counted as waiting.
-    fn pause(&self, address: IpAddr) -> Result<Option<Duration>, Refusal> {
-        let now = clock::now().instant;
-        let mut failures = self.lock_failures();
-        let Some(known) = failures.get_mut(&address) else { return Ok(None) };
-        if known.waiting >= WAITING {
-            return Err(Refusal::new(Reason::ServerBusy, "too many logins from this address have failed"));
+        let accepted = tokio::task::spawn_blocking(work).await.unwrap_or(false);
+        if !accepted {
+            self.failed(address);
         }
-        let turn = known.next.max(now);
-        known.next = turn + pause_after(known.count);
-        known.waiting += 1;
-        Ok(Some(turn - now))
+        Ok(accepted)
     }
 
-    fn failed(&self, address: IpAddr) {
+    /// Counts a login from this address as under way, if it may be.
+    fn enqueue(&self, address: IpAddr) -> Result<Waiting<'_>, Refusal> {
         let now = clock::now().instant;
         let mut failures = self.lock_failures();
         failures.retain(|_, known| known.waiting > 0 || now.duration_since(known.last) < FORGIVEN);
         if failures.len() >= ADDRESSES && !failures.contains_key(&address) {
-            let oldest = failures.iter().min_by_key(|(_, known)| known.last).map(|(address, _)| *address);
+            let idle = failures.iter().filter(|(_, known)| known.waiting == 0);
+            let oldest = idle.min_by_key(|(_, known)| known.last).map(|(address, _)| *address);
             oldest.and_then(|address| failures.remove(&address));
         }
         let known =
             failures.entry(address).or_insert(Failures { count: 0, waiting: 0, last: now, next: now });
-        known.count += 1;
-        known.last = now;
-        known.next = known.next.max(now + pause_after(known.count));
+        if known.waiting >= if known.count == 0 { CROWD } else { GUESSES } {
+            return Err(Refusal::new(Reason::ServerBusy, "too many logins from this address are under way"));
+        }
+        known.waiting += 1;
+        Ok(Waiting { gate: self, address })
+    }
+
+    /// Takes the turn of this address, or says how long it still has to wait.
+    fn turn(&self, address: IpAddr) -> Option<Duration> {
+        let now = clock::now().instant;
+        let mut failures = self.lock_failures();
+        let known = failures.get_mut(&address)?;
+        if known.next > now {
+            return Some(known.next - now);
+        }
+        if known.count > 0 {
+            known.next = now + pause_after(known.count);
+        }
+        None
+    }
+
+    fn failed(&self, address: IpAddr) {
+        let now = clock::now().instant;
+        if let Some(known) = self.lock_failures().get_mut(&address) {
+            known.count += 1;
+            known.last = now;
+            known.next = now + pause_after(known.count);
+        }
     }
 
     fn mark(&self, name: &str, password: &[u8]) -> Digest {
