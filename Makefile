@@ -49,12 +49,17 @@ build:
 	@cargo build --quiet --workspace --bins
 
 ##@ Check it
-.PHONY: test fmt fmt-check lint doc deny readme ci clean
+.PHONY: test bench fmt fmt-check lint doc deny readme ci clean
 test: build ## All tests; those with foreign programs use mosquitto, fetched if it is not there
 	@bash tests/peers.sh
 	cargo test -q --workspace --doc
 	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests; fi
+
+bench: ## The broker beside mosquitto: throughput, memory, CPU; BENCH=--quick for a look
+	@bash tests/peers.sh
+	cargo build --release -p mpypi-broker
+	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -1,0 +1,391 @@
+//! Our broker beside mosquitto, one after the other in the same run, round after round; prints medians and
+//! ratios. `make bench`; `-- --quick` for a minute instead of ten, `-- fan-out` for the rows that say so.
+//!
+//! Ours syncs every acknowledged publish to disk; mosquitto keeps its messages in memory. A raw sink, which
+//! writes the same bytes to the same sockets and does nothing else, shows what the machine gives.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that fails should fail where it stands")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mpypi_protocol::{Digest, PackageId};
+use mpypi_tests::{Client, Options, Server, World};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::Barrier,
+    task::JoinSet,
+};
+
+/// What one broker did in one round.
+#[derive(Debug, Clone, Copy)]
+struct Figure {
+    value: f64,
+    /// CPU seconds of the server, and its peak memory in MiB.
+    cpu: f64,
+    peak: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ours,
+    Mosquitto,
+}
+
+/// A row of the table.
+struct Row {
+    name: String,
+    unit: &'static str,
+    /// Whether more is better.
+    more: bool,
+    run: Box<dyn Fn(Kind) -> Figure>,
+    /// The same on a raw sink, in the same unit.
+    raw: Option<Box<dyn Fn() -> f64>>,
+}
+
+fn main() {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "sink") {
+        return block_on(sink(arguments[1].parse().unwrap()));
+    }
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    let wanted: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    let rounds = if quick { 1 } else { 3 };
+    println!(
+        "{:<38} {:>12} {:>12} {:>7} {:>9}  cpu s, peak MiB (ours | mosquitto)",
+        "", "ours", "mosquitto", "ratio", "raw sink"
+    );
+    for row in rows(quick) {
+        if !wanted.is_empty() && !wanted.iter().any(|word| row.name.contains(word.as_str())) {
+            continue;
+        }
+        let (mut ours, mut theirs, mut raw) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            ours.push((row.run)(Kind::Ours));
+            theirs.push((row.run)(Kind::Mosquitto));
+            raw.extend(row.raw.as_ref().map(|raw| raw()));
+        }
+        let (ours, theirs) = (median(ours), median(theirs));
+        // How much better ours is, whichever way better lies.
+        let ratio = if row.more { ours.value / theirs.value } else { theirs.value / ours.value };
+        raw.sort_by(f64::total_cmp);
+        let raw = raw.get(raw.len() / 2).map(|value| format!("{value:.2}")).unwrap_or_default();
+        println!(
+            "{:<38} {:>12.2} {:>12.2} {ratio:>6.2}× {raw:>9}  {:.2} {:.0} | {:.2} {:.0}",
+            format!("{}, {}", row.name, row.unit),
+            ours.value,
+            theirs.value,
+            ours.cpu,
+            ours.peak,
+            theirs.cpu,
+            theirs.peak
+        );
+    }
+}
+
+fn rows(quick: bool) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (connections, messages) in
+        [(1, if quick { 500 } else { 2000 }), (16, if quick { 4000 } else { 16_000 })]
+    {
+        rows.push(Row {
+            name: format!("publish 1 KiB retained, {connections} at once"),
+            unit: "1/s",
+            more: true,
+            run: Box::new(move |kind| publish(kind, connections, messages)),
+            raw: None,
+        });
+    }
+    let sizes: &[usize] = if quick { &[256] } else { &[64, 256, 1024] };
+    for &clients in if quick { &[200][..] } else { &[100, 1000] } {
+        for &kib in sizes {
+            rows.push(Row {
+                name: format!("retained fan-out {kib} KiB × {clients}"),
+                unit: "MB/s",
+                more: true,
+                run: Box::new(move |kind| retained(kind, clients, kib * 1024)),
+                raw: Some(Box::new(move || raw_sink(clients, kib * 1024))),
+            });
+        }
+    }
+    for &clients in if quick { &[500][..] } else { &[1000, 5000, 10_000] } {
+        rows.push(Row {
+            name: format!("push of 2 KiB × {clients}"),
+            unit: "ms to the last",
+            more: false,
+            run: Box::new(move |kind| push(kind, clients)),
+            raw: None,
+        });
+    }
+    let clients = if quick { 1000 } else { 10_000 };
+    rows.push(Row {
+        name: format!("idle connection, {clients}"),
+        unit: "KiB each",
+        more: false,
+        run: Box::new(move |kind| idle(kind, clients)),
+        raw: None,
+    });
+    rows.push(Row {
+        name: format!("connects, {clients}"),
+        unit: "1/s",
+        more: true,
+        run: Box::new(move |kind| connects(kind, clients)),
+        raw: None,
+    });
+    rows
+}
+
+/// A broker in a world of its own.
+struct Bench {
+    server: Server,
+    _world: World,
+}
+
+impl Bench {
+    fn start(kind: Kind) -> Bench {
+        let world = World::new();
+        let server = match kind {
+            Kind::Ours => Server::start(&world),
+            Kind::Mosquitto => Server::mosquitto(&world),
+        };
+        Bench { server, _world: world }
+    }
+
+    fn figure(&self, value: f64, cpu_before: f64) -> Figure {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.server.pid())).unwrap();
+        Figure { value, cpu: self.cpu() - cpu_before, peak: field(&status, "VmHWM:") / 1024.0 }
+    }
+
+    /// CPU seconds so far.
+    fn cpu(&self) -> f64 {
+        /// Clock ticks in a second, on every Linux of today.
+        const TICKS: f64 = 100.0;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.server.pid())).unwrap();
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / TICKS
+    }
+
+    /// Resident memory in KiB.
+    fn memory(&self) -> f64 {
+        field(&fs::read_to_string(format!("/proc/{}/status", self.server.pid())).unwrap(), "VmRSS:")
+    }
+}
+
+fn field(status: &str, name: &str) -> f64 {
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn median(mut all: Vec<Figure>) -> Figure {
+    all.sort_by(|a, b| a.value.total_cmp(&b.value));
+    all[all.len() / 2]
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
+}
+
+/// Loopback has some 28,000 ports towards one address: many clients need several.
+async fn open(to: SocketAddr, n: usize) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("127.0.{}.1:0", n / 10_000).parse().unwrap()).unwrap();
+    let stream = socket.connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+async fn connect(to: SocketAddr, n: usize) -> TcpStream {
+    let mut stream = open(to, n).await;
+    stream.write_all(&Client::connect_packet(&Options::id(&format!("bench-{n}")))).await.unwrap();
+    let mut connack = [0; 4];
+    stream.read_exact(&mut connack).await.unwrap();
+    assert_eq!(connack[3], 0);
+    stream
+}
+
+/// SUBSCRIBE at QoS 1.
+fn subscribe(topic: &str) -> Vec<u8> {
+    let length = u8::try_from(topic.len()).unwrap();
+    [&[0x82, length + 5, 0, 1, 0, length], topic.as_bytes(), &[1]].concat()
+}
+
+/// Reads and throws away so many bytes.
+async fn swallow(stream: &mut TcpStream, mut bytes: usize) {
+    let mut scratch = vec![0; 64 * 1024];
+    while bytes > 0 {
+        let count = stream.read(&mut scratch).await.unwrap();
+        assert!(count > 0, "closed with {bytes} bytes to come");
+        bytes = bytes.saturating_sub(count);
+    }
+}
+
+fn publish(kind: Kind, connections: usize, messages: usize) -> Figure {
+    /// Messages under way on each connection.
+    const WINDOW: usize = 20;
+    let bench = Bench::start(kind);
+    let address = bench.server.address;
+    let (cpu, started) = (bench.cpu(), Instant::now());
+    let threads: Vec<_> = (0..connections)
+        .map(|n| {
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address, &format!("publisher-{n}"));
+                for message in 0..messages / connections {
+                    client.post(&format!("bench/{n}/{message}"), &[b'x'; 1024], 1, true).unwrap();
+                    if message >= WINDOW {
+                        client.acknowledged().unwrap();
+                    }
+                }
+                (0..WINDOW).for_each(|_| assert!(client.acknowledged().is_some()));
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    bench.figure(messages as f64 / started.elapsed().as_secs_f64(), cpu)
+}
+
+fn retained(kind: Kind, clients: usize, size: usize) -> Figure {
+    let bench = Bench::start(kind);
+    let payload = vec![7; size];
+    let topic = PackageId::Wheel(Digest::of(&payload)).topic();
+    assert!(Client::connect(bench.server.address, "publisher").retain(&topic, &payload));
+    let cpu = bench.cpu();
+    let seconds = block_on(all_read(bench.server.address, clients, Arc::new(subscribe(&topic)), size));
+    bench.figure((clients * size) as f64 / 1e6 / seconds, cpu)
+}
+
+/// Connects all clients, then has all ask at once; seconds until the last has `size` bytes.
+async fn all_read(to: SocketAddr, clients: usize, ask: Arc<Vec<u8>>, size: usize) -> f64 {
+    let barrier = Arc::new(Barrier::new(clients + 1));
+    let mut tasks = JoinSet::new();
+    for n in 0..clients {
+        let (barrier, ask) = (barrier.clone(), ask.clone());
+        let mut stream = if ask[0] == 0x82 { connect(to, n).await } else { open(to, n).await };
+        tasks.spawn(async move {
+            barrier.wait().await;
+            stream.write_all(&ask).await.unwrap();
+            swallow(&mut stream, size).await;
+            stream
+        });
+    }
+    barrier.wait().await;
+    let started = Instant::now();
+    let streams = tasks.join_all().await;
+    let seconds = started.elapsed().as_secs_f64();
+    drop(streams);
+    seconds
+}
+
+fn raw_sink(clients: usize, size: usize) -> f64 {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["sink", &size.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let seconds = block_on(all_read(line.trim().parse().unwrap(), clients, Arc::new(vec![0]), size));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    (clients * size) as f64 / 1e6 / seconds
+}
+
+/// Writes `size` bytes to everyone who sends one.
+async fn sink(size: usize) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    let payload: &'static [u8] = vec![7; size].leak();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        tokio::spawn(async move {
+            let mut ask = [0];
+            if stream.read_exact(&mut ask).await.is_ok() {
+                stream.write_all(payload).await.ok();
+                stream.read_exact(&mut ask).await.ok(); // until it closes
+            }
+        });
+    }
+}
+
+fn push(kind: Kind, clients: usize) -> Figure {
+    let bench = Bench::start(kind);
+    let to = bench.server.address;
+    let list = format!(r#"[{{"type":"note","text":"{}"}}]"#, "x".repeat(2000));
+    let mut publisher = Client::connect(to, "publisher");
+    let (seconds, cpu) = block_on(async {
+        // Something retained, so that both brokers answer the subscription.
+        assert!(publisher.retain("mpypi/channels/bench", b"[]"));
+        let ask = subscribe("mpypi/channels/bench");
+        let barrier = Arc::new(Barrier::new(clients + 1));
+        let mut tasks = JoinSet::new();
+        for n in 0..clients {
+            let mut stream = connect(to, n).await;
+            stream.write_all(&ask).await.unwrap();
+            let (barrier, size) = (barrier.clone(), list.len());
+            tasks.spawn(async move {
+                // SUBACK, and the list that is there: 2 bytes of header, 2 of length, 20 of topic, 2 of id, 2.
+                swallow(&mut stream, 5 + 28).await;
+                barrier.wait().await;
+                swallow(&mut stream, size).await;
+                stream
+            });
+        }
+        barrier.wait().await;
+        let (cpu, started) = (bench.cpu(), Instant::now());
+        tokio::task::block_in_place(|| assert!(publisher.retain("mpypi/channels/bench", list.as_bytes())));
+        let streams = tasks.join_all().await;
+        let seconds = started.elapsed().as_secs_f64();
+        drop(streams);
+        (seconds, cpu)
+    });
+    bench.figure(seconds * 1000.0, cpu)
+}
+
+fn idle(kind: Kind, clients: usize) -> Figure {
+    let bench = Bench::start(kind);
+    let (cpu, before) = (bench.cpu(), bench.memory());
+    let each = block_on(async {
+        let mut streams = Vec::with_capacity(clients);
+        for n in 0..clients {
+            streams.push(connect(bench.server.address, n).await);
+        }
+        (bench.memory() - before) / clients as f64
+    });
+    bench.figure(each, cpu)
+}
+
+fn connects(kind: Kind, clients: usize) -> Figure {
+    /// Connects under way at once.
+    const AT_ONCE: usize = 50;
+    let bench = Bench::start(kind);
+    let (cpu, to) = (bench.cpu(), bench.server.address);
+    let seconds = block_on(async move {
+        let started = Instant::now();
+        let mut tasks = JoinSet::new();
+        for worker in 0..AT_ONCE {
+            tasks.spawn(async move {
+                let mut streams = Vec::new();
+                for n in (worker..clients).step_by(AT_ONCE) {
+                    streams.push(connect(to, n).await);
+                }
+                streams
+            });
+        }
+        let streams = tasks.join_all().await;
+        let seconds = started.elapsed().as_secs_f64();
+        drop(streams);
+        // Let the server see them go before it is measured.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        seconds
+    });
+    bench.figure(clients as f64 / seconds, cpu)
+}
