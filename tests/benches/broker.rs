@@ -12,7 +12,10 @@ use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -194,17 +197,20 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
 }
 
-/// Loopback has some 28,000 ports towards one address: many clients need several.
-async fn open(to: SocketAddr, n: usize) -> TcpStream {
+/// Closed connections keep their ports for a minute: each thousand clients come from an address of their own.
+async fn open(to: SocketAddr) -> TcpStream {
+    static OPENED: AtomicUsize = AtomicUsize::new(0);
+    let thousands = OPENED.fetch_add(1, Ordering::Relaxed) / 1000;
     let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(format!("127.0.{}.1:0", n / 10_000).parse().unwrap()).unwrap();
+    let from = format!("127.{}.{}.1:0", 1 + thousands / 250 % 250, thousands % 250);
+    socket.bind(from.parse().unwrap()).unwrap();
     let stream = socket.connect(to).await.unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
 
 async fn connect(to: SocketAddr, n: usize) -> TcpStream {
-    let mut stream = open(to, n).await;
+    let mut stream = open(to).await;
     stream.write_all(&Client::connect_packet(&Options::id(&format!("bench-{n}")))).await.unwrap();
     let mut connack = [0; 4];
     stream.read_exact(&mut connack).await.unwrap();
@@ -268,7 +274,7 @@ async fn all_read(to: SocketAddr, clients: usize, ask: Arc<Vec<u8>>, size: usize
     let mut tasks = JoinSet::new();
     for n in 0..clients {
         let (barrier, ask) = (barrier.clone(), ask.clone());
-        let mut stream = if ask[0] == 0x82 { connect(to, n).await } else { open(to, n).await };
+        let mut stream = if ask[0] == 0x82 { connect(to, n).await } else { open(to).await };
         tasks.spawn(async move {
             barrier.wait().await;
             stream.write_all(&ask).await.unwrap();
