@@ -143,6 +143,10 @@ impl<F: Flash> Device<F> {
                 self.store.forgive()?;
                 Answer::Noted
             }
+            Action::Discard => {
+                self.store.discard()?;
+                Answer::Noted
+            }
             Action::Survey(release) => Answer::Surveyed(self.store.survey(&release)?),
             Action::Receive(need, payload) => {
                 let id = need.id.clone();

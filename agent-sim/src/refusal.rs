@@ -128,6 +128,9 @@ pub enum Refusal {
         /// What is free, in bytes.
         free: u64,
     },
+    /// The flash became full while it was written to.
+    #[error("no-space: the flash is full")]
+    Full,
     /// The flash failed.
     #[error("storage: {0}")]
     Storage(#[source] io::Error),
@@ -171,6 +174,7 @@ impl Refusal {
             | Refusal::ConnectionLost { .. }
             | Refusal::NotAllowed { .. }
             | Refusal::NoSpace { .. }
+            | Refusal::Full
             | Refusal::Storage(_) => Verdict::Retry,
             Refusal::BadList(_)
             | Refusal::WrongChannel { .. }
@@ -217,7 +221,10 @@ impl Refusal {
 
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
-        Refusal::from_flash(error, 0, 0)
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Refusal::Full,
+            _ => Refusal::Storage(error),
+        }
     }
 }
 

@@ -231,6 +231,14 @@ impl<F: Flash> Store<F> {
             seen.refused = Some(Refused { error, rolled_back: false });
         }
         self.write_installed(installed)?;
+        self.discard()
+    }
+
+    /// Drops what was fetched.
+    ///
+    /// # Errors
+    /// Of the flash.
+    pub fn discard(&mut self) -> Result<(), Refusal> {
         self.verified.clear();
         Ok(self.clear(STAGING)?)
     }

@@ -141,6 +141,8 @@ pub enum Action {
     Refuse(String),
     /// Forget that.
     Forgive,
+    /// Drop what was fetched.
+    Discard,
     /// Say what must be fetched.
     Survey(Accepted),
     /// Verify a package and keep it.
@@ -668,7 +670,13 @@ impl Updater {
                 )));
                 self.activity = Activity::Pausing { job, until: now + pause };
             }
-            Verdict::Retry | Verdict::Bug => self.show_failed(&refusal),
+            Verdict::Retry | Verdict::Bug => {
+                self.show_failed(&refusal);
+                // What was fetched would stay for the next try; here the application needs the room.
+                if matches!(refusal, Refusal::NoSpace { .. } | Refusal::Full) {
+                    out.push(Effect::Store(Action::Discard));
+                }
+            }
             Verdict::Reject => {
                 let error = refusal.text();
                 self.show_failed(&refusal);

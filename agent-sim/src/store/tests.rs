@@ -355,6 +355,7 @@ fn a_flash_that_is_too_small_is_reported_and_the_old_release_stays() {
         bench.run().unwrap();
         assert!(bench.error().is_some_and(|error| error.starts_with("no-space: ")), "{:?}", bench.error());
         assert_eq!(files(&flash), first().files);
+        assert!(flash.list(STAGING).unwrap().is_empty(), "the room belongs to the application");
     }
 }
 
