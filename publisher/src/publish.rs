@@ -9,7 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_protocol::{BrokerUrl, ChannelName, PackageId, UpdateList, list::Release};
+use mpypi_protocol::{
+    BrokerUrl, ChannelName, PackageId, UpdateList,
+    list::{ListError, Release},
+};
 
 use crate::{
     channel::{Cache, Channel, ChannelError, Package},
@@ -195,6 +198,12 @@ impl PublishError {
             }
             PublishError::Plan(PlanError::NotNewer { present, .. }) => {
                 Some(format!("devices accept only what is newer: use a number above {present}"))
+            }
+            PublishError::Plan(PlanError::TooLarge { .. } | PlanError::List(ListError::TooLarge { .. })) => {
+                Some(
+                    "put files into a wheel, which is one package however many it holds, or leave some out"
+                        .to_owned(),
+                )
             }
             PublishError::Plan(_) => None,
         }
