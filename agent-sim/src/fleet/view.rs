@@ -86,7 +86,8 @@ impl Bars {
         if count <= BARS {
             for node in nodes {
                 let bar = screen.add(ProgressBar::new(0));
-                bar.set_style(style("{prefix}  [{bar:24}] {bytes:>10} of {total_bytes:<10}  {msg}"));
+                // With what it says of an applied release it fits 80 columns.
+                bar.set_style(style("{prefix}  [{bar:12}] {bytes:>10}  {wide_msg}"));
                 bar.set_prefix(format!("{:width$}", node.as_str(), width = lines.width));
                 bar.set_message("waiting");
                 bars.push(bar);
