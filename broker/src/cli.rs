@@ -35,7 +35,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1883")]
     pub listen: Vec<SocketAddr>,
     /// Folder of the index, made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "data", env = "MPYPI_DATA")]
+    #[arg(long, value_name = "DIR", default_value = "data", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: PathBuf,
     /// Largest package, in bytes; at most what fits into a packet
     #[arg(long, value_name = "BYTES", default_value_t = mpypi_protocol::limits::PACKAGE)]
@@ -51,7 +51,14 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct UserArgs {
     /// Folder of the index, where `users.toml` lies too
-    #[arg(long, value_name = "DIR", default_value = "data", env = "MPYPI_DATA", global = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "data",
+        env = "MPYPI_DATA",
+        hide_env_values = true,
+        global = true
+    )]
     pub data: PathBuf,
     #[command(subcommand)]
     pub command: UserCommand,

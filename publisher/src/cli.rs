@@ -1,7 +1,9 @@
 //! The whole command line.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
-use mpypi_protocol::BrokerUrl;
+use mpypi_protocol::{BrokerUrl, ChannelName};
 
 use crate::commands::{publish, status, watch};
 
@@ -44,6 +46,18 @@ pub(crate) struct Broker {
         default_value = "mqtt://127.0.0.1:1883"
     )]
     pub(crate) broker: BrokerUrl,
+}
+
+/// What is published, and where, by `publish` and `watch`.
+#[derive(Debug, Args)]
+pub(crate) struct Source {
+    /// The channel's folder
+    pub(crate) folder: PathBuf,
+    #[command(flatten)]
+    pub(crate) broker: Broker,
+    /// The channel's name [default: `name` in channel.toml, or the folder's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) channel: Option<ChannelName>,
 }
 
 impl Cli {

@@ -8,11 +8,19 @@ use mpypi_protocol::NodeId;
 
 use super::{Common, Failure, parse_time, print, run_fleet};
 
+const EXAMPLES: &str = "\
+Examples:
+  mpypi-agent fleet --nodes 50 --releases 1 --for 60s
+      ends when each has applied or refused one release, with exit code 3 if any refused it
+  mpypi-agent fleet --nodes 5 --dir fleet --json
+      keep the devices' files in fleet/, print a report for programs at the end";
+
 /// Run many devices in one process.
 ///
 /// Each has its own connection, its own name (`device-1`, `device-2`, …) and its own directory. Runs until Ctrl-C
 /// or SIGTERM, or as long as `--releases` and `--for` say; then prints what each device did with each release.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,

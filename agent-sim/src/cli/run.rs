@@ -7,11 +7,21 @@ use mpypi_protocol::NodeId;
 
 use super::{Common, Failure, print, run_fleet};
 
+const EXAMPLES: &str = "\
+Examples:
+  mpypi-agent run
+      follow channel `dev` of the broker on this machine, files in node/, until Ctrl-C
+  mpypi-agent run --broker mqtt://kitchen:secret@hub.local --node kitchen --root /tmp/kitchen
+      log in as the node `kitchen`
+  mpypi-agent run --channel stable --once --json
+      apply one release, print the result, exit";
+
 /// Run one device in a directory.
 ///
 /// The directory is the device's flash: the release's files are in it as on a device, and what the agent keeps
 /// for itself is in `.mpypi/`. Runs until Ctrl-C or SIGTERM.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,

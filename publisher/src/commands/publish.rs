@@ -1,12 +1,10 @@
 //! `mpypi publish`
 
-use std::{io::stdout, path::PathBuf};
-
-use mpypi_protocol::ChannelName;
+use std::io::stdout;
 
 use super::{Stopped, interrupted, print};
 use crate::{
-    cli::Broker,
+    cli::Source,
     plan::Trust,
     progress::{Lines, Progress, Stage},
     publish::{Mode, Options, publish},
@@ -29,13 +27,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The channel's folder
-    folder: PathBuf,
     #[command(flatten)]
-    broker: Broker,
-    /// The channel's name [default: `name` in channel.toml, or the folder's name]
-    #[arg(long, value_name = "NAME")]
-    channel: Option<ChannelName>,
+    source: Source,
     /// Ask the broker what it has and show what would be sent, but send nothing
     #[arg(long)]
     dry_run: bool,
@@ -53,15 +46,15 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options {
-        broker: args.broker.broker,
-        channel: args.channel,
+        broker: args.source.broker.broker,
+        channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },
         sequence: args.sequence,
     };
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });
     let outcome = tokio::select! {
-        outcome = publish(&args.folder, &options, &mut progress) => Some(outcome),
+        outcome = publish(&args.source.folder, &options, &mut progress) => Some(outcome),
         stop = interrupted() => stop.map(|()| None)?,
     };
     let stage = progress.stage();

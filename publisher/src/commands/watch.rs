@@ -1,15 +1,10 @@
 //! `mpypi watch`
 
-use std::{
-    io::{stderr, stdout},
-    path::PathBuf,
-};
-
-use mpypi_protocol::ChannelName;
+use std::io::{stderr, stdout};
 
 use super::{interrupted, print};
 use crate::{
-    cli::Broker,
+    cli::Source,
     plan::Trust,
     progress::{Lines, Progress},
     publish::{Event, Mode, Observer, Options, Outcome, PublishError},
@@ -27,13 +22,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The channel's folder
-    folder: PathBuf,
     #[command(flatten)]
-    broker: Broker,
-    /// The channel's name [default: `name` in channel.toml, or the folder's name]
-    #[arg(long, value_name = "NAME")]
-    channel: Option<ChannelName>,
+    source: Source,
     /// Print one JSON object a line, for each release
     #[arg(long)]
     json: bool,
@@ -41,8 +31,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options {
-        broker: args.broker.broker,
-        channel: args.channel,
+        broker: args.source.broker.broker,
+        channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,
         sequence: None,
@@ -50,10 +40,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let lines = if args.json { Lines::Hidden } else { Lines::Shown };
     let mut screen = Screen { json: args.json, progress: Progress::new(lines) };
     if !args.json {
-        say(&format!("watching {}; Ctrl-C ends it", args.folder.display()));
+        say(&format!("watching {}; Ctrl-C ends it", args.source.folder.display()));
     }
     tokio::select! {
-        result = watch(&args.folder, &options, &mut screen) => match result? {},
+        result = watch(&args.source.folder, &options, &mut screen) => match result? {},
         stop = interrupted() => stop?,
     }
     screen.progress.clear();
