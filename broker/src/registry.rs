@@ -108,10 +108,10 @@ impl Registry {
         }
     }
 
-    /// Sends away everyone who logged in and is not let in any more.
-    pub(crate) fn revoke(&self, still: impl Fn(&Login) -> bool) {
+    /// Sends away everyone who would not be let in any more.
+    pub(crate) fn revoke(&self, still: impl Fn(Option<&Login>) -> bool) {
         for member in self.lock().values() {
-            if member.login.as_ref().is_some_and(|login| !still(login)) {
+            if !still(member.login.as_ref()) {
                 member.revoked.store(true, Ordering::Release);
                 member.kick.cancel();
             }

@@ -143,6 +143,18 @@ fn a_removed_user_is_sent_away_and_a_new_one_let_in_while_the_broker_runs() {
 }
 
 #[test]
+fn the_first_user_ends_the_time_when_everybody_was_let_in() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let mut anyone = Client::connect(server.address, "anyone");
+    anyone.ping();
+    let token = add(&world, "admin", "admin");
+    assert!(anyone.is_closed());
+    connect(&server, "admin", &token).ping();
+    assert_eq!(Client::try_connect(server.address, &Options::id("anyone")).unwrap().1, 5);
+}
+
+#[test]
 fn guessing_passwords_is_slow_and_does_not_keep_those_out_who_know_theirs() {
     let world = World::new();
     let token = add(&world, "honest", "viewer");

@@ -100,10 +100,11 @@ impl Gate {
         !self.users().is_empty()
     }
 
-    /// Whether this login would still be let in, as the same user.
+    /// Whether who came in with this login, or with none, would still be let in, as the same user.
     #[must_use]
-    pub fn still_knows(&self, login: &Login) -> bool {
+    pub fn still_knows(&self, login: Option<&Login>) -> bool {
         let users = self.users();
+        let Some(login) = login else { return users.is_empty() };
         users.get(&login.name) == Some(&login.user)
             && users.identity(&login.name).as_ref() == Some(&login.identity)
     }
