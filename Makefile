@@ -56,7 +56,7 @@ test: build ## All tests; those with foreign programs use mosquitto, fetched if 
 	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests; fi
 
-bench: ## The broker beside mosquitto: throughput, memory, CPU; BENCH=--quick for a look
+bench: ## The broker beside mosquitto; BENCH=--quick for a look
 	@bash tests/peers.sh
 	cargo build --release -p mpypi-broker
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
@@ -83,7 +83,7 @@ readme: build
 	@bash tests/readme.sh
 
 # The tests come last, so that their summary is the last thing CI says.
-ci: fmt-check lint doc deny demo readme test ## Everything CI does
+ci: fmt-check lint doc deny readme test ## Everything CI does
 
 clean: ## Remove what was built and what broker, agent and fleet left
 	cargo clean

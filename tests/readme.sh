@@ -51,6 +51,18 @@ stop() { # the newest one, as Ctrl-C does
   wait "$job" || true
 }
 
+# The first screen shows what the demo says, but for the digits.
+has 'make demo'
+make demo > "$scratch/demo.log" || fail '`make demo` failed'
+plain() { sed -E 's/[0-9]+/0/g; s/ +/ /g'; }
+plain < "$scratch/demo.log" > "$scratch/demo"
+awk '/^```/ { n++ } n == 1 && !/^(```|\$|…|$)/' README.md | plain > "$scratch/screen"
+[ -s "$scratch/screen" ] || fail 'the README does not start with the demo'
+while IFS= read -r line; do
+  grep -qxF -e "$line" "$scratch/demo" || fail "the demo does not say: $line"
+done < "$scratch/screen"
+echo "demo: says what the README says"
+
 # `make broker` listens on the one port that everybody uses, so only here it is run by hand.
 has 'make broker'
 start broker "${CARGO_TARGET_DIR:-target}/debug/mpypi-broker" serve --listen 127.0.0.1:0 --data "$scratch/index"
@@ -85,7 +97,7 @@ has 'make status'
 make status | tee "$scratch/status.log"
 grep -q '^dev: release 1 ' "$scratch/status.log" || fail '`make status` does not show the release'
 
-for command in demo help test ci; do
+for command in help test bench ci; do
   has "make $command"
   grep -q "^$command:" Makefile || fail "the Makefile has no target \`$command\`"
 done
