@@ -20,7 +20,7 @@ use crate::{
         gate::{Gate, Login},
     },
     bus::{SharedSubscriptions, Tickets},
-    clock,
+    clock::{self, Now},
     door::{admit, is_heavy},
     index::{
         Index, IndexError, Step,
@@ -32,7 +32,7 @@ use crate::{
     outbox::Outbox,
     packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version},
     registry::{Member, NotEntered, Registry},
-    session::{Effect, Replay, Replayed, Session},
+    session::{Effect, Replay, Session},
     subscriptions::Receiver,
 };
 
@@ -256,17 +256,15 @@ async fn handshake(
         let text = format!("{identity} may only be called so");
         return refuse(Reason::ClientIdentifierNotValid, &text);
     }
-    if let Some(will) = &connect.will
-        && !identity.may_publish(&will.topic)
-    {
-        let text = format!("the will: {identity} may not publish to `{}`", will.topic);
-        return refuse(Reason::NotAuthorized, &text);
-    }
     // Later there is nobody left to tell.
-    if let Some(will) = &connect.will
-        && let Err(refusal) = admit(will.clone(), limits)
-    {
-        return refuse(refusal.reason, &format!("the will: {refusal}"));
+    if let Some(will) = &connect.will {
+        if !identity.may_publish(&will.topic) {
+            let text = format!("the will: {identity} may not publish to `{}`", will.topic);
+            return refuse(Reason::NotAuthorized, &text);
+        }
+        if let Err(refusal) = admit(will.clone(), limits) {
+            return refuse(refusal.reason, &format!("the will: {refusal}"));
+        }
     }
     match shared.clients.clone().try_acquire_owned() {
         Ok(place) => Ok(Greeted { connect, identity, login, place }),
@@ -330,6 +328,13 @@ enum Woken {
     Place(OwnedSemaphorePermit),
     Kicked,
     Shutdown,
+    Nothing,
+}
+
+/// What [`Connection::fetch_one`] came to.
+enum Fetched {
+    One,
+    SearchedInVain,
     Nothing,
 }
 
@@ -460,40 +465,14 @@ impl Connection<'_> {
             }
             let now = clock::now();
             let mut effects = Vec::new();
-            if let Some(replay) = self.session.next_replay(!self.mailbox.is_empty()) {
-                match self.look_up(&replay, now.unix_ms) {
-                    Ok(found) => {
-                        let searched_in_vain = matches!(found, Replayed::Later(_));
-                        self.session.replayed(now, replay, found, &mut effects);
-                        if searched_in_vain {
-                            return true; // that was a long look, and there may be thousands of them
-                        }
-                    }
-                    Err(error) => {
-                        tracing::error!(%error, filter = replay.filter, "cannot read the index");
-                        self.session.end(Reason::UnspecifiedError, "cannot read the index", &mut effects);
-                    }
-                }
-            } else {
-                match self.mailbox.pop() {
-                    Some(Mail::Delivery(delivery)) => match self.is_outdated(&delivery.message) {
-                        Ok(false) => self.session.deliver(now, &delivery, &mut effects),
-                        Ok(true) => {}
-                        Err(error) => {
-                            tracing::error!(%error, topic = &*delivery.message.topic, "cannot read the index");
-                            let text = "cannot read the index";
-                            self.session.end(Reason::UnspecifiedError, text, &mut effects);
-                        }
-                    },
-                    Some(Mail::Lagging(since)) => self.session.lagging(since),
-                    Some(Mail::Overflow) => {
-                        self.session.end(
-                            Reason::QuotaExceeded,
-                            "messages came faster than they were taken",
-                            &mut effects,
-                        );
-                    }
-                    None => return false,
+            match self.fetch_one(now, &mut effects) {
+                Ok(Fetched::One) => {}
+                Ok(Fetched::Nothing) => return false,
+                // That was a long look, and there may be thousands of them.
+                Ok(Fetched::SearchedInVain) => return true,
+                Err(error) => {
+                    tracing::error!(%error, client = self.session.client_id, "cannot read the index");
+                    self.session.end(Reason::UnspecifiedError, "cannot read the index", &mut effects);
                 }
             }
             self.carry_out(effects).await;
@@ -501,28 +480,47 @@ impl Connection<'_> {
         true
     }
 
+    /// Fetches the next message, retained or live.
+    fn fetch_one(&mut self, now: Now, effects: &mut Vec<Effect>) -> Result<Fetched, IndexError> {
+        if let Some(replay) = self.session.next_replay(!self.mailbox.is_empty()) {
+            let found = self.look_up(&replay, now.unix_ms)?;
+            let in_vain = matches!(found, Step::Later(_));
+            self.session.replayed(now, replay, found, effects);
+            return Ok(if in_vain { Fetched::SearchedInVain } else { Fetched::One });
+        }
+        match self.mailbox.pop() {
+            Some(Mail::Delivery(delivery)) => {
+                if !self.is_outdated(&delivery.message)? {
+                    self.session.deliver(now, &delivery, effects);
+                }
+            }
+            Some(Mail::Lagging(since)) => self.session.lagging(since),
+            Some(Mail::Overflow) => {
+                let text = "messages came faster than they were taken";
+                self.session.end(Reason::QuotaExceeded, text, effects);
+            }
+            None => return Ok(Fetched::Nothing),
+        }
+        Ok(Fetched::One)
+    }
+
     /// Whether the client must not get a live message, because it may have got a newer one of the same topic.
     fn is_outdated(&self, message: &Message) -> Result<bool, IndexError> {
         Ok(self.session.may_be_outdated(message) && !self.shared.index.is_current(message)?)
     }
 
-    fn look_up(&self, replay: &Replay, now_ms: u64) -> Result<Replayed, IndexError> {
+    fn look_up(&self, replay: &Replay, now_ms: u64) -> Result<Step, IndexError> {
         let index = &self.shared.index;
         if replay.filter.contains(['+', '#']) {
-            let step = index.next(&replay.filter, replay.after.as_deref(), replay.since, now_ms)?;
-            return Ok(match step {
-                Step::Found(message) => Replayed::Found(message),
-                Step::Later(topic) => Replayed::Later(topic),
-                Step::End => Replayed::End,
-            });
+            return index.next(&replay.filter, replay.after.as_deref(), replay.since, now_ms);
         }
         let found = match index.get(&replay.filter, now_ms)? {
             Some(message) => Some(message),
             None => index.stand_in(&replay.filter, now_ms)?,
         };
         Ok(match found {
-            Some(message) if replay.since == 0 || message.version > replay.since => Replayed::Found(message),
-            _ => Replayed::End,
+            Some(message) if replay.since == 0 || message.version > replay.since => Step::Found(message),
+            _ => Step::End,
         })
     }
 
@@ -534,26 +532,8 @@ impl Connection<'_> {
                     outbox.push(head);
                     outbox.push_payload(payload);
                 }),
-                Effect::Admit(publish) => {
-                    let place = match std::mem::replace(&mut self.place, Place::None) {
-                        Place::Taken(place) => Some(place),
-                        other => {
-                            self.place = other;
-                            None
-                        }
-                    };
-                    let reply = Reply { to: self.to_us.clone(), packet_id: publish.packet_id };
-                    hand_over(self.shared, self.session.id, publish, Some(reply), place).await;
-                    self.unheard(clock::now().instant); // it may have waited for the index
-                }
-                Effect::Deny(publish, refusal) => {
-                    let reply = Reply { to: self.to_us.clone(), packet_id: publish.packet_id };
-                    let (topic, reply) = (publish.topic.as_str().into(), Some(reply));
-                    let origin = self.session.id;
-                    let op = Op { admitted: Err(refusal), topic, origin, reply, place: None };
-                    self.shared.ops.send(op).await.ok();
-                    self.place = Place::None;
-                }
+                Effect::Admit(publish) => self.submit(publish, None).await,
+                Effect::Deny(publish, refusal) => self.submit(publish, Some(refusal)).await,
                 Effect::Subscribe(filter, options) => {
                     let since = self.shared.tickets.next();
                     let receiver = Receiver { mailbox: self.mailbox.clone(), options, since };
@@ -566,6 +546,18 @@ impl Connection<'_> {
                 }
             }
         }
+    }
+
+    /// Has a message of the client judged, or refused in its turn.
+    async fn submit(&mut self, publish: Publish, refusal: Option<Refusal>) {
+        let reply = Some(Reply { to: self.to_us.clone(), packet_id: publish.packet_id });
+        let place = match std::mem::replace(&mut self.place, Place::None) {
+            Place::Taken(place) => Some(place),
+            // While a place is waited for, no packet is taken.
+            Place::None | Place::Waiting(_) => None,
+        };
+        hand_over(self.shared, self.session.id, publish, refusal, reply, place).await;
+        self.unheard(clock::now().instant); // it may have waited for the index
     }
 
     fn send(&mut self, push: impl FnOnce(&mut Outbox)) {
@@ -630,7 +622,7 @@ impl Connection<'_> {
     /// Ends what the session had under way, and publishes its will.
     async fn leave(&mut self) {
         if let Some(will) = self.session.take_will() {
-            hand_over(self.shared, self.session.id, will, None, None).await;
+            hand_over(self.shared, self.session.id, will, None, None, None).await;
         }
     }
 }
@@ -644,19 +636,21 @@ impl Drop for Connection<'_> {
     }
 }
 
-/// Has the door check a message, and hands it to the index's writer.
+/// Has the door check a message that is not refused already, and hands it to the index's writer.
 async fn hand_over(
     shared: &Shared,
     origin: SessionId,
     publish: Publish,
+    refusal: Option<Refusal>,
     reply: Option<Reply>,
     place: Option<OwnedSemaphorePermit>,
 ) {
     let topic = publish.topic.as_str().into();
-    let limits = shared.limits.clone();
-    let admitted = match is_heavy(&publish) {
-        false => admit(publish, &limits),
-        true => {
+    let admitted = match refusal {
+        Some(refusal) => Err(refusal),
+        None if !is_heavy(&publish) => admit(publish, &shared.limits),
+        None => {
+            let limits = shared.limits.clone();
             let work = tokio::task::spawn_blocking(move || admit(publish, &limits));
             work.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "checking a message failed");

@@ -14,7 +14,7 @@ use mpypi_protocol::topic;
 use crate::{
     access::Identity,
     clock::Now,
-    index::writer::Settled,
+    index::{Step, writer::Settled},
     limits::Limits,
     mailbox::Delivery,
     message::{Message, Payload, Refusal, SessionId},
@@ -87,17 +87,6 @@ pub struct Replay {
     pub since: u64,
     options: SubscriptionOptions,
     catching_up: bool,
-}
-
-/// What the index said to a [`Replay`].
-#[derive(Debug)]
-pub enum Replayed {
-    /// A match; there may be more.
-    Found(Message),
-    /// Go on after this topic.
-    Later(String),
-    /// No more.
-    End,
 }
 
 impl Session {
@@ -275,11 +264,11 @@ impl Session {
     }
 
     /// Takes what the index said to a replay.
-    pub fn replayed(&mut self, now: Now, mut replay: Replay, found: Replayed, effects: &mut Vec<Effect>) {
+    pub fn replayed(&mut self, now: Now, mut replay: Replay, found: Step, effects: &mut Vec<Effect>) {
         match found {
-            Replayed::End => return,
-            Replayed::Later(after) => replay.after = Some(after),
-            Replayed::Found(message) => {
+            Step::End => return,
+            Step::Later(after) => replay.after = Some(after),
+            Step::Found(message) => {
                 let retain = !replay.catching_up || replay.options.retain_as_published;
                 let qos = message.qos.min(replay.options.qos);
                 self.replayed = self.replayed.max(message.version);

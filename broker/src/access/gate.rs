@@ -165,20 +165,23 @@ impl Gate {
                 continue;
             }
             seen = now;
-            match Users::load(&self.folder) {
+            let users = match Users::load(&self.folder) {
                 // Nobody at all would open the door to everybody.
                 Ok(users) if users.is_empty() && self.is_guarded() => {
                     tracing::error!("the last user is gone: restart the broker to serve without users");
-                    *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Users::nobody());
-                    changed();
+                    Users::nobody()
                 }
                 Ok(users) => {
                     tracing::info!(users = users.iter().count(), "users and rules read again");
-                    *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(users);
-                    changed();
+                    users
                 }
-                Err(error) => tracing::error!(%error, "users and rules stay as they were"),
-            }
+                Err(error) => {
+                    tracing::error!(%error, "users and rules stay as they were");
+                    continue;
+                }
+            };
+            *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(users);
+            changed();
         }
     }
 

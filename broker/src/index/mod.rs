@@ -65,6 +65,18 @@ pub enum IndexError {
     },
 }
 
+macro_rules! database_errors {
+    ($($error:ident),*) => {$(
+        impl From<redb::$error> for IndexError {
+            fn from(error: redb::$error) -> IndexError {
+                IndexError::Database(error.into())
+            }
+        }
+    )*};
+}
+
+database_errors!(CommitError, StorageError, TableError, TransactionError);
+
 /// Reads the index. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Index {
@@ -103,30 +115,29 @@ impl Index {
                 other => IndexError::Database(other.into()),
             })?;
         let blobs = Blobs::open(folder).map_err(at(folder))?;
-        let transaction = database.begin_write().map_err(redb::Error::from)?;
+        let transaction = database.begin_write()?;
         {
-            transaction.open_table(RECORDS).map_err(redb::Error::from)?;
-            transaction.open_table(LEGACY).map_err(redb::Error::from)?;
-            transaction.open_table(EXPIRIES).map_err(redb::Error::from)?;
-            let mut meta = transaction.open_table(META).map_err(redb::Error::from)?;
-            let found = meta.get(FORMAT).map_err(redb::Error::from)?.map(|format| format.value());
+            transaction.open_table(RECORDS)?;
+            transaction.open_table(LEGACY)?;
+            transaction.open_table(EXPIRIES)?;
+            let mut meta = transaction.open_table(META)?;
+            let found = meta.get(FORMAT)?.map(|format| format.value());
             match found {
                 Some(PRESENT_FORMAT) => {}
                 Some(found) => {
                     return Err(IndexError::Format { path: folder.display().to_string(), found });
                 }
                 None => {
-                    meta.insert(FORMAT, PRESENT_FORMAT).map_err(redb::Error::from)?;
+                    meta.insert(FORMAT, PRESENT_FORMAT)?;
                 }
             }
-            let refs = transaction.open_table(REFS).map_err(redb::Error::from)?;
-            let swept = blobs
-                .sweep(|digest| Ok(refs.get(digest.as_bytes()).map_err(redb::Error::from)?.is_some()))?;
+            let refs = transaction.open_table(REFS)?;
+            let swept = blobs.sweep(|digest| Ok(refs.get(digest.as_bytes())?.is_some()))?;
             if swept > 0 {
                 tracing::info!(blobs = swept, "removed blobs that no message names");
             }
         }
-        transaction.commit().map_err(redb::Error::from)?;
+        transaction.commit()?;
         // The new file's name must survive a power cut as surely as what is written into it.
         blobs::sync_folder(folder).map_err(at(folder))?;
         Ok(Index { database: Arc::new(database), blobs: Arc::new(blobs) })
@@ -137,9 +148,9 @@ impl Index {
     /// # Errors
     /// The database fails.
     pub fn get(&self, topic: &str, now_ms: u64) -> Result<Option<Message>, IndexError> {
-        let transaction = self.database.begin_read().map_err(redb::Error::from)?;
-        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
-        let Some(value) = records.get(topic).map_err(redb::Error::from)? else { return Ok(None) };
+        let transaction = self.database.begin_read()?;
+        let records = transaction.open_table(RECORDS)?;
+        let Some(value) = records.get(topic)? else { return Ok(None) };
         let record = Record::read(topic, value.value())?;
         Ok((!record.is_expired(now_ms)).then(|| record.into_message(topic)))
     }
@@ -149,9 +160,9 @@ impl Index {
     /// # Errors
     /// The database fails.
     pub fn is_current(&self, message: &Message) -> Result<bool, IndexError> {
-        let transaction = self.database.begin_read().map_err(redb::Error::from)?;
-        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
-        let value = records.get(&*message.topic).map_err(redb::Error::from)?;
+        let transaction = self.database.begin_read()?;
+        let records = transaction.open_table(RECORDS)?;
+        let value = records.get(&*message.topic)?;
         let record = value.map(|value| Record::read(&message.topic, value.value())).transpose()?;
         Ok(record.map(|record| record.version) == message.record())
     }
@@ -177,11 +188,11 @@ impl Index {
             Some(after) => Bound::Excluded(after),
             None => Bound::Included(parent.unwrap_or(prefix)),
         };
-        let transaction = self.database.begin_read().map_err(redb::Error::from)?;
-        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
-        let range = records.range::<&str>((start, Bound::Unbounded)).map_err(redb::Error::from)?;
+        let transaction = self.database.begin_read()?;
+        let records = transaction.open_table(RECORDS)?;
+        let range = records.range::<&str>((start, Bound::Unbounded))?;
         for (looked_at, item) in range.enumerate() {
-            let (key, value) = item.map_err(redb::Error::from)?;
+            let (key, value) = item?;
             let name = key.value();
             if !name.starts_with(prefix) && Some(name) != parent {
                 // Between `a` and `a/` lie names such as `a b`; after the prefix lies nothing of ours.
@@ -194,7 +205,7 @@ impl Index {
                     return Ok(Step::Found(record.into_message(name)));
                 }
             }
-            if looked_at == SCAN {
+            if looked_at >= SCAN {
                 return Ok(Step::Later(name.to_owned()));
             }
         }
@@ -229,9 +240,9 @@ impl Index {
                 }
             }
             Ok(Topic::Legacy(LegacyId::Path(path) | LegacyId::Src(path))) => {
-                let transaction = self.database.begin_read().map_err(redb::Error::from)?;
-                let legacy = transaction.open_table(LEGACY).map_err(redb::Error::from)?;
-                let digest = legacy.get(path.as_str()).map_err(redb::Error::from)?.map(|d| d.value());
+                let transaction = self.database.begin_read()?;
+                let legacy = transaction.open_table(LEGACY)?;
+                let digest = legacy.get(path.as_str())?.map(|d| d.value());
                 match digest {
                     Some(digest) => {
                         self.get(&format!("{PACKAGES}src/{path}/{}", Digest::from(digest)), now_ms)?

@@ -123,13 +123,13 @@ impl Writer {
     }
 
     fn load(&mut self) -> Result<(), IndexError> {
-        let transaction = self.index.database.begin_read().map_err(redb::Error::from)?;
-        let meta = transaction.open_table(META).map_err(redb::Error::from)?;
-        self.version = meta.get(VERSION).map_err(redb::Error::from)?.map_or(0, |version| version.value());
+        let transaction = self.index.database.begin_read()?;
+        let meta = transaction.open_table(META)?;
+        self.version = meta.get(VERSION)?.map_or(0, |version| version.value());
         self.channels.clear();
-        let records = transaction.open_table(RECORDS).map_err(redb::Error::from)?;
-        for item in records.range::<&str>("mpypi/channels/"..).map_err(redb::Error::from)? {
-            let (key, value) = item.map_err(redb::Error::from)?;
+        let records = transaction.open_table(RECORDS)?;
+        for item in records.range::<&str>("mpypi/channels/"..)? {
+            let (key, value) = item?;
             if !key.value().starts_with("mpypi/channels/") {
                 break;
             }
@@ -224,7 +224,7 @@ impl Writer {
 
     /// For each message its version, or why it is refused. An error means that nothing was kept.
     fn commit(&mut self, batch: &[Op], now: Now) -> Result<Vec<Result<u64, Refusal>>, IndexError> {
-        let transaction = self.index.database.begin_write().map_err(redb::Error::from)?;
+        let transaction = self.index.database.begin_write()?;
         let mut new_blobs = false;
         let outcomes = {
             let mut tables = Tables::open(&transaction)?;
@@ -232,7 +232,7 @@ impl Writer {
             for op in batch {
                 outcomes.push(self.apply(&mut tables, op, now, &mut new_blobs)?);
             }
-            tables.meta.insert(VERSION, self.version).map_err(redb::Error::from)?;
+            tables.meta.insert(VERSION, self.version)?;
             outcomes
         };
         if new_blobs {
@@ -241,7 +241,7 @@ impl Writer {
                 .sync()
                 .map_err(|source| IndexError::Folder { path: "blobs".to_owned(), source })?;
         }
-        transaction.commit().map_err(redb::Error::from)?;
+        transaction.commit()?;
         Ok(outcomes)
     }
 
@@ -306,7 +306,7 @@ impl Writer {
             }
             _ => Body::Inline(publish.payload.to_vec()),
         };
-        if old.is_none() && tables.records.len().map_err(redb::Error::from)? >= self.limits.retained {
+        if old.is_none() && tables.records.len()? >= self.limits.retained {
             let text = format!("the index holds {} messages already", self.limits.retained);
             return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
         }
@@ -368,16 +368,16 @@ impl Writer {
     /// Forgets expired messages, and blobs past their grace time.
     fn sweep(&mut self, now: Now) -> Result<(), IndexError> {
         let expired: Vec<(u64, String)> = {
-            let transaction = self.index.database.begin_read().map_err(redb::Error::from)?;
-            let expiries = transaction.open_table(EXPIRIES).map_err(redb::Error::from)?;
+            let transaction = self.index.database.begin_read()?;
+            let expiries = transaction.open_table(EXPIRIES)?;
             let end = now.unix_ms.saturating_add(1);
-            let due = expiries.range::<(u64, &str)>(..(end, "")).map_err(redb::Error::from)?;
+            let due = expiries.range::<(u64, &str)>(..(end, ""))?;
             let due = due.take(SWEEP_MESSAGES).map(|item| {
                 let (key, _) = item?;
                 let (expires, topic) = key.value();
                 Ok((expires, topic.to_owned()))
             });
-            due.collect::<Result<_, redb::StorageError>>().map_err(redb::Error::from)?
+            due.collect::<Result<_, redb::StorageError>>()?
         };
         let due: Vec<_> = self
             .forgotten
@@ -388,7 +388,7 @@ impl Writer {
         if expired.is_empty() && due.is_empty() {
             return Ok(());
         }
-        let transaction = self.index.database.begin_write().map_err(redb::Error::from)?;
+        let transaction = self.index.database.begin_write()?;
         let mut unnamed = Vec::new();
         {
             let mut tables = Tables::open(&transaction)?;
@@ -398,17 +398,17 @@ impl Writer {
                     tables.remove(topic)?;
                     self.release(&mut tables, &old.body, now)?;
                 }
-                tables.expiries.remove((*expires, topic.as_str())).map_err(redb::Error::from)?;
+                tables.expiries.remove((*expires, topic.as_str()))?;
             }
             for digest in due {
                 self.forgotten.remove(&digest);
                 // It may have come back in the meantime.
-                if tables.refs.get(digest.as_bytes()).map_err(redb::Error::from)?.is_none() {
+                if tables.refs.get(digest.as_bytes())?.is_none() {
                     unnamed.push(digest);
                 }
             }
         }
-        transaction.commit().map_err(redb::Error::from)?;
+        transaction.commit()?;
         for digest in unnamed {
             self.index.blobs.remove(&digest);
         }
@@ -470,11 +470,11 @@ struct Tables<'t> {
 impl<'t> Tables<'t> {
     fn open(transaction: &'t WriteTransaction) -> Result<Tables<'t>, IndexError> {
         Ok(Tables {
-            records: transaction.open_table(RECORDS).map_err(redb::Error::from)?,
-            expiries: transaction.open_table(EXPIRIES).map_err(redb::Error::from)?,
-            refs: transaction.open_table(REFS).map_err(redb::Error::from)?,
-            legacy: transaction.open_table(LEGACY).map_err(redb::Error::from)?,
-            meta: transaction.open_table(META).map_err(redb::Error::from)?,
+            records: transaction.open_table(RECORDS)?,
+            expiries: transaction.open_table(EXPIRIES)?,
+            refs: transaction.open_table(REFS)?,
+            legacy: transaction.open_table(LEGACY)?,
+            meta: transaction.open_table(META)?,
         })
     }
 
@@ -495,41 +495,41 @@ impl<'t> Tables<'t> {
 
     /// The record of `topic`. A damaged one counts as none: a new message may take its place.
     fn read(&self, topic: &str) -> Result<Option<Record>, IndexError> {
-        let value = self.records.get(topic).map_err(redb::Error::from)?;
+        let value = self.records.get(topic)?;
         Ok(value.and_then(|value| Record::read_or_skip(topic, value.value())))
     }
 
     fn insert(&mut self, topic: &str, record: &Record) -> Result<(), IndexError> {
         self.remove(topic)?;
         if let Some(expires) = record.expires_ms {
-            self.expiries.insert((expires, topic), ()).map_err(redb::Error::from)?;
+            self.expiries.insert((expires, topic), ())?;
         }
-        self.records.insert(topic, record.to_bytes().as_slice()).map_err(redb::Error::from)?;
+        self.records.insert(topic, record.to_bytes().as_slice())?;
         Ok(())
     }
 
     /// Removes the record of `topic`, and returns it.
     fn remove(&mut self, topic: &str) -> Result<Option<Record>, IndexError> {
-        let old = self.records.remove(topic).map_err(redb::Error::from)?;
+        let old = self.records.remove(topic)?;
         let old = old.and_then(|value| Record::read_or_skip(topic, value.value()));
         if let Some(expires) = old.as_ref().and_then(|old| old.expires_ms) {
-            self.expiries.remove((expires, topic)).map_err(redb::Error::from)?;
+            self.expiries.remove((expires, topic))?;
         }
         Ok(old)
     }
 
     fn name(&mut self, path: &FilePath, digest: &Digest) -> Result<(), IndexError> {
-        self.legacy.insert(path.as_str(), digest.as_bytes()).map_err(redb::Error::from)?;
+        self.legacy.insert(path.as_str(), digest.as_bytes())?;
         Ok(())
     }
 
     /// Changes the count of records that name a blob, and returns it.
     fn count(&mut self, digest: &[u8; 32], change: i64) -> Result<u64, IndexError> {
-        let present = self.refs.get(digest).map_err(redb::Error::from)?.map_or(0, |count| count.value());
+        let present = self.refs.get(digest)?.map_or(0, |count| count.value());
         let count = present.saturating_add_signed(change);
         match count {
-            0 => self.refs.remove(digest).map_err(redb::Error::from)?,
-            _ => self.refs.insert(digest, count).map_err(redb::Error::from)?,
+            0 => self.refs.remove(digest)?,
+            _ => self.refs.insert(digest, count)?,
         };
         Ok(count)
     }

@@ -114,8 +114,8 @@ impl Driven {
                 .filter(|message| topic::matches(&replay.filter, &message.topic))
                 .filter(|message| message.version > replay.since)
                 .find(|message| replay.after.as_deref().is_none_or(|after| &*message.topic > after));
-            let found = found.cloned().map_or(Replayed::End, Replayed::Found);
-            if let Replayed::Found(message) = &found {
+            let found = found.cloned().map_or(Step::End, Step::Found);
+            if let Step::Found(message) = &found {
                 sent.push(message.topic.to_string());
             }
             self.session.replayed(self.now, replay, found, &mut Vec::new());
@@ -387,7 +387,7 @@ fn who_lags_reads_again_what_changed_since_also_what_a_replay_under_way_has_pass
     let mut driven = Driven::new(Version::V5);
     driven.packet(subscribe("a/+", RetainHandling::Send));
     let replay = driven.session.next_replay(false).unwrap();
-    driven.session.replayed(driven.now, replay, Replayed::Found(message("a/m", 5)), &mut Vec::new());
+    driven.session.replayed(driven.now, replay, Step::Found(message("a/m", 5)), &mut Vec::new());
     driven.session.lagging(8);
     driven.session.lagging(7);
     let index = [message("a/a", 8), message("a/b", 3), message("a/z", 9)];
