@@ -6,7 +6,6 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
     ChannelName, Digest, Entry, PackageId, UpdateList,
-    limits::{LIST, LIST_ENTRIES},
     list::{ListError, Release},
 };
 use serde::Serialize;
@@ -88,16 +87,6 @@ pub struct Change {
 /// Why there can be no new list.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// The list would be larger than a list can be.
-    #[error(
-        "a list of {count} packages has {size} bytes; it can have {LIST_ENTRIES} entries and {LIST} bytes"
-    )]
-    TooLarge {
-        /// How many packages.
-        count: usize,
-        /// The size in bytes.
-        size: usize,
-    },
     /// The sequence number wanted is not greater than the present one.
     #[error("release {wanted} would not be newer than release {present}, which the channel has")]
     NotNewer {
@@ -164,9 +153,6 @@ pub fn decide(
     all.extend(wanted.entries.iter().cloned());
     let list = UpdateList::new(all)?;
     let bytes = list.to_bytes();
-    if bytes.len() > LIST || list.entries().len() > LIST_ENTRIES {
-        return Err(PlanError::TooLarge { count: wanted.entries.len(), size: bytes.len() });
-    }
     let named: Vec<PackageId> = present
         .filter(|_| trust == Trust::List)
         .into_iter()

@@ -199,7 +199,7 @@ impl PublishError {
             PublishError::Plan(PlanError::NotNewer { present, .. }) => {
                 Some(format!("devices accept only what is newer: use a number above {present}"))
             }
-            PublishError::Plan(PlanError::TooLarge { .. } | PlanError::List(ListError::TooLarge { .. })) => {
+            PublishError::Plan(PlanError::List(ListError::TooLarge { .. } | ListError::TooMany { .. })) => {
                 Some(
                     "put files into a wheel, which is one package however many it holds, or leave some out"
                         .to_owned(),
