@@ -18,7 +18,7 @@ use crate::{
     clock,
     mailbox::Delivery,
     message::Message,
-    subscriptions::{Receiver, Subscriptions},
+    subscriptions::{Found, Receiver, Subscriptions},
 };
 
 /// Messages on the bus at once; the writer waits beyond that.
@@ -69,7 +69,8 @@ struct Table {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    messages: VecDeque<Arc<Message>>,
+    /// Each with those chosen to get it among the ones who share a subscription.
+    messages: VecDeque<(Arc<Message>, Vec<Found>)>,
     /// The ticket of the first of `messages`.
     first: u64,
     closed: bool,
@@ -110,11 +111,12 @@ impl Tickets {
 }
 
 impl Sender {
-    /// Puts a message on the bus; waits while it is full.
+    /// Puts a message on the bus, also for those `chosen` among the ones who share a subscription; waits while
+    /// it is full.
     ///
     /// # Errors
     /// The router or the dispatcher is gone.
-    pub fn send(&mut self, message: Arc<Message>) -> Result<(), BusError> {
+    pub fn send(&mut self, message: Arc<Message>, chosen: Vec<Found>) -> Result<(), BusError> {
         let mut waiting = self.table.lock();
         while waiting.messages.len() >= IN_FLIGHT && !waiting.closed {
             waiting = self.table.room.wait(waiting).unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +125,7 @@ impl Sender {
             return Err(BusError("the dispatcher is gone".to_owned()));
         }
         let ticket = waiting.next();
-        waiting.messages.push_back(message);
+        waiting.messages.push_back((message, chosen));
         drop(waiting);
         let payload = ticket.to_be_bytes().to_vec();
         self.link.publish(TOPIC, payload).map_err(|error| BusError(error.to_string()))?;
@@ -195,7 +197,7 @@ impl Dispatcher {
     /// Delivers the message of `ticket`. Tickets before it were lost on the way: everyone catches up.
     fn take(&self, ticket: u64) {
         loop {
-            let (message, missed) = {
+            let ((message, chosen), missed) = {
                 let mut waiting = self.table.lock();
                 if ticket < waiting.first {
                     return; // its message was given up for lost already
@@ -207,7 +209,10 @@ impl Dispatcher {
             self.table.room.notify_one();
             let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
             if !missed {
-                deliver(&subscriptions, &message, ticket);
+                for found in subscriptions.receivers(&message.topic, message.origin, ticket) {
+                    deliver(found, &message);
+                }
+                chosen.into_iter().for_each(|found| deliver(found, &message));
                 return;
             }
             tracing::error!(topic = %message.topic, "a message was lost on the bus: everyone reads again");
@@ -221,16 +226,18 @@ impl Dispatcher {
     }
 }
 
-fn deliver(subscriptions: &Subscriptions, message: &Arc<Message>, ticket: u64) {
-    let receivers = subscriptions.receivers(&message.topic, message.origin, ticket);
-    for Receiver { mailbox, options, .. } in receivers.values() {
-        mailbox.push(Delivery {
-            message: message.clone(),
-            qos: message.qos.min(options.qos),
-            // MQTT 5, 3.3.1.3; in 3.1.1 a live message never has the flag.
-            retain: message.retain && options.retain_as_published,
-        });
+fn deliver(found: Found, message: &Arc<Message>) {
+    let Receiver { mailbox, options, .. } = &found.receiver;
+    if found.is_queued(message.qos) {
+        return mailbox.queued();
     }
+    mailbox.push(Delivery {
+        message: message.clone(),
+        qos: found.qos(message.qos),
+        // MQTT 5, 3.3.1.3; in 3.1.1 a live message never has the flag.
+        retain: message.retain && options.retain_as_published,
+        identifiers: found.identifiers,
+    });
 }
 
 #[cfg(test)]
@@ -266,6 +273,7 @@ mod tests {
             no_local: false,
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
+            identifier: None,
         };
         let receiver = Receiver { mailbox: mailbox.clone(), options, since: 0 };
         subscriptions.write().unwrap().insert("t", SessionId(1), receiver);
@@ -281,7 +289,7 @@ mod tests {
         let (mut sender, dispatcher, _) = start(subscriptions).unwrap();
         let dispatcher = thread::spawn(|| dispatcher.run());
         for n in 1..=count {
-            sender.send(message(n)).unwrap();
+            sender.send(message(n), Vec::new()).unwrap();
         }
         drop(sender);
         assert_eq!(dispatcher.join().unwrap(), Ok(()));
@@ -296,7 +304,7 @@ mod tests {
     fn a_sender_that_waits_for_room_is_freed_when_the_dispatcher_dies() {
         let (mut sender, dispatcher, _) = start(SharedSubscriptions::default()).unwrap();
         let table = sender.table.clone();
-        let sender = thread::spawn(move || (1..).find_map(|n| sender.send(message(n)).err()));
+        let sender = thread::spawn(move || (1..).find_map(|n| sender.send(message(n), Vec::new()).err()));
         while table.lock().messages.len() < IN_FLIGHT {
             thread::yield_now();
         }
@@ -310,14 +318,14 @@ mod tests {
         let mailbox = subscribe(&subscriptions, &Limits::default());
         let (mut sender, dispatcher, _) = start(subscriptions).unwrap();
         for n in [5, 6, 7] {
-            sender.send(message(n)).unwrap();
+            sender.send(message(n), Vec::new()).unwrap();
         }
         dispatcher.take(1); // 0 is lost
         assert!(matches!(mailbox.pop(), Some(Mail::Lagging(4))), "6 is read together with 5");
         dispatcher.take(0); // it comes after all
         assert!(mailbox.pop().is_none());
-        sender.send(message(0)).unwrap();
-        sender.send(message(8)).unwrap();
+        sender.send(message(0), Vec::new()).unwrap();
+        sender.send(message(8), Vec::new()).unwrap();
         dispatcher.take(4);
         assert!(matches!(mailbox.pop(), Some(Mail::Overflow)));
     }

@@ -9,7 +9,7 @@ use std::{
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -24,15 +24,16 @@ use crate::{
     door::{admit, is_heavy},
     index::{
         Index, IndexError, Step,
-        writer::{Op, Reply, Settled},
+        sessions::{Change, Kept, Opening},
+        writer::{Op, Reply, Submission},
     },
     limits::Limits,
     mailbox::{Mail, Mailbox},
     message::{Message, Refusal, SessionId},
     outbox::Outbox,
-    packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version},
+    packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version, Welcome},
     registry::{Member, NotEntered, Registry},
-    session::{Effect, Replay, Session},
+    session::{Effect, Leaving, Replay, Session},
     subscriptions::Receiver,
 };
 
@@ -60,7 +61,7 @@ pub const PLACE: usize = 1024;
 #[derive(Debug)]
 pub struct Shared {
     /// The limits.
-    pub limits: Limits,
+    pub limits: Arc<Limits>,
     /// For reading retained messages.
     pub index: Index,
     /// To the index's writer.
@@ -98,7 +99,7 @@ where
     let Greeted { connect, identity, login, place: _place } = match greeting {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(refused)) => {
-            return refuse(&mut reader, &mut writer, peer, &refused, shared).await;
+            return refuse(&mut reader, &mut writer, peer, &refused).await;
         }
         Err(_) => return tracing::info!(%peer, "no CONNECT in time"),
     };
@@ -107,39 +108,61 @@ where
         _ => format!("auto-{:016x}", fastrand::u64(..)),
     });
     let client_id = assigned.as_ref().unwrap_or(&connect.client_id).clone();
-    let membership = match shared.registry.enter(&client_id, id, login).await {
+    let owner = login.as_ref().map(|login| login.name.clone());
+    let by_right = matches!(identity, Identity::Node(..));
+    let membership = match shared.registry.enter(&client_id, id, login, by_right).await {
         Ok(membership) => membership,
         Err(NotEntered::Replaced) => {
             return tracing::debug!(%peer, client = client_id, "replaced before it was let in");
         }
-        Err(NotEntered::Occupied) => {
-            let text = "an earlier connection of this client does not go";
-            let refused = Refused::answered(&connect, Reason::ServerBusy, text);
-            return refuse(&mut reader, &mut writer, peer, &refused, shared).await;
+        Err(not_entered) => {
+            let (reason, text) = match not_entered {
+                NotEntered::Foreign => (Reason::ClientIdentifierNotValid, "another user has this client id"),
+                _ => (Reason::ServerBusy, "an earlier connection of this client does not go"),
+            };
+            let refused = Refused::answered(&connect, reason, text);
+            return refuse(&mut reader, &mut writer, peer, &refused).await;
         }
     };
+    let kept = match open_session(&connect, &client_id, owner, by_right, shared).await {
+        Ok(kept) => kept,
+        Err(refusal) => {
+            let refused = Refused::answered(&connect, refusal.reason, refusal.text);
+            return refuse(&mut reader, &mut writer, peer, &refused).await;
+        }
+    };
+    let granted = Session::granted_expiry(connect.session_expiry, &shared.limits);
+    let welcome = Welcome {
+        session_present: kept.as_ref().is_some_and(|kept| kept.present),
+        session_expiry: (granted != connect.session_expiry).then_some(granted),
+        assigned_id: assigned,
+    };
+    let connack = packet::accept(connect.version, &shared.limits, &welcome);
     let now = clock::now().instant;
-    let session =
-        Session::new(membership.member.id, client_id.clone(), identity, &connect, shared.limits.clone(), now);
-    let connack = packet::connack(connect.version, Reason::Success, "", &shared.limits, assigned.as_deref());
+    let id = kept.as_ref().map_or(membership.member.id, |kept| kept.id);
+    let mailbox = kept.as_ref().map(|kept| kept.mailbox.clone());
+    let mailbox = mailbox.unwrap_or_else(|| Arc::new(Mailbox::new(&shared.limits)));
+    let mut effects = Vec::new();
+    let mut session = Session::new(id, client_id.clone(), identity, &connect, shared.limits.clone(), now);
+    if let Some(kept) = kept {
+        session.resume(kept, &mut effects);
+    }
     tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
     drop(connect);
-    let (to_us, settled) = mpsc::unbounded_channel();
     let mut connection = Connection {
         shared,
         session,
-        mailbox: Arc::new(Mailbox::new(&shared.limits)),
+        mailbox,
         outbox: Outbox::default(),
         buffer,
         place: Place::None,
         part_since: None,
         room: READ_IDLE,
         progress: now,
-        to_us,
-        settled,
         closing: false,
     };
     connection.outbox.push(connack);
+    connection.carry_out(effects).await;
     let end = connection.run(&mut reader, &mut writer, &membership.member).await;
     connection.leave().await;
     drop(connection);
@@ -153,6 +176,35 @@ where
         Err(error) => tracing::debug!(%peer, client = client_id, %error, "lost"),
     }
     tracing::debug!(%peer, client = client_id, "gone");
+}
+
+/// Opens the client's session, if it is, or is to be, one that outlives its connection.
+async fn open_session(
+    connect: &Connect,
+    client_id: &str,
+    owner: Option<String>,
+    by_right: bool,
+    shared: &Shared,
+) -> Result<Option<Kept>, Refusal> {
+    let failed = |error: IndexError| {
+        tracing::error!(%error, "cannot look for a session");
+        Refusal::new(Reason::UnspecifiedError, "the index failed")
+    };
+    let expiry = Session::granted_expiry(connect.session_expiry, &shared.limits);
+    if expiry == 0 && !shared.index.has_session(client_id).map_err(failed)? {
+        return Ok(None);
+    }
+    let opening = Opening {
+        client_id: client_id.to_owned(),
+        owner,
+        by_right,
+        clean_start: connect.clean_start,
+        expiry,
+    };
+    let (reply, opened) = oneshot::channel();
+    let stopped = || Refusal::new(Reason::ServerShuttingDown, "the index has stopped");
+    shared.ops.send(Op::Open(Box::new(opening), reply)).await.map_err(|_| stopped())?;
+    opened.await.map_err(|_| stopped())?
 }
 
 /// A client that may come in.
@@ -190,10 +242,9 @@ async fn refuse(
     writer: &mut (impl AsyncWrite + Unpin),
     peer: SocketAddr,
     refused: &Refused,
-    shared: &Shared,
 ) {
     tracing::info!(%peer, "refused: {}", refused.text);
-    let connack = |text| packet::connack(refused.version, refused.reason, text, &shared.limits, None);
+    let connack = |text| packet::refuse(refused.version, refused.reason, text);
     let answer = [&*refused.text, ""].map(connack).into_iter().find(|bytes| bytes.len() <= refused.largest);
     // The answer is smaller than any socket's buffer: it waits for nobody.
     if let Some(answer) = answer
@@ -315,8 +366,6 @@ struct Connection<'s> {
     room: usize,
     /// When the client last took bytes, or had taken all.
     progress: Instant,
-    to_us: mpsc::UnboundedSender<Settled>,
-    settled: mpsc::UnboundedReceiver<Settled>,
     closing: bool,
 }
 
@@ -324,7 +373,6 @@ struct Connection<'s> {
 enum Woken {
     Read(std::io::Result<usize>),
     Wrote(std::io::Result<usize>),
-    Settled(Settled),
     Place(OwnedSemaphorePermit),
     Kicked,
     Shutdown,
@@ -346,6 +394,7 @@ impl Connection<'_> {
         member: &Member,
     ) -> std::io::Result<()> {
         loop {
+            self.settle().await;
             self.receive().await;
             let more = self.fetch().await;
             if self.is_done() {
@@ -353,7 +402,6 @@ impl Connection<'_> {
             }
             let reading =
                 self.session.wants_packets() && self.outbox.weight() < OUT_FULL && !self.place.is_waiting();
-            let fetching = !more && self.session.wants_messages() && self.outbox.weight() < OUT_ENOUGH;
             if !reading {
                 self.unheard(clock::now().instant);
             }
@@ -365,7 +413,6 @@ impl Connection<'_> {
                 biased;
                 () = member.kick.cancelled(), if !self.closing => Woken::Kicked,
                 () = self.shared.shutdown.cancelled(), if !self.closing => Woken::Shutdown,
-                Some(settled) = self.settled.recv() => Woken::Settled(settled),
                 // Before writing: a full outbox ends reading, but nothing would end writing a long replay.
                 result = reader.read_buf(&mut self.buffer), if reading => Woken::Read(result),
                 result = self.outbox.write(writer, &self.shared.index), if !self.outbox.is_empty() => {
@@ -375,7 +422,7 @@ impl Connection<'_> {
                     Ok(place) => Woken::Place(place),
                     Err(_) => Woken::Shutdown,
                 },
-                () = self.mailbox.arrived(), if fetching => Woken::Nothing,
+                () = self.mailbox.arrived() => Woken::Nothing,
                 () = tokio::task::yield_now(), if more => Woken::Nothing,
                 () = sleep_until(deadline.into()) => Woken::Nothing,
             };
@@ -394,7 +441,6 @@ impl Connection<'_> {
                     result?;
                     self.progress = now;
                 }
-                Woken::Settled(settled) => self.session.settled(settled, &mut effects),
                 Woken::Place(place) => self.place = Place::Taken(place),
                 Woken::Kicked => {
                     let (reason, text) = match member.is_revoked() {
@@ -410,6 +456,15 @@ impl Connection<'_> {
             }
             self.session.tick(now, &mut effects);
             self.check_stalls(now, &mut effects)?;
+            self.carry_out(effects).await;
+        }
+    }
+
+    /// Takes what became of what the session asked for.
+    async fn settle(&mut self) {
+        while let Some(settled) = self.mailbox.pop_settled() {
+            let mut effects = Vec::new();
+            self.session.settled(settled, &mut effects);
             self.carry_out(effects).await;
         }
     }
@@ -488,7 +543,17 @@ impl Connection<'_> {
             self.session.replayed(now, replay, found, effects);
             return Ok(if in_vain { Fetched::SearchedInVain } else { Fetched::One });
         }
+        if let Some(after) = self.session.next_queued() {
+            let found = self.shared.index.queued(self.session.id, after)?;
+            let is_outdated = match found.as_ref().and_then(|queued| queued.sent.message.as_ref()) {
+                Some(message) => self.is_outdated(message)?,
+                None => false,
+            };
+            self.session.queued(now, found, is_outdated, effects);
+            return Ok(Fetched::One);
+        }
         match self.mailbox.pop() {
+            Some(Mail::Queued) => self.session.queue_waits(),
             Some(Mail::Delivery(delivery)) => {
                 if !self.is_outdated(&delivery.message)? {
                     self.session.deliver(now, &delivery, effects);
@@ -540,6 +605,12 @@ impl Connection<'_> {
                     self.subscriptions().insert(&filter, self.session.id, receiver);
                 }
                 Effect::Unsubscribe(filter) => self.subscriptions().remove(&filter, self.session.id),
+                Effect::Change(change) => {
+                    let op = Op::Change(self.session.id, change, self.mailbox.clone());
+                    if self.shared.ops.send(op).await.is_err() {
+                        tracing::debug!("the index has stopped");
+                    }
+                }
                 Effect::Close => {
                     self.closing = true;
                     self.progress = clock::now().instant;
@@ -550,7 +621,7 @@ impl Connection<'_> {
 
     /// Has a message of the client judged, or refused in its turn.
     async fn submit(&mut self, publish: Publish, refusal: Option<Refusal>) {
-        let reply = Some(Reply { to: self.to_us.clone(), packet_id: publish.packet_id });
+        let reply = Some(Reply { to: self.mailbox.clone(), packet_id: publish.packet_id });
         let place = match std::mem::replace(&mut self.place, Place::None) {
             Place::Taken(place) => Some(place),
             // While a place is waited for, no packet is taken.
@@ -619,16 +690,24 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Ends what the session had under way, and publishes its will.
+    /// Leaves behind what outlives the connection, and publishes the will.
     async fn leave(&mut self) {
-        if let Some(will) = self.session.take_will() {
+        let Leaving { will, end } = self.session.leave();
+        if let Some(will) = will {
             hand_over(self.shared, self.session.id, will, None, None, None).await;
+        }
+        if let Some(end) = end {
+            let change = Change::End(Box::new(end));
+            self.shared.ops.send(Op::Change(self.session.id, change, self.mailbox.clone())).await.ok();
         }
     }
 }
 
 impl Drop for Connection<'_> {
     fn drop(&mut self) {
+        if self.session.id.is_kept() {
+            return;
+        }
         let mut subscriptions = self.subscriptions();
         for filter in self.session.filters() {
             subscriptions.remove(filter, self.session.id);
@@ -658,7 +737,12 @@ async fn hand_over(
             })
         }
     };
-    if shared.ops.send(Op { admitted, topic, origin, reply, place }).await.is_err() {
+    if shared
+        .ops
+        .send(Op::Publish(Box::new(Submission { admitted, topic, origin, reply, place })))
+        .await
+        .is_err()
+    {
         tracing::debug!("the index has stopped");
     }
 }

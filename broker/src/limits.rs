@@ -38,6 +38,8 @@ pub struct Limits {
     pub contended_stall: Duration,
     /// QoS 1 and 2 messages of one client that wait for the index at once; more are not read.
     pub inbound_window: u16,
+    /// Topic aliases that an MQTT 5 client may give on one connection.
+    pub topic_aliases: u16,
     /// QoS 2 messages that a client has not released. MQTT 5 clients keep to [`Limits::inbound_window`].
     pub unreleased: usize,
     /// QoS 1 messages sent to one client that it has not acknowledged; more wait in its queue.
@@ -50,6 +52,14 @@ pub struct Limits {
     pub inbound_bytes: usize,
     /// Subscriptions of one client.
     pub subscriptions: usize,
+    /// Sessions kept without, or beyond, a connection.
+    pub sessions: usize,
+    /// The longest time that a session is kept for a client that does not come back.
+    pub session_expiry: Duration,
+    /// QoS 1 and 2 messages that wait in the index for one kept session; with more it is given up.
+    pub session_messages: usize,
+    /// Bytes of such messages in the database; those in blobs do not count.
+    pub session_bytes: usize,
     /// Retained messages in the index.
     pub retained: u64,
     /// For everything to stop after a signal.
@@ -89,12 +99,17 @@ impl Default for Limits {
             slowest_contended_upload: 256 * 1024,
             contended_stall: Duration::from_secs(5),
             inbound_window: 64,
+            topic_aliases: 32,
             unreleased: 1024,
             outbound_window: 64,
             queue_messages: 256,
             queue_bytes: 1024 * 1024,
             inbound_bytes: 256 * 1024 * 1024,
             subscriptions: 1024,
+            sessions: 100_000,
+            session_expiry: Duration::from_secs(90 * 24 * 3600),
+            session_messages: 1000,
+            session_bytes: 4 * 1024 * 1024,
             retained: 1_000_000,
             shutdown: Duration::from_secs(10),
         }

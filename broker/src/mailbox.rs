@@ -1,22 +1,26 @@
-//! A session's queue of live messages: bounded, filled by the bus, emptied by the connection.
+//! What comes to a session from elsewhere: live messages, a bounded queue that the bus fills, and answers of
+//! the index's writer. Emptied by the connection.
 
 use std::{
     collections::VecDeque,
+    num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
 
 use crate::{
+    index::writer::Settled,
     limits::Limits,
     message::{Message, Payload},
     packet::Qos,
 };
 
-/// Bounded queue of one session.
+/// What comes to one session. A kept session has it also while nobody is connected: then it is closed.
 ///
 /// A retained message that does not fit is not lost: the mailbox notes that the session lags behind the
-/// index, and the session reads there what it missed. Any other message that does not fit ends the session.
+/// index, and the session reads there what it missed. Any other message that does not fit ends the
+/// connection.
 #[derive(Debug)]
 pub struct Mailbox {
     /// Held to push or pop one message.
@@ -35,6 +39,8 @@ pub struct Delivery {
     pub qos: Qos,
     /// The retain flag to send.
     pub retain: bool,
+    /// What the client calls the subscriptions that brought the message.
+    pub identifiers: Vec<NonZeroU32>,
 }
 
 /// What a mailbox has for its session.
@@ -42,9 +48,11 @@ pub struct Delivery {
 pub enum Mail {
     /// The next message.
     Delivery(Delivery),
+    /// Messages wait in the session's queue in the index.
+    Queued,
     /// Retained messages changed after this version of the index were left out.
     Lagging(u64),
-    /// A message was lost: the session cannot go on.
+    /// A message was lost: the connection cannot go on.
     Overflow,
 }
 
@@ -52,8 +60,11 @@ pub enum Mail {
 struct Inner {
     queue: VecDeque<Delivery>,
     bytes: usize,
+    settled: VecDeque<Settled>,
+    queued: bool,
     lagging: Option<u64>,
     overflow: bool,
+    closed: bool,
 }
 
 impl Mailbox {
@@ -68,49 +79,81 @@ impl Mailbox {
         }
     }
 
+    /// Empties it for a new connection.
+    pub fn open(&self) {
+        *self.lock() = Inner::default();
+    }
+
+    /// Empties it, and lets nothing more in.
+    pub fn close(&self) {
+        *self.lock() = Inner { closed: true, ..Inner::default() };
+    }
+
+    /// Whether someone is there who can take another message.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let inner = self.lock();
+        !inner.closed && !inner.overflow && inner.lagging.is_none() && inner.queue.len() < self.max_messages
+    }
+
     /// Puts a message in, or notes that it did not fit.
     pub fn push(&self, delivery: Delivery) {
         let size = memory(&delivery);
-        let mut inner = self.lock();
-        // A message larger than the whole queue still passes, alone.
-        let full = inner.queue.len() >= self.max_messages
-            || (!inner.queue.is_empty() && inner.bytes + size > self.max_bytes);
-        match delivery.message.record() {
-            Some(version) if full || inner.lagging.is_some() => inner.lag(version - 1),
-            // A cleared topic is not in the index: who misses the message cannot read it there.
-            None if full => inner.overflow = true,
-            _ => {
-                inner.bytes += size;
-                inner.queue.push_back(delivery);
+        self.change(|inner| {
+            // A message larger than the whole queue still passes, alone.
+            let full = inner.queue.len() >= self.max_messages
+                || (!inner.queue.is_empty() && inner.bytes + size > self.max_bytes);
+            match delivery.message.record() {
+                Some(version) if full || inner.lagging.is_some() => inner.lag(version - 1),
+                // A cleared topic is not in the index: who misses the message cannot read it there.
+                None if full => inner.overflow = true,
+                _ => {
+                    inner.bytes += size;
+                    inner.queue.push_back(delivery);
+                }
             }
-        }
-        drop(inner);
-        self.arrived.notify_one();
+        });
+    }
+
+    /// Notes that messages wait in the session's queue in the index.
+    pub fn queued(&self) {
+        self.change(|inner| inner.queued = true);
     }
 
     /// Notes that messages after `version` of the index may be missing.
     pub fn lag(&self, version: u64) {
-        self.lock().lag(version);
-        self.arrived.notify_one();
+        self.change(|inner| inner.lag(version));
     }
 
     /// Notes that a message was lost.
     pub fn overflow(&self) {
-        self.lock().overflow = true;
-        self.arrived.notify_one();
+        self.change(|inner| inner.overflow = true);
     }
 
-    /// Whether nothing waits.
+    /// Puts in what became of something that the session asked of the index. The session bounds how much it
+    /// asks for at once.
+    pub fn settled(&self, settled: Settled) {
+        let mut inner = self.lock();
+        if !inner.closed {
+            inner.settled.push_back(settled);
+            drop(inner);
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Whether no message waits.
     pub fn is_empty(&self) -> bool {
-        let inner = self.lock();
-        inner.queue.is_empty() && inner.lagging.is_none() && !inner.overflow
+        !self.lock().has_mail()
     }
 
-    /// Takes out what comes next.
+    /// Takes out the next message, or what stands for one.
     pub fn pop(&self) -> Option<Mail> {
         let mut inner = self.lock();
         if inner.overflow {
             return Some(Mail::Overflow);
+        }
+        if std::mem::take(&mut inner.queued) {
+            return Some(Mail::Queued);
         }
         if let Some(delivery) = inner.queue.pop_front() {
             inner.bytes -= memory(&delivery);
@@ -119,9 +162,28 @@ impl Mailbox {
         inner.lagging.take().map(Mail::Lagging)
     }
 
-    /// Waits until something was put in since the last wait.
+    /// Takes out the next answer.
+    pub fn pop_settled(&self) -> Option<Settled> {
+        self.lock().settled.pop_front()
+    }
+
+    /// Waits until an answer, or a first message, came since the last wait.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
+    }
+
+    /// Changes what waits for the session. Who has not taken what waits already is not told again.
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        let mut inner = self.lock();
+        if inner.closed {
+            return;
+        }
+        let waited = inner.has_mail();
+        change(&mut inner);
+        drop(inner);
+        if !waited {
+            self.arrived.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -130,6 +192,10 @@ impl Mailbox {
 }
 
 impl Inner {
+    fn has_mail(&self) -> bool {
+        !self.queue.is_empty() || self.queued || self.lagging.is_some() || self.overflow
+    }
+
     fn lag(&mut self, version: u64) {
         self.lagging = Some(self.lagging.map_or(version, |lagging| lagging.min(version)));
     }
@@ -162,7 +228,7 @@ mod tests {
             origin: None,
             version,
         };
-        Delivery { message: Arc::new(message), qos: Qos::AtMostOnce, retain: false }
+        Delivery { message: Arc::new(message), qos: Qos::AtMostOnce, retain: false, identifiers: Vec::new() }
     }
 
     fn mailbox() -> Mailbox {

@@ -7,9 +7,31 @@ use mpypi_protocol::Digest;
 
 use crate::packet::{Properties, Qos, Reason};
 
-/// Tells connections apart, also those that use a client id one after another.
+/// Tells sessions apart, also those that use a client id one after another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
+
+impl SessionId {
+    const KEPT: u64 = 1 << 63;
+
+    /// The id of a session that outlives its connections.
+    #[must_use]
+    pub fn kept(number: u64) -> SessionId {
+        SessionId(number | SessionId::KEPT)
+    }
+
+    /// Whether the session outlives its connection.
+    #[must_use]
+    pub fn is_kept(self) -> bool {
+        self.0 & SessionId::KEPT != 0
+    }
+
+    /// The number of a kept session.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0 & !SessionId::KEPT
+    }
+}
 
 /// A message that was let in, shared by all who get it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -61,6 +61,8 @@ pub(crate) enum NotEntered {
     Replaced,
     /// An earlier connection does not go.
     Occupied,
+    /// Another user has it.
+    Foreign,
 }
 
 impl Registry {
@@ -70,12 +72,13 @@ impl Registry {
     }
 
     /// Takes `client_id`, sends away whoever has it ([MQTT-3.1.4-2]), and waits until they have gone, will and
-    /// all.
+    /// all. Another user is sent away only if the id is ours `by_right`, as a node's is.
     pub(crate) async fn enter(
         &self,
         client_id: &str,
         id: SessionId,
         login: Option<Login>,
+        by_right: bool,
     ) -> Result<Membership<'_>, NotEntered> {
         let member = Member {
             id,
@@ -86,8 +89,14 @@ impl Registry {
         };
         let earlier = {
             let mut members = self.lock();
-            if members.get(client_id).is_some_and(|present| present.id > id) {
-                return Err(NotEntered::Replaced);
+            if let Some(present) = members.get(client_id) {
+                let name = |login: &Option<Login>| login.as_ref().map(|login| login.name.clone());
+                if !by_right && present.login.is_some() && name(&present.login) != name(&member.login) {
+                    return Err(NotEntered::Foreign);
+                }
+                if present.id > id {
+                    return Err(NotEntered::Replaced);
+                }
             }
             members.insert(client_id.to_owned(), member.clone())
         };
@@ -144,10 +153,10 @@ mod tests {
     #[tokio::test]
     async fn a_client_id_passes_to_the_next_only_when_its_holder_has_gone() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter("id", SessionId(1), None).await.ok().unwrap();
+        let first = registry.enter("id", SessionId(1), None, false).await.ok().unwrap();
         let waiting = {
             let registry = registry.clone();
-            tokio::spawn(async move { registry.enter("id", SessionId(2), None).await.map(drop) })
+            tokio::spawn(async move { registry.enter("id", SessionId(2), None, false).await.map(drop) })
         };
         first.member.kick.cancelled().await;
         assert!(!waiting.is_finished());
@@ -159,10 +168,10 @@ mod tests {
     #[tokio::test]
     async fn of_many_that_want_a_client_id_the_newest_gets_it() {
         let registry = Arc::new(Registry::default());
-        let first = registry.enter("id", SessionId(1), None).await.ok().unwrap();
+        let first = registry.enter("id", SessionId(1), None, false).await.ok().unwrap();
         let entering = |n| {
             let registry = registry.clone();
-            tokio::spawn(async move { registry.enter("id", SessionId(n), None).await.map(drop) })
+            tokio::spawn(async move { registry.enter("id", SessionId(n), None, false).await.map(drop) })
         };
         let second = entering(2);
         first.member.kick.cancelled().await;
@@ -180,9 +189,10 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_waiting_leaves_the_id_to_its_holder() {
         let registry = Registry::default();
-        let first = registry.enter("id", SessionId(1), None).await.ok().unwrap();
+        let first = registry.enter("id", SessionId(1), None, false).await.ok().unwrap();
         // As when the connection ends, or the time is up.
-        let gave_up = timeout(Duration::from_millis(1), registry.enter("id", SessionId(2), None)).await;
+        let gave_up =
+            timeout(Duration::from_millis(1), registry.enter("id", SessionId(2), None, false)).await;
         assert!(gave_up.is_err());
         assert_eq!(registry.lock()["id"].id, SessionId(1));
         drop(first);

@@ -137,18 +137,18 @@ impl Broker {
     /// # Errors
     /// The index or the bus failed, or something would not stop.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let limits = self.config.limits;
+        let limits = Arc::new(self.config.limits);
         let subscriptions = SharedSubscriptions::default();
         let (mut sender, dispatcher, tickets) = bus::start(subscriptions.clone())?;
         let failed = CancellationToken::new();
         let announce_failed = failed.clone();
-        let announce = Box::new(move |message| {
-            if let Err(error) = sender.send(message) {
+        let announce = Box::new(move |message, chosen| {
+            if let Err(error) = sender.send(message, chosen) {
                 tracing::error!(%error, "cannot announce a message");
                 announce_failed.cancel();
             }
         });
-        let writer = Writer::new(self.index.clone(), limits.clone(), announce)?;
+        let writer = Writer::new(self.index.clone(), limits.clone(), subscriptions.clone(), announce)?;
         let (ops, waiting) = mpsc::channel(QUEUE);
         let runtime = tokio::runtime::Handle::current();
         let writer = spawn("index", &failed, move || {

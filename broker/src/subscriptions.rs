@@ -1,19 +1,34 @@
-//! Who subscribed to what: a trie of filter levels.
+//! Who subscribed to what: tries of filter levels.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use crate::{mailbox::Mailbox, message::SessionId, packet::SubscriptionOptions};
+use mpypi_protocol::topic;
+
+use crate::{
+    mailbox::Mailbox,
+    message::SessionId,
+    packet::{Qos, SubscriptionOptions},
+};
 
 /// All subscriptions of all sessions, each to a checked filter.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
-    root: Node,
+    /// Of sessions that end with their connection.
+    passing: Trie<Receivers>,
+    /// Of kept sessions: the writer looks them up for every message, whoever else listens.
+    kept: Trie<Receivers>,
+    /// Shared ones, of both.
+    shared: Trie<BTreeMap<Box<str>, Group>>,
 }
 
-/// Someone who gets a message: whose mailbox, and what the matching subscription asked for.
+/// Someone who subscribed: whose mailbox, and what they asked for.
 #[derive(Debug, Clone)]
 pub struct Receiver {
     /// Where the message goes.
@@ -25,107 +40,212 @@ pub struct Receiver {
     pub since: u64,
 }
 
-#[derive(Debug, Default)]
-struct Node {
-    children: HashMap<Box<str>, Node>,
-    receivers: BTreeMap<SessionId, Receiver>,
+/// A session that gets a message.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Which.
+    pub id: SessionId,
+    /// How.
+    pub receiver: Receiver,
+    /// What it calls all its subscriptions that match.
+    pub identifiers: Vec<NonZeroU32>,
 }
 
-/// A walk through the trie.
-struct Search {
-    origin: Option<SessionId>,
-    ticket: u64,
-    found: BTreeMap<SessionId, Receiver>,
+impl Found {
+    /// The QoS at which a message of `qos` goes there.
+    #[must_use]
+    pub fn qos(&self, qos: Qos) -> Qos {
+        qos.min(self.receiver.options.qos)
+    }
+
+    /// Whether a message of `qos` goes there by way of the session's queue in the index.
+    #[must_use]
+    pub fn is_queued(&self, qos: Qos) -> bool {
+        self.id.is_kept() && self.qos(qos) > Qos::AtMostOnce
+    }
+}
+
+type Receivers = BTreeMap<SessionId, Receiver>;
+
+/// Sessions that share a subscription: each message goes to one of them.
+#[derive(Debug, Default)]
+struct Group {
+    members: Receivers,
+    turns: AtomicUsize,
+}
+
+/// What may stand in a trie.
+trait Leaf: Default {
+    fn is_nothing(&self) -> bool;
+}
+
+impl<K, V> Leaf for BTreeMap<K, V> {
+    fn is_nothing(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+#[derive(Debug)]
+struct Trie<T> {
+    children: HashMap<Box<str>, Trie<T>>,
+    here: T,
+}
+
+impl<T: Default> Default for Trie<T> {
+    fn default() -> Self {
+        Trie { children: HashMap::new(), here: T::default() }
+    }
 }
 
 impl Subscriptions {
     /// Adds or replaces a subscription; one that is replaced goes on from where it was.
     pub fn insert(&mut self, filter: &str, id: SessionId, receiver: Receiver) {
-        let mut node = &mut self.root;
-        for level in filter.split('/') {
-            node = node.children.entry(level.into()).or_default();
-        }
-        let since = node.receivers.get(&id).map_or(receiver.since, |present| present.since);
-        node.receivers.insert(id, Receiver { since, ..receiver });
+        let receivers = match topic::split_shared(filter) {
+            Some((group, filter)) => &mut self.shared.at(filter).entry(group.into()).or_default().members,
+            None if id.is_kept() => self.kept.at(filter),
+            None => self.passing.at(filter),
+        };
+        let since = receivers.get(&id).map_or(receiver.since, |present| present.since);
+        receivers.insert(id, Receiver { since, ..receiver });
     }
 
     /// Removes a subscription, if it is there, and the levels that only it needed.
     pub fn remove(&mut self, filter: &str, id: SessionId) {
-        let levels: Vec<_> = filter.split('/').collect();
-        self.root.remove(&levels, id);
+        let forget = |receivers: &mut Receivers| {
+            receivers.remove(&id);
+        };
+        match topic::split_shared(filter) {
+            Some((name, filter)) => self.shared.change(filter, |groups| {
+                let Some(group) = groups.get_mut(name) else { return };
+                forget(&mut group.members);
+                if group.members.is_empty() {
+                    groups.remove(name);
+                }
+            }),
+            None if id.is_kept() => self.kept.change(filter, forget),
+            None => self.passing.change(filter, forget),
+        }
     }
 
-    /// Everyone who gets the message that `ticket` stands for, on topic `name` from `origin`, each once.
+    /// Everyone who gets the message that `ticket` stands for, on topic `name` from `origin`, each once; but
+    /// for those who share a subscription.
     #[must_use]
-    pub fn receivers(
-        &self,
-        name: &str,
-        origin: Option<SessionId>,
-        ticket: u64,
-    ) -> BTreeMap<SessionId, Receiver> {
-        let mut search = Search { origin, ticket, found: BTreeMap::new() };
-        let levels: Vec<_> = name.split('/').collect();
-        self.root.find(&levels, !name.starts_with('$'), &mut search);
-        search.found
+    pub fn receivers(&self, name: &str, origin: Option<SessionId>, ticket: u64) -> Vec<Found> {
+        let mut found = collect(&self.passing, name, origin, ticket);
+        // What goes through their queues needs no ticket: the writer knew its order.
+        found.append(&mut collect(&self.kept, name, origin, ticket));
+        found
     }
 
-    /// Everyone, once for each of their subscriptions.
+    /// The kept sessions that get a message on topic `name` from `origin`, each once.
+    #[must_use]
+    pub fn kept(&self, name: &str, origin: Option<SessionId>) -> Vec<Found> {
+        collect(&self.kept, name, origin, u64::MAX)
+    }
+
+    /// Of all who share a subscription that matches `name`, the one whose turn it is: those who can take a
+    /// message at once come before those who are away.
+    #[must_use]
+    pub fn chosen(&self, name: &str) -> Vec<Found> {
+        let mut chosen = Vec::new();
+        self.shared.visit(name, &mut |groups| {
+            for group in groups.values() {
+                let turn = group.turns.fetch_add(1, Ordering::Relaxed) % group.members.len().max(1);
+                let in_turn = || group.members.iter().cycle().skip(turn).take(group.members.len());
+                let ready = in_turn().find(|(_, receiver)| receiver.mailbox.has_room());
+                if let Some((id, receiver)) = ready.or_else(|| in_turn().next()) {
+                    let identifiers = receiver.options.identifier.into_iter().collect();
+                    chosen.push(Found { id: *id, receiver: receiver.clone(), identifiers });
+                }
+            }
+        });
+        chosen
+    }
+
+    /// Everyone but those who share, once for each of their subscriptions.
     pub fn all(&self) -> impl Iterator<Item = &Receiver> {
-        let mut nodes = vec![&self.root];
+        let mut tries = vec![&self.passing, &self.kept];
         std::iter::from_fn(move || {
-            let node = nodes.pop()?;
-            nodes.extend(node.children.values());
-            Some(node.receivers.values())
+            let trie = tries.pop()?;
+            tries.extend(trie.children.values());
+            Some(trie.here.values())
         })
         .flatten()
     }
 }
 
-impl Node {
-    fn find(&self, levels: &[&str], wildcards: bool, search: &mut Search) {
-        let [level, rest @ ..] = levels else {
-            self.collect(search);
-            // `a/#` matches `a` too: MQTT 4.7.1.2.
-            if let Some(node) = self.children.get("#") {
-                node.collect(search);
-            }
-            return;
-        };
-        if let Some(node) = self.children.get(*level) {
-            node.find(rest, true, search);
-        }
-        if wildcards {
-            if let Some(node) = self.children.get("+") {
-                node.find(rest, true, search);
-            }
-            if let Some(node) = self.children.get("#") {
-                node.collect(search);
-            }
-        }
-    }
-
-    fn collect(&self, search: &mut Search) {
-        for (id, receiver) in &self.receivers {
-            let is_own = receiver.options.no_local && search.origin == Some(*id);
-            if is_own || search.ticket < receiver.since {
+fn collect(trie: &Trie<Receivers>, name: &str, origin: Option<SessionId>, ticket: u64) -> Vec<Found> {
+    let mut all: BTreeMap<SessionId, Found> = BTreeMap::new();
+    trie.visit(name, &mut |receivers| {
+        for (id, receiver) in receivers {
+            let is_own = receiver.options.no_local && origin == Some(*id);
+            if is_own || ticket < receiver.since {
                 continue;
             }
-            let best = search.found.entry(*id).or_insert_with(|| receiver.clone());
-            if receiver.options.qos > best.options.qos {
-                *best = receiver.clone();
+            let found = all.entry(*id).or_insert_with(|| Found {
+                id: *id,
+                receiver: receiver.clone(),
+                identifiers: Vec::new(),
+            });
+            if receiver.options.qos > found.receiver.options.qos {
+                found.receiver = receiver.clone();
             }
+            // 3.3.2.3.8: of all subscriptions that match.
+            found.identifiers.extend(receiver.options.identifier);
+        }
+    });
+    all.into_values().collect()
+}
+
+impl<T: Leaf> Trie<T> {
+    /// What stands at `filter`, made if need be.
+    fn at(&mut self, filter: &str) -> &mut T {
+        let mut node = self;
+        for level in filter.split('/') {
+            node = node.children.entry(level.into()).or_default();
+        }
+        &mut node.here
+    }
+
+    /// Changes what stands at `filter`, if anything does, and forgets the levels that nothing needs then.
+    fn change(&mut self, filter: &str, change: impl FnOnce(&mut T)) {
+        let (level, rest) =
+            filter.split_once('/').map_or((filter, None), |(level, rest)| (level, Some(rest)));
+        let Some(child) = self.children.get_mut(level) else { return };
+        match rest {
+            Some(rest) => child.change(rest, change),
+            None => change(&mut child.here),
+        }
+        if child.children.is_empty() && child.here.is_nothing() {
+            self.children.remove(level);
         }
     }
 
-    fn remove(&mut self, levels: &[&str], id: SessionId) {
+    /// Calls `visit` with what stands at each filter that matches `name`.
+    fn visit(&self, name: &str, visit: &mut impl FnMut(&T)) {
+        let levels: Vec<_> = name.split('/').collect();
+        // 4.7.2: no wildcard at the start matches a `$`.
+        self.find(&levels, !name.starts_with('$'), visit);
+    }
+
+    fn find(&self, levels: &[&str], wildcards: bool, visit: &mut impl FnMut(&T)) {
         let [level, rest @ ..] = levels else {
-            self.receivers.remove(&id);
+            visit(&self.here);
+            // `a/#` matches `a` too: MQTT 4.7.1.2.
+            if let Some(child) = self.children.get("#") {
+                visit(&child.here);
+            }
             return;
         };
-        if let Some(node) = self.children.get_mut(*level) {
-            node.remove(rest, id);
-            if node.children.is_empty() && node.receivers.is_empty() {
-                self.children.remove(*level);
+        if let Some(child) = self.children.get(*level) {
+            child.find(rest, true, visit);
+        }
+        if wildcards {
+            if let Some(child) = self.children.get("+") {
+                child.find(rest, true, visit);
+            }
+            if let Some(child) = self.children.get("#") {
+                visit(&child.here);
             }
         }
     }
@@ -148,6 +268,7 @@ mod tests {
             no_local: false,
             retain_as_published: false,
             retain_handling: RetainHandling::Send,
+            identifier: None,
         };
         Receiver { mailbox: Arc::new(Mailbox::new(&Limits::default())), options, since: 0 }
     }
@@ -159,7 +280,43 @@ mod tests {
         subscriptions.insert("a/+", SessionId(1), receiver(Qos::AtLeastOnce));
         let found = subscriptions.receivers("a/b", None, 0);
         assert_eq!(found.len(), 1);
-        assert_eq!(found[&SessionId(1)].options.qos, Qos::AtLeastOnce);
+        assert_eq!(found[0].qos(Qos::ExactlyOnce), Qos::AtLeastOnce);
+    }
+
+    #[test]
+    fn those_who_share_a_subscription_take_turns_and_who_is_away_comes_last() {
+        let mut subscriptions = Subscriptions::default();
+        let away = receiver(Qos::AtLeastOnce);
+        away.mailbox.close();
+        subscriptions.insert("$share/g/a/#", SessionId::kept(7), away);
+        let chosen = |subscriptions: &Subscriptions| {
+            let chosen = subscriptions.chosen("a/b");
+            chosen.iter().map(|found| found.id).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(&subscriptions), [SessionId::kept(7)], "better than nobody");
+        for n in [1, 2] {
+            subscriptions.insert("$share/g/a/#", SessionId(n), receiver(Qos::AtLeastOnce));
+        }
+        subscriptions.insert("$share/h/a/b", SessionId(2), receiver(Qos::AtLeastOnce));
+        let all: Vec<_> = (0..12).map(|_| chosen(&subscriptions)).collect();
+        let count = |id| all.iter().filter(|chosen| chosen.contains(&SessionId(id))).count();
+        assert!(
+            all.iter().all(|chosen| chosen.len() == 2 && chosen[0] == SessionId(2)
+                || chosen.len() == 2 && chosen[1] == SessionId(2)),
+            "group h has one member: {all:?}"
+        );
+        assert!(count(1) >= 4);
+        assert!(subscriptions.receivers("a/b", None, 0).is_empty());
+        for (filter, id) in [
+            ("$share/g/a/#", SessionId::kept(7)),
+            ("$share/g/a/#", SessionId(1)),
+            ("$share/g/a/#", SessionId(2)),
+        ] {
+            subscriptions.remove(filter, id);
+        }
+        assert_eq!(chosen(&subscriptions), [SessionId(2)]);
+        subscriptions.remove("$share/h/a/b", SessionId(2));
+        assert!(subscriptions.shared.children.is_empty());
     }
 
     #[test]
@@ -172,7 +329,7 @@ mod tests {
         assert_eq!(subscriptions.receivers("a/b", Some(SessionId(2)), 0).len(), 1);
         subscriptions.insert("a/b", SessionId(1), receiver(Qos::AtMostOnce));
         let found = subscriptions.receivers("a/b", Some(SessionId(1)), 0);
-        assert_eq!(found[&SessionId(1)].options.qos, Qos::AtMostOnce);
+        assert_eq!(found[0].receiver.options.qos, Qos::AtMostOnce);
     }
 
     #[test]
@@ -195,7 +352,7 @@ mod tests {
         for filter in ["a/#", "a/+/c", "a", "never"] {
             subscriptions.remove(filter, SessionId(1));
         }
-        assert!(subscriptions.root.children.is_empty());
+        assert!(subscriptions.passing.children.is_empty());
     }
 
     proptest! {
@@ -210,7 +367,7 @@ mod tests {
             for (n, filter) in filters.iter().enumerate() {
                 subscriptions.insert(filter, SessionId(n as u64), receiver(Qos::AtMostOnce));
             }
-            let found: Vec<_> = subscriptions.receivers(&name, None, 0).into_keys().collect();
+            let found: Vec<_> = subscriptions.receivers(&name, None, 0).iter().map(|found| found.id).collect();
             let expected: Vec<_> = (0..filters.len())
                 .filter(|n| topic::matches(&filters[*n], &name))
                 .map(|n| SessionId(n as u64))

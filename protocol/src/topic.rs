@@ -101,6 +101,12 @@ pub enum TopicError {
         /// The topic or filter as given.
         topic: String,
     },
+    /// MQTT 5, 4.8.2: `$share/<name>/<filter>`, the name without wildcards.
+    #[error("`{filter}` is no shared subscription: it goes `$share/<name>/<filter>`")]
+    Shared {
+        /// The filter as given.
+        filter: String,
+    },
     /// Below `mpypi/channels/` or `mpypi/nodes/`, with a name that is none.
     #[error("topic `{topic}`: {problem}")]
     Name {
@@ -322,13 +328,28 @@ pub fn check_name(name: &str) -> Result<(), TopicError> {
     Ok(())
 }
 
-/// Checks that `filter` can be subscribed to: MQTT 3.1.1 and 5, section 4.7.1, and our limits.
+/// The name and the filter of a shared subscription, `$share/<name>/<filter>` (MQTT 5, section 4.8.2).
+#[must_use]
+pub fn split_shared(filter: &str) -> Option<(&str, &str)> {
+    filter.strip_prefix("$share/")?.split_once('/')
+}
+
+/// Checks that `filter` can be subscribed to: MQTT 3.1.1 and 5, sections 4.7.1 and 4.8.2, and our limits.
 ///
 /// # Errors
 /// Says which rule `filter` breaks.
 pub fn check_filter(filter: &str) -> Result<(), TopicError> {
     check_text(filter)?;
-    let mut levels = filter.split('/').peekable();
+    let wanted = match (filter.starts_with("$share/"), split_shared(filter)) {
+        (false, _) => filter,
+        (true, Some((name, wanted)))
+            if !name.is_empty() && !name.contains(['+', '#']) && !wanted.is_empty() =>
+        {
+            wanted
+        }
+        (true, _) => return Err(TopicError::Shared { filter: filter.to_owned() }),
+    };
+    let mut levels = wanted.split('/').peekable();
     while let Some(level) = levels.next() {
         let good = match level {
             "#" => levels.peek().is_none(),

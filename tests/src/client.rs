@@ -17,6 +17,8 @@ use crate::PATIENCE;
 /// A connected client.
 #[derive(Debug)]
 pub struct Client {
+    /// Whether an earlier session goes on.
+    pub session_present: bool,
     stream: TcpStream,
     buffer: BytesMut,
     last_id: u16,
@@ -29,6 +31,8 @@ pub struct Client {
 pub struct Options {
     /// Client id.
     pub id: String,
+    /// Whether an earlier session is forgotten, and this one ends with its connection.
+    pub clean: bool,
     /// Seconds; 0 for none.
     pub keep_alive: u16,
     /// Topic and message of the will, retained at QoS 1.
@@ -54,7 +58,7 @@ impl Options {
     /// A plain client without keep-alive.
     #[must_use]
     pub fn id(id: &str) -> Options {
-        Options { id: id.to_owned(), keep_alive: 0, will: None, login: None }
+        Options { id: id.to_owned(), clean: true, keep_alive: 0, will: None, login: None }
     }
 }
 
@@ -74,9 +78,22 @@ impl Client {
         let mut client = Client::open(address);
         client.send(&Client::connect_packet(options));
         match client.packet()? {
-            Packet::ConnAck(ack) => Some((client, ack.code as u8)),
+            Packet::ConnAck(ack) => {
+                client.session_present = ack.session_present;
+                Some((client, ack.code as u8))
+            }
             other => panic!("expected CONNACK, got {other:?}"),
         }
+    }
+
+    /// Connects with a session that is kept.
+    #[track_caller]
+    #[must_use]
+    pub fn resume(address: SocketAddr, id: &str) -> Client {
+        let options = Options { clean: false, ..Options::id(id) };
+        let (client, code) = Client::try_connect(address, &options).expect("a CONNACK");
+        assert_eq!(code, 0, "CONNACK");
+        client
     }
 
     /// A TCP connection on which nothing was said.
@@ -85,7 +102,13 @@ impl Client {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Client { stream, buffer: BytesMut::new(), last_id: 0, waiting: Default::default() }
+        Client {
+            session_present: false,
+            stream,
+            buffer: BytesMut::new(),
+            last_id: 0,
+            waiting: Default::default(),
+        }
     }
 
     /// The bytes of a CONNECT.
@@ -93,6 +116,7 @@ impl Client {
     pub fn connect_packet(options: &Options) -> Vec<u8> {
         let mut connect = Connect::new(&*options.id);
         connect.keep_alive = options.keep_alive;
+        connect.clean_session = options.clean;
         connect.last_will = options
             .will
             .as_ref()

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use mpypi_protocol::Digest;
 
-use super::IndexError;
+use super::{IndexError, record::Body};
 
 /// Bytes read at once.
 pub const CHUNK: u64 = 64 * 1024;
@@ -69,6 +69,16 @@ impl Blobs {
         written.and_then(|()| fs::rename(&beside, &path)).inspect_err(|_| {
             fs::remove_file(&beside).ok();
         })
+    }
+
+    /// Whether the bytes of `body` are there.
+    pub(super) fn has(&self, body: &Body) -> bool {
+        match body {
+            Body::Inline(_) => true,
+            Body::Blob { digest, len } => {
+                fs::metadata(self.path(&Digest::from(*digest))).is_ok_and(|found| found.len() == *len)
+            }
+        }
     }
 
     /// Makes the names of all written blobs durable.

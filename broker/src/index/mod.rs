@@ -6,6 +6,7 @@
 
 pub mod blobs;
 mod record;
+pub mod sessions;
 pub mod writer;
 
 use std::{ops::Bound, path::Path, sync::Arc};
@@ -75,7 +76,7 @@ macro_rules! database_errors {
     )*};
 }
 
-database_errors!(CommitError, StorageError, TableError, TransactionError);
+database_errors!(CommitError, SetDurabilityError, StorageError, TableError, TransactionError);
 
 /// Reads the index. Clones share it.
 #[derive(Debug, Clone)]

@@ -57,6 +57,19 @@ impl Record {
             .ok()
     }
 
+    pub(super) fn of(message: &Message) -> Record {
+        Record {
+            version: message.version,
+            qos: message.qos as u8,
+            body: match &message.payload {
+                Payload::Inline(bytes) => Body::Inline(bytes.to_vec()),
+                Payload::Blob(digest, len) => Body::Blob { digest: *digest.as_bytes(), len: *len },
+            },
+            properties: message.properties.clone(),
+            expires_ms: message.expires_ms,
+        }
+    }
+
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("a record holds nothing that postcard cannot write")
     }
@@ -73,7 +86,8 @@ impl Record {
                 Body::Blob { digest, len } => Payload::Blob(Digest::from(digest), len),
             },
             qos: Qos::from_number(self.qos).unwrap_or(Qos::AtMostOnce),
-            retain: true,
+            // Only what changed the index has a version there.
+            retain: self.version > 0,
             properties: self.properties,
             expires_ms: self.expires_ms,
             origin: None,

@@ -3,25 +3,29 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use mpypi_protocol::{ChannelName, Digest, Entry, FilePath, PackageId, Topic, UpdateList};
-use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use redb::{Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     INLINE, Index, IndexError,
     record::{Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION},
+    sessions::{self, Change, Kept, Opening, Sessions},
 };
 use crate::{
+    bus::SharedSubscriptions,
     clock::{self, Now},
-    door::{Admitted, Kind, Present, may_replace},
+    door::{Admitted, Kind, Present, admit, may_replace},
     limits::Limits,
+    mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
-    packet::Reason,
+    packet::{Publish, Qos, Reason},
+    subscriptions::{Found, Subscriptions},
 };
 
 /// Messages that wait for the writer before their senders do.
@@ -38,9 +42,20 @@ const SWEEP: Duration = Duration::from_secs(15);
 /// Most expired messages removed at once; the rest waits for the next time.
 const SWEEP_MESSAGES: usize = 10_000;
 
+/// Something for the writer to do.
+#[derive(Debug)]
+pub enum Op {
+    /// Judges a message, keeps it and announces it.
+    Publish(Box<Submission>),
+    /// Opens a session; answers none if it ends with its connection.
+    Open(Box<Opening>, oneshot::Sender<Result<Option<Kept>, Refusal>>),
+    /// Changes a kept session, and says so there if the change is one that is answered.
+    Change(SessionId, Change, Arc<Mailbox>),
+}
+
 /// A message for the writer.
 #[derive(Debug)]
-pub struct Op {
+pub struct Submission {
     /// The message, or why the door refused it: refusals wait in line, since answers keep the order of
     /// what they answer [MQTT-4.6.0-2].
     pub admitted: Result<Admitted, Refusal>,
@@ -58,28 +73,36 @@ pub struct Op {
 #[derive(Debug)]
 pub struct Reply {
     /// Takes the answer.
-    pub to: mpsc::UnboundedSender<Settled>,
+    pub to: Arc<Mailbox>,
     /// Which message is meant.
     pub packet_id: u16,
 }
 
-/// What became of a message: durable and announced, or refused without a trace.
+/// What became of something that a session asked for.
 #[derive(Debug)]
-pub struct Settled {
-    /// Which message is meant; 0 for one at QoS 0.
-    pub packet_id: u16,
-    /// What became of it.
-    pub result: Result<(), Refusal>,
+pub enum Settled {
+    /// A message is durable and announced, or refused without a trace.
+    Published {
+        /// Which message is meant; 0 for one at QoS 0.
+        packet_id: u16,
+        /// What became of it.
+        result: Result<(), Refusal>,
+    },
+    /// The session has changed, durably.
+    Changed(Change),
 }
 
-/// Takes messages that were let in to those who listen.
-pub type Announce = Box<dyn FnMut(Arc<Message>) + Send>;
+/// Takes messages that were let in to those who listen, and to those it was the turn of among those who share
+/// a subscription.
+pub type Announce = Box<dyn FnMut(Arc<Message>, Vec<Found>) + Send>;
 
 /// The index's writer.
 pub struct Writer {
     index: Index,
-    limits: Limits,
+    limits: Arc<Limits>,
     announce: Announce,
+    subscriptions: SharedSubscriptions,
+    sessions: Sessions,
     channels: HashMap<ChannelName, ChannelState>,
     version: u64,
     /// Blobs that lost their last record, and when they go.
@@ -105,24 +128,36 @@ impl ChannelState {
 }
 
 impl Writer {
-    /// A writer for `index`, which must have no other.
+    /// A writer for `index`, which must have no other. Puts the subscriptions of kept sessions into
+    /// `subscriptions`.
     ///
     /// # Errors
     /// The index cannot be read.
-    pub fn new(index: Index, limits: Limits, announce: Announce) -> Result<Writer, IndexError> {
+    pub fn new(
+        index: Index,
+        limits: Arc<Limits>,
+        subscriptions: SharedSubscriptions,
+        announce: Announce,
+    ) -> Result<Writer, IndexError> {
+        let sessions = Sessions::new(subscriptions.clone(), index.blobs.clone(), limits.clone());
         let mut writer = Writer {
             index,
             limits,
             announce,
+            subscriptions,
+            sessions,
             channels: HashMap::new(),
             version: 0,
             forgotten: HashMap::new(),
         };
-        writer.load()?;
+        writer.load(clock::now())?;
         Ok(writer)
     }
 
-    fn load(&mut self) -> Result<(), IndexError> {
+    fn load(&mut self, now: Now) -> Result<(), IndexError> {
+        let transaction = self.index.database.begin_write()?;
+        self.sessions.load(&mut sessions::Tables::open(&transaction)?, now.unix_ms)?;
+        transaction.commit()?;
         let transaction = self.index.database.begin_read()?;
         let meta = transaction.open_table(META)?;
         self.version = meta.get(VERSION)?.map_or(0, |version| version.value());
@@ -167,7 +202,8 @@ impl Writer {
         let runtime = tokio::runtime::Handle::current();
         let mut swept = clock::now().instant;
         loop {
-            let first = runtime.block_on(async { tokio::time::timeout(SWEEP, ops.recv()).await });
+            let patience = self.patience(clock::now());
+            let first = runtime.block_on(async { tokio::time::timeout(patience, ops.recv()).await });
             let now = clock::now();
             match first {
                 Ok(None) => return Ok(()),
@@ -183,54 +219,133 @@ impl Writer {
                 }
                 Err(_) => {}
             }
-            if now.instant.duration_since(swept) >= SWEEP {
+            let is_swept = now.instant.duration_since(swept) < SWEEP;
+            if !is_swept || self.patience(now).is_zero() {
+                self.expire_sessions(now)?;
+            }
+            if !is_swept {
                 swept = now.instant;
                 self.sweep(now)?;
+            }
+            let wills = self.sessions.take_wills();
+            if !wills.is_empty() {
+                let wills = wills.into_iter().map(|will| Op::publish(will, &self.limits));
+                self.settle(wills.collect(), now)?;
             }
         }
     }
 
+    /// How long to wait for something to do.
+    fn patience(&self, now: Now) -> Duration {
+        let will =
+            self.sessions.next_will().map(|due| Duration::from_millis(due.saturating_sub(now.unix_ms)));
+        will.map_or(SWEEP, |will| will.min(SWEEP))
+    }
+
+    fn expire_sessions(&mut self, now: Now) -> Result<(), IndexError> {
+        if !self.sessions.is_due(now.unix_ms) {
+            return Ok(());
+        }
+        let transaction = self.index.database.begin_write()?;
+        {
+            let mut tables = Tables::open(&transaction)?;
+            self.sessions.expire(tables.sessions()?, now.unix_ms)?;
+            self.settle_bodies(&mut tables, now)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
     /// Judges and commits `batch`, then answers and announces.
     fn settle(&mut self, batch: Vec<Op>, now: Now) -> Result<(), IndexError> {
-        let stores = batch.iter().any(Op::stores);
-        let (versions, failure) = match stores {
-            false => (vec![Ok(0); batch.len()], None),
+        let (outcomes, failure) = match batch.iter().any(|op| self.stores(op)) {
+            false => (batch.iter().map(|op| self.pass_on(op)).collect(), None),
             true => match self.commit(&batch, now) {
-                Ok(versions) => (versions, None),
-                Err(error) => {
-                    let text = "the index failed, nothing was kept";
-                    (vec![Err(Refusal::new(Reason::UnspecifiedError, text)); batch.len()], Some(error))
-                }
+                Ok(outcomes) => (outcomes, None),
+                Err(error) => (batch.iter().map(|_| Outcome::Failed).collect(), Some(error)),
             },
         };
-        for (op, version) in batch.into_iter().zip(versions) {
-            let Op { admitted, topic, origin, reply, place } = op;
-            let result = admitted.and_then(|admitted| {
-                let message = message(admitted, topic.clone(), origin, version?, now);
-                (self.announce)(Arc::new(message));
-                Ok(())
-            });
-            if let Err(refusal) = &result {
-                // Quoted: nothing is known yet of what a refused topic holds.
-                tracing::info!(topic = shown(&topic), "refused: {refusal}");
-            }
-            drop(place);
-            if let Some(Reply { to, packet_id }) = reply {
-                to.send(Settled { packet_id, result }).ok(); // the client may be gone
+        let failed = || Refusal::new(Reason::UnspecifiedError, "the index failed, nothing was kept");
+        for (op, outcome) in batch.into_iter().zip(outcomes) {
+            match (op, outcome) {
+                (Op::Publish(submission), Outcome::Published(version, chosen)) => {
+                    self.answer(*submission, version, chosen, now);
+                }
+                (Op::Publish(submission), _) => self.answer(*submission, Err(failed()), Vec::new(), now),
+                (Op::Open(_, reply), Outcome::Opened(result)) => drop(reply.send(result)),
+                (Op::Open(_, reply), _) => drop(reply.send(Err(failed()))),
+                (Op::Change(_, change, mailbox), Outcome::Changed) if change.is_answered() => {
+                    mailbox.settled(Settled::Changed(change));
+                }
+                (Op::Change(..), _) => {}
             }
         }
         failure.map_or(Ok(()), Err)
     }
 
-    /// For each message its version, or why it is refused. An error means that nothing was kept.
-    fn commit(&mut self, batch: &[Op], now: Now) -> Result<Vec<Result<u64, Refusal>>, IndexError> {
-        let transaction = self.index.database.begin_write()?;
+    /// Announces a message that was kept, and tells its sender what became of it.
+    fn answer(&mut self, op: Submission, version: Result<u64, Refusal>, chosen: Vec<Found>, now: Now) {
+        let Submission { admitted, topic, origin, reply, place } = op;
+        let result = admitted.and_then(|admitted| {
+            let message = message(admitted, topic.clone(), origin, version?, now);
+            (self.announce)(Arc::new(message), chosen);
+            Ok(())
+        });
+        if let Err(refusal) = &result {
+            // Quoted: nothing is known yet of what a refused topic holds.
+            tracing::info!(topic = shown(&topic), "refused: {refusal}");
+        }
+        drop(place);
+        if let Some(Reply { to, packet_id }) = reply {
+            to.settled(Settled::Published { packet_id, result });
+        }
+    }
+
+    /// Whether the disk has to know of it.
+    fn stores(&self, op: &Op) -> bool {
+        let Op::Publish(submission) = op else { return true };
+        submission.admitted.as_ref().is_ok_and(|admitted| {
+            let qos = admitted.publish.qos;
+            !matches!(admitted.kind, Kind::Live)
+                || (submission.origin.is_kept() && qos == Qos::ExactlyOnce)
+                || (qos > Qos::AtMostOnce && !self.sessions.is_empty())
+        })
+    }
+
+    /// What becomes of something that the disk need not know of.
+    fn pass_on(&self, op: &Op) -> Outcome {
+        match op {
+            Op::Publish(submission) => {
+                Outcome::Published(Ok(0), self.subscriptions().chosen(&submission.topic))
+            }
+            _ => Outcome::Failed,
+        }
+    }
+
+    /// What becomes of each. An error means that nothing was kept.
+    fn commit(&mut self, batch: &[Op], now: Now) -> Result<Vec<Outcome>, IndexError> {
+        let mut transaction = self.index.database.begin_write()?;
+        if batch.iter().all(|op| matches!(op, Op::Change(_, change, _) if change.may_be_lost())) {
+            transaction.set_durability(Durability::None)?;
+        }
         let mut new_blobs = false;
         let outcomes = {
             let mut tables = Tables::open(&transaction)?;
             let mut outcomes = Vec::with_capacity(batch.len());
             for op in batch {
-                outcomes.push(self.apply(&mut tables, op, now, &mut new_blobs)?);
+                let outcome = match op {
+                    Op::Publish(submission) => self.publish(&mut tables, submission, now, &mut new_blobs)?,
+                    Op::Open(opening, _) => {
+                        let opening = Opening::clone(opening);
+                        Outcome::Opened(self.sessions.open(tables.sessions()?, opening, now.unix_ms)?)
+                    }
+                    Op::Change(id, change, _) => {
+                        self.sessions.change(tables.sessions()?, *id, change, now.unix_ms)?;
+                        Outcome::Changed
+                    }
+                };
+                self.settle_bodies(&mut tables, now)?;
+                outcomes.push(outcome);
             }
             tables.meta.insert(VERSION, self.version)?;
             outcomes
@@ -245,14 +360,77 @@ impl Writer {
         Ok(outcomes)
     }
 
+    /// Keeps a message and puts it into the queues of those who are to get it.
+    fn publish(
+        &mut self,
+        tables: &mut Tables<'_>,
+        op: &Submission,
+        now: Now,
+        new_blobs: &mut bool,
+    ) -> Result<Outcome, IndexError> {
+        let Ok(admitted) = &op.admitted else { return Ok(Outcome::Published(Ok(0), Vec::new())) };
+        let version = match self.apply(tables, admitted, now, new_blobs)? {
+            Ok(version) => version,
+            Err(refusal) => return Ok(Outcome::Published(Err(refusal), Vec::new())),
+        };
+        let Admitted { publish, digest, kind } = admitted;
+        if op.origin.is_kept()
+            && publish.qos == Qos::ExactlyOnce
+            && let Some(reply) = &op.reply
+        {
+            self.sessions.remember(tables.sessions()?, op.origin, reply.packet_id)?;
+        }
+        let (mut queued, chosen) = {
+            let subscriptions = self.subscriptions();
+            let (queued, chosen): (Vec<_>, Vec<_>) = subscriptions
+                .chosen(&publish.topic)
+                .into_iter()
+                .partition(|found| found.is_queued(publish.qos));
+            let kept = subscriptions.kept(&publish.topic, Some(op.origin));
+            (queued.into_iter().chain(kept).collect::<Vec<_>>(), chosen)
+        };
+        queued.retain(|found| found.is_queued(publish.qos));
+        if !queued.is_empty() {
+            let retain = !matches!(kind, Kind::Live);
+            let record = Record {
+                version,
+                qos: publish.qos as u8,
+                body: body(publish, digest.as_ref().filter(|_| retain)),
+                properties: publish.properties.clone(),
+                expires_ms: expiry(publish.properties.expiry, now),
+            };
+            self.sessions.enqueue(tables.sessions()?, &queued, publish, retain, &record)?;
+        }
+        Ok(Outcome::Published(Ok(version), chosen))
+    }
+
+    /// Counts what the queues of sessions gained and lost among the blobs.
+    fn settle_bodies(&mut self, tables: &mut Tables<'_>, now: Now) -> Result<(), IndexError> {
+        let (gained, freed) = self.sessions.take_bodies();
+        for body in gained {
+            if let Body::Blob { digest, .. } = body {
+                tables.count(&digest, 1)?;
+            }
+        }
+        for body in freed {
+            self.release(tables, &body, now)?;
+        }
+        Ok(())
+    }
+
+    fn subscriptions(&self) -> RwLockReadGuard<'_, Subscriptions> {
+        self.subscriptions.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The message's version, or why it is refused.
     fn apply(
         &mut self,
         tables: &mut Tables<'_>,
-        op: &Op,
+        admitted: &Admitted,
         now: Now,
         new_blobs: &mut bool,
     ) -> Result<Result<u64, Refusal>, IndexError> {
-        let Ok(Admitted { publish, kind, digest }) = &op.admitted else { return Ok(Ok(0)) };
+        let Admitted { publish, kind, digest } = admitted;
         match kind {
             Kind::Live => return Ok(Ok(0)),
             Kind::List(channel, list) => {
@@ -300,12 +478,7 @@ impl Writer {
             properties.expiry = None;
         }
         let expires_ms = expiry(properties.expiry, now);
-        let body = match (publish.payload.len() > INLINE, digest) {
-            (true, Some(digest)) => {
-                Body::Blob { digest: *digest.as_bytes(), len: publish.payload.len() as u64 }
-            }
-            _ => Body::Inline(publish.payload.to_vec()),
-        };
+        let body = body(publish, digest.as_ref());
         if old.is_none() && tables.records.len()? >= self.limits.retained {
             let text = format!("the index holds {} messages already", self.limits.retained);
             return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
@@ -416,13 +589,38 @@ impl Writer {
     }
 }
 
+/// What becomes of an [`Op`].
+enum Outcome {
+    /// The message's version or why it is refused, and whose turn it is among those who share.
+    Published(Result<u64, Refusal>, Vec<Found>),
+    Opened(Result<Option<Kept>, Refusal>),
+    Changed,
+    Failed,
+}
+
 impl Op {
-    fn size(&self) -> usize {
-        self.admitted.as_ref().map_or(0, |admitted| admitted.publish.payload.len())
+    /// A message of the broker's own, such as a will: nobody waits for an answer.
+    fn publish(publish: Publish, limits: &Limits) -> Op {
+        let topic = publish.topic.as_str().into();
+        let admitted = admit(publish, limits);
+        Op::Publish(Box::new(Submission { admitted, topic, origin: SessionId(0), reply: None, place: None }))
     }
 
-    fn stores(&self) -> bool {
-        self.admitted.as_ref().is_ok_and(|admitted| !matches!(admitted.kind, Kind::Live))
+    fn size(&self) -> usize {
+        match self {
+            Op::Publish(submission) => {
+                submission.admitted.as_ref().map_or(0, |admitted| admitted.publish.payload.len())
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// How a payload is kept: in a blob if it is large and its digest known.
+fn body(publish: &Publish, digest: Option<&Digest>) -> Body {
+    match digest.filter(|_| publish.payload.len() > INLINE) {
+        Some(digest) => Body::Blob { digest: *digest.as_bytes(), len: publish.payload.len() as u64 },
+        None => Body::Inline(publish.payload.to_vec()),
     }
 }
 
@@ -460,6 +658,9 @@ fn shown(topic: &str) -> &str {
 
 /// The tables of one transaction.
 struct Tables<'t> {
+    transaction: &'t WriteTransaction,
+    /// Opened when first needed.
+    sessions: Option<sessions::Tables<'t>>,
     records: Table<'t, &'static str, &'static [u8]>,
     expiries: Table<'t, (u64, &'static str), ()>,
     refs: Table<'t, &'static [u8; 32], u64>,
@@ -470,11 +671,20 @@ struct Tables<'t> {
 impl<'t> Tables<'t> {
     fn open(transaction: &'t WriteTransaction) -> Result<Tables<'t>, IndexError> {
         Ok(Tables {
+            transaction,
+            sessions: None,
             records: transaction.open_table(RECORDS)?,
             expiries: transaction.open_table(EXPIRIES)?,
             refs: transaction.open_table(REFS)?,
             legacy: transaction.open_table(LEGACY)?,
             meta: transaction.open_table(META)?,
+        })
+    }
+
+    fn sessions(&mut self) -> Result<&mut sessions::Tables<'t>, IndexError> {
+        Ok(match &mut self.sessions {
+            Some(tables) => tables,
+            none => none.insert(sessions::Tables::open(self.transaction)?),
         })
     }
 

@@ -1,5 +1,7 @@
 //! Bytes from a client to packets.
 
+use std::num::NonZeroU32;
+
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
@@ -76,11 +78,17 @@ pub fn decode(frame: Frame, version: Version, limits: &Limits) -> Result<Packet,
     }
     let packet = match kind {
         1 => Packet::Connect(Box::new(connect(&mut reader)?)),
-        3 => Packet::Publish(publish(&mut reader, flags)?),
-        4 => Packet::PubAck(acknowledgement(&mut reader)?),
-        5 => Packet::PubRec(acknowledgement(&mut reader)?),
-        6 => Packet::PubRel(acknowledgement(&mut reader)?),
-        7 => Packet::PubComp(acknowledgement(&mut reader)?),
+        3 => {
+            let (publish, alias) = publish(&mut reader, flags)?;
+            Packet::Publish(publish, alias)
+        }
+        4 => Packet::PubAck(acknowledgement(&mut reader)?.0),
+        5 => {
+            let (id, reason) = acknowledgement(&mut reader)?;
+            Packet::PubRec { id, refused: reason >= 0x80 }
+        }
+        6 => Packet::PubRel(acknowledgement(&mut reader)?.0),
+        7 => Packet::PubComp(acknowledgement(&mut reader)?.0),
         8 => Packet::Subscribe(subscribe(&mut reader)?),
         10 => Packet::Unsubscribe(unsubscribe(&mut reader)?),
         12 => Packet::PingReq,
@@ -131,8 +139,11 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
         version,
         client_id: String::new(),
         clean_start,
+        // 3.1.2.11.2: without the property it ends with the connection.
+        session_expiry: if version == Version::V3 && !clean_start { u32::MAX } else { 0 },
         keep_alive,
         will: None,
+        will_delay: 0,
         receive_maximum: u16::MAX,
         maximum_packet_size: None,
         user: None,
@@ -148,8 +159,8 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
             }
             (property::AUTH_METHOD, Value::Text(_)) => connect.wants_auth_exchange = true,
             (property::REQUEST_PROBLEM, Value::Byte(byte @ (0 | 1))) => connect.wants_problems = byte == 1,
+            (property::SESSION_EXPIRY, Value::Long(seconds)) => connect.session_expiry = seconds,
             (property::REQUEST_RESPONSE, Value::Byte(0 | 1))
-            | (property::SESSION_EXPIRY, Value::Long(_))
             | (property::TOPIC_ALIAS_MAXIMUM, Value::Short(_))
             | (property::AUTH_DATA, Value::Binary(_))
             | (property::USER, Value::Pair(..)) => {}
@@ -161,8 +172,10 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
     if has_will {
         let mut properties = Properties::default();
         reader.properties(|id, value| match (id, value) {
-            // A will waits no longer than its session lives, and sessions end with the connection.
-            (property::WILL_DELAY, Value::Long(_)) => true,
+            (property::WILL_DELAY, Value::Long(seconds)) => {
+                connect.will_delay = seconds;
+                true
+            }
             (id, value) => properties.take(id, value),
         })?;
         connect.will = Some(Publish {
@@ -186,7 +199,7 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
     Ok(connect)
 }
 
-fn publish(reader: &mut Reader, flags: u8) -> Result<Publish, PacketError> {
+fn publish(reader: &mut Reader, flags: u8) -> Result<(Publish, Option<u16>), PacketError> {
     let qos = Qos::from_number(flags >> 1 & 0x03).ok_or_else(|| PacketError::malformed("QoS 3"))?;
     let duplicate = flags & 0x08 != 0;
     if duplicate && qos == Qos::AtMostOnce {
@@ -195,29 +208,26 @@ fn publish(reader: &mut Reader, flags: u8) -> Result<Publish, PacketError> {
     let topic = reader.text()?;
     let packet_id = if qos == Qos::AtMostOnce { 0 } else { reader.packet_id()? };
     let mut properties = Properties::default();
-    let mut alias = false;
+    let mut alias = None;
     reader.properties(|id, value| match (id, value) {
-        (property::TOPIC_ALIAS, Value::Short(_)) => {
-            alias = true;
+        (property::TOPIC_ALIAS, Value::Short(number)) => {
+            alias = Some(number);
             true
         }
         (id, value) => properties.take(id, value),
     })?;
-    if alias {
-        // [MQTT-3.3.2-9]: we said in CONNACK, by leaving it out, that our maximum is 0.
-        let text = "a topic alias, which was never offered".to_owned();
-        return Err(PacketError { reason: Reason::TopicAliasInvalid, text });
-    }
     let payload = reader.bytes.split_off(0);
-    Ok(Publish { topic, payload, qos, retain: flags & 0x01 != 0, packet_id, duplicate, properties })
+    let retain = flags & 0x01 != 0;
+    Ok((Publish { topic, payload, qos, retain, packet_id, duplicate, properties }, alias))
 }
 
-/// PUBACK, PUBREC, PUBREL and PUBCOMP: an id and, in MQTT 5, perhaps a reason and properties, none of which
-/// changes what a broker does.
-fn acknowledgement(reader: &mut Reader) -> Result<u16, PacketError> {
+/// PUBACK, PUBREC, PUBREL and PUBCOMP: an id and, in MQTT 5, perhaps a reason, and properties that change
+/// nothing for a broker.
+fn acknowledgement(reader: &mut Reader) -> Result<(u16, u8), PacketError> {
     let id = reader.packet_id()?;
+    let mut reason = 0;
     if reader.version == Version::V5 && reader.bytes.has_remaining() {
-        reader.byte()?;
+        reason = reader.byte()?;
         if reader.bytes.has_remaining() {
             reader.properties(|id, value| {
                 matches!(
@@ -227,15 +237,15 @@ fn acknowledgement(reader: &mut Reader) -> Result<u16, PacketError> {
             })?;
         }
     }
-    Ok(id)
+    Ok((id, reason))
 }
 
 fn subscribe(reader: &mut Reader) -> Result<Subscribe, PacketError> {
     let packet_id = reader.packet_id()?;
-    let mut has_identifier = false;
+    let mut identifier = None;
     reader.properties(|id, value| match (id, value) {
-        (property::SUBSCRIPTION_ID, Value::Variable(1..)) => {
-            has_identifier = true;
+        (property::SUBSCRIPTION_ID, Value::Variable(number @ 1..)) => {
+            identifier = NonZeroU32::new(number);
             true
         }
         (property::USER, Value::Pair(..)) => true,
@@ -256,6 +266,7 @@ fn subscribe(reader: &mut Reader) -> Result<Subscribe, PacketError> {
                 2 => RetainHandling::DoNotSend,
                 _ => return Err(bad()),
             },
+            identifier,
         };
         if byte & 0xc0 != 0 || (reader.version == Version::V3 && byte & 0xfc != 0) {
             return Err(bad());
@@ -265,7 +276,7 @@ fn subscribe(reader: &mut Reader) -> Result<Subscribe, PacketError> {
     if filters.is_empty() {
         return Err(PacketError::protocol("a SUBSCRIBE without a filter"));
     }
-    Ok(Subscribe { packet_id, has_identifier, filters })
+    Ok(Subscribe { packet_id, filters })
 }
 
 fn unsubscribe(reader: &mut Reader) -> Result<Unsubscribe, PacketError> {
@@ -282,22 +293,22 @@ fn unsubscribe(reader: &mut Reader) -> Result<Unsubscribe, PacketError> {
 }
 
 fn disconnect(reader: &mut Reader) -> Result<Packet, PacketError> {
-    let mut with_will = false;
+    let (mut with_will, mut session_expiry) = (false, None);
     if reader.version == Version::V5 && reader.bytes.has_remaining() {
         // 3.14.2.1: any reason but 0x00 means the will is to be published.
         with_will = reader.byte()? != 0;
         if reader.bytes.has_remaining() {
-            reader.properties(|id, value| {
-                matches!(
-                    (id, value),
-                    (property::SESSION_EXPIRY, Value::Long(_))
-                        | (property::REASON_STRING, Value::Text(_))
-                        | (property::USER, Value::Pair(..))
-                )
+            reader.properties(|id, value| match (id, value) {
+                (property::SESSION_EXPIRY, Value::Long(seconds)) => {
+                    session_expiry = Some(seconds);
+                    true
+                }
+                (property::REASON_STRING, Value::Text(_)) | (property::USER, Value::Pair(..)) => true,
+                _ => false,
             })?;
         }
     }
-    Ok(Packet::Disconnect { with_will })
+    Ok(Packet::Disconnect { with_will, session_expiry })
 }
 
 /// A property's value, of the type its id prescribes.

@@ -1,72 +1,143 @@
 //! Packets to bytes for a client.
 
+use std::num::NonZeroU32;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Properties, Qos, Reason, Version, property};
 use crate::limits::Limits;
 
-/// CONNACK. In MQTT 5 an accepted client learns our limits and what we do not offer, and the id we gave it
-/// if it had none; a refused one learns why.
+/// What an accepted client is told in CONNACK.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Welcome {
+    /// Whether its session goes on.
+    pub session_present: bool,
+    /// Seconds that its session is kept, where it asked for something else.
+    pub session_expiry: Option<u32>,
+    /// The id we gave it, if it had none.
+    pub assigned_id: Option<String>,
+}
+
+/// CONNACK for a client that may come in. In MQTT 5 it learns our limits too.
 #[must_use]
-pub fn connack(
-    version: Version,
-    reason: Reason,
-    text: &str,
-    limits: &Limits,
-    assigned_id: Option<&str>,
-) -> Bytes {
+pub fn accept(version: Version, limits: &Limits, welcome: &Welcome) -> Bytes {
+    let present = u8::from(welcome.session_present);
+    if version == Version::V3 {
+        return Bytes::copy_from_slice(&[0x20, 2, present, 0]);
+    }
+    let mut properties = BytesMut::new();
+    properties.put_u8(property::RECEIVE_MAXIMUM);
+    properties.put_u16(limits.inbound_window);
+    properties.put_u8(property::MAXIMUM_PACKET_SIZE);
+    properties.put_u32(u32::try_from(limits.packet).unwrap_or(u32::MAX));
+    properties.put_u8(property::TOPIC_ALIAS_MAXIMUM);
+    properties.put_u16(limits.topic_aliases);
+    if let Some(seconds) = welcome.session_expiry {
+        properties.put_u8(property::SESSION_EXPIRY);
+        properties.put_u32(seconds);
+    }
+    if let Some(id) = &welcome.assigned_id {
+        properties.put_u8(property::ASSIGNED_CLIENT_ID);
+        put_text(&mut properties, id);
+    }
+    connack(present, Reason::Success, &properties)
+}
+
+/// CONNACK for a client that may not come in. In MQTT 5 it learns why.
+#[must_use]
+pub fn refuse(version: Version, reason: Reason, text: &str) -> Bytes {
     if version == Version::V3 {
         return Bytes::copy_from_slice(&[0x20, 2, 0, reason.v3_connect()]);
     }
     let mut properties = BytesMut::new();
-    if reason == Reason::Success {
-        properties.put_u8(property::RECEIVE_MAXIMUM);
-        properties.put_u16(limits.inbound_window);
-        properties.put_u8(property::MAXIMUM_PACKET_SIZE);
-        properties.put_u32(u32::try_from(limits.packet).unwrap_or(u32::MAX));
-        // Sessions end with their connection.
-        properties.put_u8(property::SESSION_EXPIRY);
-        properties.put_u32(0);
-        properties.put_slice(&[property::SUBSCRIPTION_IDS_AVAILABLE, 0, property::SHARED_AVAILABLE, 0]);
-        if let Some(id) = assigned_id {
-            properties.put_u8(property::ASSIGNED_CLIENT_ID);
-            put_text(&mut properties, id);
-        }
-    } else {
-        put_reason_string(&mut properties, text);
-    }
+    put_reason_string(&mut properties, text);
+    connack(0, reason, &properties)
+}
+
+fn connack(present: u8, reason: Reason, properties: &[u8]) -> Bytes {
     let mut body = BytesMut::new();
-    body.put_u8(0);
+    body.put_u8(present);
     body.put_u8(reason as u8);
     put_variable(&mut body, properties.len());
-    body.put(properties);
+    body.put_slice(properties);
     packet(0x20, &body)
 }
 
-/// Everything of a PUBLISH before its payload, which has `payload` bytes.
-#[must_use]
-pub fn publish_head(
-    version: Version,
-    topic: &str,
-    qos: Qos,
-    retain: bool,
-    packet_id: u16,
-    properties: &Properties,
-    payload: u64,
-) -> Bytes {
-    let mut body = BytesMut::with_capacity(topic.len() + 16);
-    put_text(&mut body, topic);
-    if qos != Qos::AtMostOnce {
-        body.put_u16(packet_id);
+/// Everything of a PUBLISH before its payload.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'m> {
+    /// The topic.
+    pub topic: &'m str,
+    /// The QoS.
+    pub qos: Qos,
+    /// The retain flag.
+    pub retain: bool,
+    /// Whether it was perhaps sent before.
+    pub duplicate: bool,
+    /// Identifies the packet; 0 at QoS 0.
+    pub packet_id: u16,
+    /// The message's properties.
+    pub properties: &'m Properties,
+    /// Seconds left until the message means nothing.
+    pub expiry: Option<u32>,
+    /// What the client calls the subscriptions that brought the message.
+    pub identifiers: &'m [NonZeroU32],
+}
+
+impl Head<'_> {
+    /// The bytes, for a payload of `payload` bytes.
+    #[must_use]
+    pub fn to_bytes(&self, version: Version, payload: u64) -> Bytes {
+        let mut body = BytesMut::with_capacity(self.topic.len() + 16);
+        put_text(&mut body, self.topic);
+        if self.qos != Qos::AtMostOnce {
+            body.put_u16(self.packet_id);
+        }
+        if version == Version::V5 {
+            self.put_properties(&mut body);
+        }
+        let mut head = BytesMut::with_capacity(body.len() + 5);
+        let flags = u8::from(self.duplicate) << 3 | (self.qos as u8) << 1 | u8::from(self.retain);
+        head.put_u8(0x30 | flags);
+        put_variable(&mut head, body.len() + usize::try_from(payload).unwrap_or(usize::MAX / 2));
+        head.put(body);
+        head.freeze()
     }
-    if version == Version::V5 {
-        put_message_properties(&mut body, properties);
+
+    fn put_properties(&self, body: &mut BytesMut) {
+        let message = self.properties;
+        let mut properties = BytesMut::new();
+        if let Some(byte) = message.payload_format {
+            properties.put_slice(&[property::PAYLOAD_FORMAT, byte]);
+        }
+        if let Some(seconds) = self.expiry {
+            properties.put_u8(property::MESSAGE_EXPIRY);
+            properties.put_u32(seconds);
+        }
+        if let Some(text) = &message.content_type {
+            properties.put_u8(property::CONTENT_TYPE);
+            put_text(&mut properties, text);
+        }
+        if let Some(text) = &message.response_topic {
+            properties.put_u8(property::RESPONSE_TOPIC);
+            put_text(&mut properties, text);
+        }
+        if let Some(data) = &message.correlation_data {
+            properties.put_u8(property::CORRELATION_DATA);
+            put_binary(&mut properties, data);
+        }
+        for identifier in self.identifiers {
+            properties.put_u8(property::SUBSCRIPTION_ID);
+            put_variable(&mut properties, identifier.get() as usize);
+        }
+        for (name, value) in &message.user {
+            properties.put_u8(property::USER);
+            put_text(&mut properties, name);
+            put_text(&mut properties, value);
+        }
+        put_variable(body, properties.len());
+        body.put(properties);
     }
-    let mut head = BytesMut::with_capacity(body.len() + 5);
-    head.put_u8(0x30 | (qos as u8) << 1 | u8::from(retain));
-    put_variable(&mut head, body.len() + usize::try_from(payload).unwrap_or(usize::MAX / 2));
-    head.put(body);
-    head.freeze()
 }
 
 /// PUBACK
@@ -79,6 +150,12 @@ pub fn puback(version: Version, packet_id: u16, reason: Reason, text: &str) -> B
 #[must_use]
 pub fn pubrec(version: Version, packet_id: u16, reason: Reason, text: &str) -> Bytes {
     acknowledgement(0x50, version, packet_id, reason, text)
+}
+
+/// PUBREL
+#[must_use]
+pub fn pubrel(version: Version, packet_id: u16, reason: Reason) -> Bytes {
+    acknowledgement(0x62, version, packet_id, reason, "")
 }
 
 /// PUBCOMP
@@ -157,36 +234,6 @@ fn packet(first: u8, body: &[u8]) -> Bytes {
     put_variable(&mut bytes, body.len());
     bytes.put_slice(body);
     bytes.freeze()
-}
-
-fn put_message_properties(body: &mut BytesMut, message: &Properties) {
-    let mut properties = BytesMut::new();
-    if let Some(byte) = message.payload_format {
-        properties.put_slice(&[property::PAYLOAD_FORMAT, byte]);
-    }
-    if let Some(seconds) = message.expiry {
-        properties.put_u8(property::MESSAGE_EXPIRY);
-        properties.put_u32(seconds);
-    }
-    if let Some(text) = &message.content_type {
-        properties.put_u8(property::CONTENT_TYPE);
-        put_text(&mut properties, text);
-    }
-    if let Some(text) = &message.response_topic {
-        properties.put_u8(property::RESPONSE_TOPIC);
-        put_text(&mut properties, text);
-    }
-    if let Some(data) = &message.correlation_data {
-        properties.put_u8(property::CORRELATION_DATA);
-        put_binary(&mut properties, data);
-    }
-    for (name, value) in &message.user {
-        properties.put_u8(property::USER);
-        put_text(&mut properties, name);
-        put_text(&mut properties, value);
-    }
-    put_variable(body, properties.len());
-    body.put(properties);
 }
 
 /// A reason string no longer than [`REASON_STRING`] bytes; none if `text` is empty.

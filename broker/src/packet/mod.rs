@@ -7,10 +7,14 @@
 mod decode;
 mod encode;
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 
 pub use decode::{Frame, Framing, decode, frame};
-pub use encode::{connack, disconnect, pingresp, puback, pubcomp, publish_head, pubrec, suback, unsuback};
+pub use encode::{
+    Head, Welcome, accept, disconnect, pingresp, puback, pubcomp, pubrec, pubrel, refuse, suback, unsuback,
+};
 
 /// The protocol version a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +26,7 @@ pub enum Version {
 }
 
 /// Quality of service of a message or subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[repr(u8)]
 pub enum Qos {
     /// At most once.
@@ -51,12 +55,17 @@ impl Qos {
 pub enum Packet {
     /// The first packet of a connection.
     Connect(Box<Connect>),
-    /// A message.
-    Publish(Publish),
+    /// A message. In MQTT 5 a topic alias may stand for its topic, or be given to it.
+    Publish(Publish, Option<u16>),
     /// Acknowledges a QoS 1 message of ours.
     PubAck(u16),
     /// First answer to a QoS 2 message of ours.
-    PubRec(u16),
+    PubRec {
+        /// Identifies the message.
+        id: u16,
+        /// The client does not take it: nothing follows.
+        refused: bool,
+    },
     /// The client releases its QoS 2 message.
     PubRel(u16),
     /// Last answer to a QoS 2 message of ours.
@@ -71,6 +80,8 @@ pub enum Packet {
     Disconnect {
         /// Whether its will is to be published all the same (MQTT 5, reason 0x04).
         with_will: bool,
+        /// Seconds that its session is to be kept, if it changed its mind.
+        session_expiry: Option<u32>,
     },
 }
 
@@ -83,10 +94,15 @@ pub struct Connect {
     pub client_id: String,
     /// Whether an earlier session is to be forgotten.
     pub clean_start: bool,
+    /// Seconds that the session is to be kept after the connection; `u32::MAX` for ever, as 3.1.1 has it
+    /// without a clean session.
+    pub session_expiry: u32,
     /// Seconds between packets; 0 for no limit.
     pub keep_alive: u16,
     /// What to publish when the client is lost.
     pub will: Option<Publish>,
+    /// Seconds that the will waits for the client to come back.
+    pub will_delay: u32,
     /// How many QoS 1 and 2 messages the client takes at once.
     pub receive_maximum: u16,
     /// The largest packet the client takes, in bytes.
@@ -162,14 +178,12 @@ impl Properties {
 pub struct Subscribe {
     /// Identifies the packet.
     pub packet_id: u16,
-    /// Whether it has a subscription identifier, which we do not offer.
-    pub has_identifier: bool,
     /// Filters as they came, with what the client wants of each.
     pub filters: Vec<(String, SubscriptionOptions)>,
 }
 
 /// What a client wants of a subscription.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SubscriptionOptions {
     /// The highest QoS of messages.
     pub qos: Qos,
@@ -179,10 +193,12 @@ pub struct SubscriptionOptions {
     pub retain_as_published: bool,
     /// Which retained messages it wants now.
     pub retain_handling: RetainHandling,
+    /// What the client calls the subscription; its messages say so.
+    pub identifier: Option<NonZeroU32>,
 }
 
 /// Which retained messages a SUBSCRIBE asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum RetainHandling {
     /// All that match.
     Send,
@@ -230,8 +246,6 @@ pub enum Reason {
     PacketTooLarge = 0x95,
     QuotaExceeded = 0x97,
     PayloadFormatInvalid = 0x99,
-    SharedSubscriptionsNotSupported = 0x9e,
-    SubscriptionIdentifiersNotSupported = 0xa1,
 }
 
 impl Reason {
@@ -290,8 +304,6 @@ mod property {
     pub(super) const TOPIC_ALIAS: u8 = 0x23;
     pub(super) const USER: u8 = 0x26;
     pub(super) const MAXIMUM_PACKET_SIZE: u8 = 0x27;
-    pub(super) const SUBSCRIPTION_IDS_AVAILABLE: u8 = 0x29;
-    pub(super) const SHARED_AVAILABLE: u8 = 0x2a;
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ proptest! {
             duplicate: false,
             properties,
         };
-        prop_assert_eq!(decode_one(&bytes, Version::V5), Ok(Packet::Publish(expected)));
+        prop_assert_eq!(decode_one(&bytes, Version::V5), Ok(Packet::Publish(expected, None)));
     }
 
     #[test]
@@ -137,7 +137,17 @@ proptest! {
     ) {
         let qos_ours = Qos::from_number(level).unwrap();
         let mut bytes = BytesMut::new();
-        bytes.put(publish_head(Version::V5, &topic, qos_ours, retain, id, &properties, payload.len() as u64));
+        let head = Head {
+            topic: &topic,
+            qos: qos_ours,
+            retain,
+            duplicate: false,
+            packet_id: id,
+            properties: &properties,
+            expiry: properties.expiry,
+            identifiers: &[],
+        };
+        bytes.put(head.to_bytes(Version::V5, payload.len() as u64));
         bytes.put_slice(&payload);
         let v5::Packet::Publish(read) = v5::Packet::read(&mut bytes, None).unwrap() else { panic!() };
         prop_assert_eq!(&read.topic[..], topic.as_bytes());
@@ -164,7 +174,7 @@ proptest! {
             }
             other => prop_assert!(false, "{:?}", other),
         }
-        match read(connack(Version::V5, Reason::QuotaExceeded, &reason, &Limits::default(), None)) {
+        match read(refuse(Version::V5, Reason::QuotaExceeded, &reason)) {
             v5::Packet::ConnAck(ack) => {
                 prop_assert_eq!(ack.code, v5::ConnectReturnCode::QuotaExceeded);
                 prop_assert_eq!(ack.properties.unwrap().reason_string, Some(cut));
@@ -187,14 +197,19 @@ proptest! {
 #[test]
 fn rumqttc_reads_the_limits_in_our_connack() {
     let limits = Limits::default();
-    let bytes = connack(Version::V5, Reason::Success, "", &limits, Some("auto-1"));
+    let welcome =
+        Welcome { session_present: true, session_expiry: Some(7), assigned_id: Some("auto-1".to_owned()) };
+    let bytes = accept(Version::V5, &limits, &welcome);
     let read = v5::Packet::read(&mut BytesMut::from(&bytes[..]), None).unwrap();
     let v5::Packet::ConnAck(ack) = read else { panic!("{read:?}") };
     let properties = ack.properties.unwrap();
     assert_eq!(properties.receive_max, Some(limits.inbound_window));
     assert_eq!(properties.max_packet_size, Some(limits.packet as u32));
     assert_eq!(properties.assigned_client_identifier.as_deref(), Some("auto-1"));
-    assert_eq!(properties.shared_subscription_available, Some(0));
+    assert!(ack.session_present);
+    assert_eq!(properties.session_expiry_interval, Some(7));
+    assert_eq!(properties.topic_alias_max, Some(limits.topic_aliases));
+    assert_eq!(&accept(Version::V3, &limits, &welcome)[..], [0x20, 2, 1, 0]);
 }
 
 #[test]
@@ -207,6 +222,7 @@ fn a_connect_of_rumqttc_is_read_as_it_was_meant() {
             receive_maximum: Some(5),
             max_packet_size: Some(1000),
             request_problem_info: Some(0),
+            session_expiry_interval: Some(9),
             ..v5::ConnectProperties::new()
         }),
     };
@@ -218,6 +234,7 @@ fn a_connect_of_rumqttc_is_read_as_it_was_meant() {
     assert_eq!((read.version, read.keep_alive, &*read.client_id), (Version::V5, 7, "dev"));
     assert_eq!((read.receive_maximum, read.maximum_packet_size), (5, Some(1000)));
     assert!(read.clean_start && !read.wants_problems);
+    assert_eq!((read.session_expiry, read.will_delay), (9, 0));
     let will = read.will.unwrap();
     assert_eq!(
         (&*will.topic, &will.payload[..], will.qos, will.retain),
@@ -231,6 +248,46 @@ fn connect(name: &[u8], level: u8, flags: u8, rest: &[u8]) -> Vec<u8> {
     body.extend([level, flags, 0, 0]);
     body.extend(rest);
     [&[0x10, body.len() as u8][..], &body].concat()
+}
+
+#[test]
+fn what_a_subscription_is_called_and_what_stands_for_a_topic_is_read_and_written() {
+    let subscribe = decode_one(&[0x82, 9, 0, 1, 2, 0x0b, 5, 0, 1, b'a', 2], Version::V5);
+    let Ok(Packet::Subscribe(subscribe)) = subscribe else { panic!("{subscribe:?}") };
+    assert_eq!(subscribe.filters[0].1.identifier, NonZeroU32::new(5));
+    assert!(
+        decode_one(&[0x82, 9, 0, 1, 2, 0x0b, 0, 0, 1, b'a', 2], Version::V5).is_err(),
+        "0 is no identifier"
+    );
+    let publish = decode_one(&[0x30, 6, 0, 0, 3, 0x23, 0, 7], Version::V5);
+    assert!(matches!(publish, Ok(Packet::Publish(publish, Some(7))) if publish.topic.is_empty()));
+    let head = Head {
+        topic: "t",
+        qos: Qos::ExactlyOnce,
+        retain: false,
+        duplicate: true,
+        packet_id: 3,
+        properties: &Properties::default(),
+        expiry: None,
+        identifiers: &[NonZeroU32::MIN, NonZeroU32::new(200).unwrap()],
+    };
+    let bytes = head.to_bytes(Version::V5, 0);
+    assert_eq!(&bytes[..], [0x3c, 11, 0, 1, b't', 0, 3, 5, 0x0b, 1, 0x0b, 0xc8, 1]);
+    assert_eq!(&head.to_bytes(Version::V3, 0)[..], [0x3c, 5, 0, 1, b't', 0, 3]);
+}
+
+#[test]
+fn a_3_1_1_session_is_kept_for_ever_unless_it_is_clean_and_a_5_one_for_as_long_as_it_says() {
+    let expiry = |bytes: Vec<u8>| match decode_one(&bytes, Version::V3) {
+        Ok(Packet::Connect(connect)) => connect.session_expiry,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(expiry(connect(b"MQTT", 4, 0, &[0, 1, b'x'])), u32::MAX);
+    assert_eq!(expiry(connect(b"MQTT", 4, 2, &[0, 1, b'x'])), 0);
+    assert_eq!(expiry(connect(b"MQTT", 5, 0, &[0, 0, 1, b'x'])), 0);
+    assert_eq!(expiry(connect(b"MQTT", 5, 0, &[5, 0x11, 0, 0, 1, 0, 0, 1, b'x'])), 256);
+    let goodbye = decode_one(&[0xe0, 7, 4, 5, 0x11, 0, 0, 0, 9], Version::V5);
+    assert_eq!(goodbye, Ok(Packet::Disconnect { with_will: true, session_expiry: Some(9) }));
 }
 
 #[test]

@@ -15,8 +15,10 @@ fn connect(version: Version) -> Connect {
         version,
         client_id: "c".to_owned(),
         clean_start: true,
+        session_expiry: 0,
         keep_alive: 10,
         will: Some(publish("will", Qos::AtLeastOnce, 0)),
+        will_delay: 0,
         receive_maximum: u16::MAX,
         maximum_packet_size: None,
         user: None,
@@ -57,12 +59,9 @@ fn subscribe(filter: &str, retain_handling: RetainHandling) -> Packet {
         no_local: false,
         retain_as_published: false,
         retain_handling,
+        identifier: None,
     };
-    Packet::Subscribe(Subscribe {
-        packet_id: 9,
-        has_identifier: false,
-        filters: vec![(filter.to_owned(), options)],
-    })
+    Packet::Subscribe(Subscribe { packet_id: 9, filters: vec![(filter.to_owned(), options)] })
 }
 
 impl Driven {
@@ -72,10 +71,52 @@ impl Driven {
 
     fn with(connect: &Connect) -> Driven {
         let now = clock::now();
-        let identity = Identity::Anyone;
+        let name = "c".to_owned();
         let session =
-            Session::new(SessionId(1), "c".to_owned(), identity, connect, Limits::default(), now.instant);
+            Session::new(SessionId(1), name, Identity::Anyone, connect, Arc::default(), now.instant);
         Driven { session, now }
+    }
+
+    /// A kept session.
+    fn kept(change: impl FnOnce(&mut Kept)) -> (Driven, Vec<Effect>) {
+        let mut kept = Kept {
+            id: SessionId::kept(1),
+            present: true,
+            mailbox: Arc::new(crate::mailbox::Mailbox::new(&Limits::default())),
+            subscriptions: Vec::new(),
+            unreleased: Vec::new(),
+            sent: 0,
+            taken_ids: Vec::new(),
+        };
+        change(&mut kept);
+        let now = clock::now();
+        let connect = Connect { session_expiry: 100, ..connect(Version::V5) };
+        let identity = Identity::Node("c".parse().unwrap(), crate::access::Channels::All);
+        let name = "c".to_owned();
+        let mut session = Session::new(kept.id, name, identity, &connect, Arc::default(), now.instant);
+        let mut effects = Vec::new();
+        session.resume(kept, &mut effects);
+        (Driven { session, now }, effects)
+    }
+
+    fn publish(&mut self, publish: Publish) -> Vec<Effect> {
+        self.packet(Packet::Publish(publish, None))
+    }
+
+    fn changed(&mut self, change: Change) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.session.settled(Settled::Changed(change), &mut effects);
+        effects
+    }
+
+    /// Hands the session the next message of its queue.
+    fn queued(&mut self, order: u64, packet_id: u16, message: Option<Message>, qos: Qos) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.session.queue_waits();
+        assert!(self.session.next_queued().is_some_and(|after| after < order));
+        let sent = InFlight { packet_id, message, qos, retain: false, identifiers: Vec::new() };
+        self.session.queued(self.now, Some(Queued { order, sent }), false, &mut effects);
+        effects
     }
 
     fn packet(&mut self, packet: Packet) -> Vec<Effect> {
@@ -87,13 +128,14 @@ impl Driven {
     fn settled(&mut self, packet_id: u16, result: Result<(), Reason>) -> Vec<Effect> {
         let mut effects = Vec::new();
         let result = result.map_err(|reason| Refusal::new(reason, "because"));
-        self.session.settled(Settled { packet_id, result }, &mut effects);
+        self.session.settled(Settled::Published { packet_id, result }, &mut effects);
         effects
     }
 
     fn deliver(&mut self, message: Message) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let delivery = Delivery { qos: message.qos, retain: false, message: message.into() };
+        let identifiers = Vec::new();
+        let delivery = Delivery { qos: message.qos, retain: false, message: message.into(), identifiers };
         self.session.deliver(self.now, &delivery, &mut effects);
         effects
     }
@@ -140,7 +182,7 @@ fn sent(effects: &[Effect]) -> Vec<&[u8]> {
 fn a_message_is_acknowledged_when_the_index_has_settled_it_and_not_before() {
     let mut driven = Driven::new(Version::V3);
     let message = publish("t", Qos::AtLeastOnce, 7);
-    assert_eq!(driven.packet(Packet::Publish(message.clone())), [Effect::Admit(message)]);
+    assert_eq!(driven.publish(message.clone()), [Effect::Admit(message)]);
     assert_eq!(sent(&driven.settled(7, Ok(()))), [[0x40, 2, 0, 7]]);
 }
 
@@ -148,7 +190,7 @@ fn a_message_is_acknowledged_when_the_index_has_settled_it_and_not_before() {
 fn a_refusal_is_a_reason_in_mqtt_5_and_the_end_in_3_1_1() {
     let refuse = |version, qos| {
         let mut driven = Driven::new(version);
-        driven.packet(Packet::Publish(publish("t", qos, 7)));
+        driven.publish(publish("t", qos, 7));
         driven.settled(7, Err(Reason::PayloadFormatInvalid))
     };
     for qos in [Qos::AtLeastOnce, Qos::ExactlyOnce] {
@@ -167,7 +209,7 @@ fn a_refusal_is_a_reason_in_mqtt_5_and_the_end_in_3_1_1() {
 fn reasons_stay_out_of_acknowledgements_for_a_client_that_wants_none_but_not_out_of_disconnect() {
     let mut driven = Driven::with(&Connect { wants_problems: false, ..connect(Version::V5) });
     for (id, qos) in [(1, Qos::AtLeastOnce), (2, Qos::ExactlyOnce)] {
-        driven.packet(Packet::Publish(publish("t", qos, id)));
+        driven.publish(publish("t", qos, id));
         let answer = driven.settled(id, Err(Reason::PayloadFormatInvalid));
         assert_eq!(sent(&answer)[0][1..], [4, 0, id as u8, 0x99, 0]);
     }
@@ -178,7 +220,7 @@ fn reasons_stay_out_of_acknowledgements_for_a_client_that_wants_none_but_not_out
 #[test]
 fn no_reason_makes_a_packet_larger_than_the_client_takes() {
     let mut driven = Driven::with(&Connect { maximum_packet_size: Some(8), ..connect(Version::V5) });
-    driven.packet(Packet::Publish(publish("t", Qos::AtLeastOnce, 1)));
+    driven.publish(publish("t", Qos::AtLeastOnce, 1));
     assert_eq!(sent(&driven.settled(1, Err(Reason::QuotaExceeded)))[0].len(), 6);
     let mut effects = Vec::new();
     driven.session.end(Reason::ProtocolError, "a long explanation", &mut effects);
@@ -189,21 +231,21 @@ fn no_reason_makes_a_packet_larger_than_the_client_takes() {
 fn a_qos_2_message_is_admitted_once_until_it_is_released() {
     let mut driven = Driven::new(Version::V3);
     let message = publish("t", Qos::ExactlyOnce, 7);
-    assert_eq!(driven.packet(Packet::Publish(message.clone())).len(), 1);
-    assert!(driven.packet(Packet::Publish(message.clone())).is_empty(), "the PUBREC is under way");
+    assert_eq!(driven.publish(message.clone()).len(), 1);
+    assert!(driven.publish(message.clone()).is_empty(), "the PUBREC is under way");
     assert_eq!(sent(&driven.settled(7, Ok(()))), [[0x50, 2, 0, 7]]);
-    assert_eq!(sent(&driven.packet(Packet::Publish(message.clone()))), [[0x50, 2, 0, 7]]);
+    assert_eq!(sent(&driven.publish(message.clone())), [[0x50, 2, 0, 7]]);
     assert_eq!(sent(&driven.packet(Packet::PubRel(7))), [[0x70, 2, 0, 7]]);
-    assert_eq!(driven.packet(Packet::Publish(message.clone())), [Effect::Admit(message)]);
+    assert_eq!(driven.publish(message.clone()), [Effect::Admit(message)]);
 }
 
 #[test]
 fn after_a_refusing_pubrec_the_packet_id_is_free() {
     let mut driven = Driven::new(Version::V5);
     let message = publish("t", Qos::ExactlyOnce, 7);
-    driven.packet(Packet::Publish(message.clone()));
+    driven.publish(message.clone());
     driven.settled(7, Err(Reason::QuotaExceeded));
-    assert_eq!(driven.packet(Packet::Publish(message.clone())), [Effect::Admit(message)]);
+    assert_eq!(driven.publish(message.clone()), [Effect::Admit(message)]);
     let mut driven = Driven::new(Version::V5);
     assert_eq!(sent(&driven.packet(Packet::PubRel(3)))[0][2..5], [0, 3, 0x92]);
 }
@@ -212,12 +254,12 @@ fn after_a_refusing_pubrec_the_packet_id_is_free() {
 fn a_3_1_1_client_may_have_more_qos_2_messages_under_way_than_are_settled_at_once() {
     let mut driven = Driven::new(Version::V3);
     for id in 1..=200 {
-        assert!(!closes(&driven.packet(Packet::Publish(publish("t", Qos::ExactlyOnce, id)))), "{id}");
+        assert!(!closes(&driven.publish(publish("t", Qos::ExactlyOnce, id))), "{id}");
         driven.settled(id, Ok(()));
     }
     let mut driven = Driven::new(Version::V5);
     let closed = (1..=200).find(|id| {
-        let closed = closes(&driven.packet(Packet::Publish(publish("t", Qos::ExactlyOnce, *id))));
+        let closed = closes(&driven.publish(publish("t", Qos::ExactlyOnce, *id)));
         driven.settled(*id, Ok(()));
         closed
     });
@@ -227,12 +269,12 @@ fn a_3_1_1_client_may_have_more_qos_2_messages_under_way_than_are_settled_at_onc
 #[test]
 fn a_duplicate_while_the_first_is_under_way_is_answered_once() {
     let mut driven = Driven::new(Version::V3);
-    driven.packet(Packet::Publish(publish("t", Qos::AtLeastOnce, 7)));
+    driven.publish(publish("t", Qos::AtLeastOnce, 7));
     let again = Publish { duplicate: true, ..publish("t", Qos::AtLeastOnce, 7) };
-    assert!(driven.packet(Packet::Publish(again)).is_empty());
+    assert!(driven.publish(again).is_empty());
     assert_eq!(sent(&driven.settled(7, Ok(()))).len(), 1);
-    driven.packet(Packet::Publish(publish("t", Qos::AtLeastOnce, 7)));
-    assert!(closes(&driven.packet(Packet::Publish(publish("u", Qos::AtLeastOnce, 7)))), "not a duplicate");
+    driven.publish(publish("t", Qos::AtLeastOnce, 7));
+    assert!(closes(&driven.publish(publish("u", Qos::AtLeastOnce, 7))), "not a duplicate");
 }
 
 #[test]
@@ -240,7 +282,7 @@ fn nothing_is_read_while_the_window_is_full() {
     let mut driven = Driven::new(Version::V3);
     for id in 1..=64 {
         assert!(driven.session.wants_packets());
-        driven.packet(Packet::Publish(publish("t", Qos::AtLeastOnce, id)));
+        driven.publish(publish("t", Qos::AtLeastOnce, id));
     }
     assert!(!driven.session.wants_packets());
     driven.settled(1, Ok(()));
@@ -279,7 +321,7 @@ fn silence_for_one_and_a_half_keep_alives_ends_the_session_and_keeps_the_will() 
     let end = driven.wait(1);
     assert!(closes(&end));
     assert_eq!(sent(&end)[0][2], 0x8d);
-    assert!(driven.session.take_will().is_some());
+    assert!(driven.session.leave().will.is_some());
     let mut forever = Driven::with(&Connect { keep_alive: 0, ..connect(Version::V5) });
     assert!(forever.wait(1_000_000).is_empty());
 }
@@ -296,11 +338,11 @@ fn a_client_that_the_broker_does_not_read_is_not_silent() {
 #[test]
 fn a_will_is_forgotten_by_a_plain_disconnect_only() {
     let mut driven = Driven::new(Version::V5);
-    assert_eq!(driven.packet(Packet::Disconnect { with_will: true }), [Effect::Close]);
-    assert!(driven.session.take_will().is_some());
+    assert_eq!(driven.packet(Packet::Disconnect { with_will: true, session_expiry: None }), [Effect::Close]);
+    assert!(driven.session.leave().will.is_some());
     let mut driven = Driven::new(Version::V5);
-    driven.packet(Packet::Disconnect { with_will: false });
-    assert!(driven.session.take_will().is_none());
+    driven.packet(Packet::Disconnect { with_will: false, session_expiry: None });
+    assert!(driven.session.leave().will.is_none());
     assert!(driven.packet(Packet::PingReq).is_empty(), "nothing after a DISCONNECT");
 }
 
@@ -308,14 +350,21 @@ fn a_will_is_forgotten_by_a_plain_disconnect_only() {
 fn what_a_client_must_not_send_ends_the_session() {
     for packet in [
         Packet::Connect(connect(Version::V5).into()),
-        Packet::PubRec(1),
-        Packet::PubComp(1),
-        Packet::Subscribe(Subscribe { packet_id: 1, has_identifier: true, filters: Vec::new() }),
+        Packet::PubRec { id: 1, refused: false },
+        Packet::Publish(publish("", Qos::AtMostOnce, 0), Some(1)),
+        Packet::Publish(publish("t", Qos::AtMostOnce, 0), Some(0)),
+        Packet::Publish(publish("t", Qos::AtMostOnce, 0), Some(33)),
+        Packet::Publish(publish("", Qos::AtMostOnce, 0), None),
+        Packet::Disconnect { with_will: true, session_expiry: Some(1) },
     ] {
         for version in [Version::V3, Version::V5] {
+            if version == Version::V3 && matches!(packet, Packet::Publish(_, None)) {
+                continue; // the door refuses it
+            }
             let mut driven = Driven::new(version);
+            driven.deliver(message("t", 0)); // with packet id 1, at QoS 1
             assert!(closes(&driven.packet(packet.clone())), "{packet:?}");
-            assert!(driven.session.take_will().is_some());
+            assert!(driven.session.leave().will.is_some());
             assert!(driven.packet(Packet::PingReq).is_empty());
         }
     }
@@ -329,15 +378,13 @@ fn each_filter_of_a_subscribe_is_answered_for_itself_and_live_messages_come_firs
         no_local: false,
         retain_as_published: false,
         retain_handling: RetainHandling::Send,
+        identifier: None,
     };
-    let filters = ["a/#", "a/#/b", "$share/g/a"].map(|filter| (filter.to_owned(), options));
-    let effects = driven.packet(Packet::Subscribe(Subscribe {
-        packet_id: 9,
-        has_identifier: false,
-        filters: filters.into(),
-    }));
+    let filters = ["a/#", "a/#/b", "$share/g/a/#", "$share/g"].map(|filter| (filter.to_owned(), options));
+    let effects = driven.packet(Packet::Subscribe(Subscribe { packet_id: 9, filters: filters.into() }));
     assert!(matches!(&effects[0], Effect::Subscribe(filter, _) if filter == "a/#"));
-    assert_eq!(sent(&effects), [[0x90, 6, 0, 9, 0, 1, 0x8f, 0x9e]]);
+    assert!(matches!(&effects[1], Effect::Subscribe(filter, _) if filter == "$share/g/a/#"));
+    assert_eq!(sent(&effects), [[0x90, 7, 0, 9, 0, 2, 0x8f, 2, 0x8f]]);
     assert_eq!(driven.replay(&[message("a/b", 1), message("b", 2)]), ["a/b"]);
 }
 
@@ -350,7 +397,7 @@ fn subscriptions_beyond_the_limit_are_refused_and_too_many_at_once_end_the_sessi
     let refused = driven.packet(subscribe("a/1024", RetainHandling::DoNotSend));
     assert_eq!(sent(&refused)[0].last(), Some(&0x97));
     let again = driven.packet(subscribe("a/7", RetainHandling::DoNotSend));
-    assert_eq!(sent(&again)[0].last(), Some(&1), "one it has already");
+    assert_eq!(sent(&again)[0].last(), Some(&2), "one it has already");
     let Packet::Subscribe(mut storm) = subscribe("a", RetainHandling::Send) else { panic!() };
     storm.filters = vec![storm.filters[0].clone(); 1025];
     assert!(closes(&driven.packet(Packet::Subscribe(storm))));
@@ -416,6 +463,145 @@ fn an_expiry_is_what_is_left_and_what_has_expired_is_not_sent() {
     assert!(head.ends_with(&[5, 2, 0, 0, 0, 2]), "two seconds: {head:?}");
     driven.now.unix_ms += 1_500;
     assert!(driven.deliver(kept).is_empty());
+}
+
+#[test]
+fn a_qos_2_message_is_released_when_the_client_has_it_and_forgotten_when_it_is_complete() {
+    let mut driven = Driven::with(&Connect { receive_maximum: 1, ..connect(Version::V5) });
+    driven.deliver(Message { qos: Qos::ExactlyOnce, ..message("t", 0) });
+    let pubrec = Packet::PubRec { id: 1, refused: false };
+    for _ in 0..2 {
+        assert_eq!(sent(&driven.packet(pubrec.clone())), [[0x62, 2, 0, 1]]);
+        assert!(!driven.session.wants_messages(), "4.9: until PUBCOMP");
+    }
+    assert!(driven.packet(Packet::PubComp(1)).is_empty());
+    assert!(driven.session.wants_messages());
+    assert_eq!(sent(&driven.packet(pubrec))[0][..5], [0x62, 4, 0, 1, 0x92], "nobody knows it any more");
+    driven.deliver(Message { qos: Qos::ExactlyOnce, ..message("t", 0) });
+    assert!(driven.packet(Packet::PubRec { id: 2, refused: true }).is_empty());
+    assert!(driven.session.wants_messages(), "the client does not take it");
+}
+
+#[test]
+fn a_topic_alias_stands_for_the_topic_it_came_with_last() {
+    let mut driven = Driven::new(Version::V5);
+    let mut topic = |topic: &str, alias| {
+        let effects = driven.packet(Packet::Publish(publish(topic, Qos::AtMostOnce, 0), alias));
+        match &effects[..] {
+            [Effect::Admit(publish)] => publish.topic.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(topic("a", Some(32)), "a");
+    assert_eq!(topic("", Some(32)), "a");
+    assert_eq!(topic("b", Some(32)), "b");
+    assert_eq!(topic("", Some(32)), "b");
+    assert_eq!(topic("c", None), "c");
+}
+
+#[test]
+fn a_kept_session_answers_what_it_changes_when_the_index_has_it() {
+    let (mut driven, _) = Driven::kept(|kept| kept.unreleased = vec![5]);
+    let effects = driven.packet(subscribe("mpypi/channels/+", RetainHandling::Send));
+    let [Effect::Change(change @ Change::Subscribe { .. })] = &effects[..] else { panic!("{effects:?}") };
+    assert!(driven.session.next_replay(false).is_none(), "nothing before SUBACK");
+    assert_eq!(sent(&driven.changed(change.clone())), [[0x90, 4, 0, 9, 0, 2]]);
+    assert_eq!(driven.replay(&[message("mpypi/channels/a", 1)]), ["mpypi/channels/a"]);
+
+    let again = Publish { duplicate: true, ..publish("mpypi/nodes/c/log", Qos::ExactlyOnce, 5) };
+    assert_eq!(sent(&driven.publish(again)), [[0x50, 2, 0, 5]], "it came before the last connection ended");
+    assert_eq!(driven.packet(Packet::PubRel(5)), [Effect::Change(Change::Released(5))]);
+    assert_eq!(sent(&driven.changed(Change::Released(5))), [[0x70, 2, 0, 5]]);
+    assert_eq!(sent(&driven.packet(Packet::PubRel(5)))[0][2..5], [0, 5, 0x92]);
+}
+
+#[test]
+fn what_waits_in_the_queue_is_sent_with_its_id_and_leaves_the_queue_when_the_client_has_it() {
+    let (mut driven, _) = Driven::kept(|kept| kept.sent = 10);
+    let mine = || Some(message("mpypi/nodes/c/cmd", 0));
+    let first = |effects: &[Effect]| match effects {
+        [Effect::Deliver(head, _)] => (head[0], u16::from_be_bytes([head[21], head[22]])),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(first(&driven.queued(10, 7, mine(), Qos::AtLeastOnce)), (0x3a, 7), "perhaps sent before");
+    assert_eq!(first(&driven.queued(11, 8, mine(), Qos::ExactlyOnce)), (0x34, 8));
+    assert_eq!(
+        sent(&driven.queued(12, 9, None, Qos::ExactlyOnce)),
+        [[0x62, 2, 0, 9]],
+        "it said PUBREC already"
+    );
+    assert_eq!(driven.packet(Packet::PubAck(7)), [Effect::Change(Change::Acknowledged(10))]);
+    let pubrec = Packet::PubRec { id: 8, refused: false };
+    assert_eq!(driven.packet(pubrec.clone()), [Effect::Change(Change::Received(11, 8))]);
+    assert!(driven.packet(pubrec).is_empty(), "the index is not done");
+    assert!(driven.packet(Packet::PubComp(8)).is_empty(), "too early");
+    assert_eq!(sent(&driven.changed(Change::Received(11, 8))), [[0x62, 2, 0, 8]]);
+    assert_eq!(driven.packet(Packet::PubComp(8)), [Effect::Change(Change::Acknowledged(11))]);
+    assert_eq!(driven.packet(Packet::PubComp(9)), [Effect::Change(Change::Acknowledged(12))]);
+    let foreign = Some(message("mpypi/nodes/other/log", 0));
+    let skipped = driven.queued(13, 10, foreign, Qos::AtLeastOnce);
+    assert_eq!(skipped, [Effect::Change(Change::Acknowledged(13))], "the client may no longer read it");
+    assert!(driven.session.leave().end.unwrap().in_flight.is_empty());
+}
+
+#[test]
+fn what_a_connection_leaves_half_done_is_kept() {
+    let (mut driven, _) = Driven::kept(|_| {});
+    for filter in ["mpypi/channels/dev", "mpypi/packages/#"] {
+        let [Effect::Change(change)] = &driven.packet(subscribe(filter, RetainHandling::Send))[..] else {
+            panic!()
+        };
+        driven.changed(change.clone());
+    }
+    let replay = driven.session.next_replay(false).unwrap();
+    let found = Step::Found(Message { qos: Qos::ExactlyOnce, ..message("mpypi/channels/dev", 3) });
+    driven.session.replayed(driven.now, replay, found, &mut Vec::new());
+    let replay = driven.session.next_replay(false).unwrap();
+    driven.session.replayed(driven.now, replay, Step::Found(message("mpypi/packages/a", 4)), &mut Vec::new());
+    driven.packet(Packet::PubRec { id: QUEUE_IDS + 1, refused: false });
+    driven.queued(77, 7, Some(message("mpypi/nodes/c/cmd", 0)), Qos::AtLeastOnce);
+    let Leaving { will, end: Some(end) } = driven.session.leave() else { panic!() };
+    assert!(will.is_some(), "it has no delay");
+    assert_eq!((end.expiry, end.sent, end.will), (100, 77, None));
+    let ids: Vec<_> = end.in_flight.iter().map(|sent| (sent.packet_id, sent.message.is_some())).collect();
+    assert_eq!(ids, [(QUEUE_IDS + 1, false), (QUEUE_IDS + 2, true)], "what is in the queue stays there");
+    let after = Pending::After("mpypi/packages/a".to_owned());
+    assert_eq!(
+        end.pending,
+        [("mpypi/channels/dev".to_owned(), None), ("mpypi/packages/#".to_owned(), Some(after.clone()))]
+    );
+    // The next connection goes on there, as far as the client still may.
+    let subscription = |filter: &str, pending| {
+        let Packet::Subscribe(subscribe) = subscribe(filter, RetainHandling::Send) else { panic!() };
+        (filter.to_owned(), Subscription { options: subscribe.filters[0].1, pending })
+    };
+    let (mut driven, effects) = Driven::kept(|kept| {
+        kept.subscriptions =
+            vec![subscription("mpypi/packages/#", Some(after)), subscription("#", Some(Pending::All))];
+        kept.taken_ids = vec![QUEUE_IDS + 1];
+    });
+    let gone = Change::Unsubscribe { packet_id: None, answer: Vec::new(), filters: vec!["#".to_owned()] };
+    assert_eq!(effects, [Effect::Change(gone)]);
+    assert_eq!(
+        driven.replay(&[message("mpypi/packages/a", 4), message("mpypi/packages/b", 5)]),
+        ["mpypi/packages/b"]
+    );
+    assert!(driven.packet(Packet::PubAck(QUEUE_IDS + 1)).is_empty(), "that id is taken");
+    let done = driven.packet(Packet::PubAck(QUEUE_IDS + 2));
+    assert_eq!(done, [Effect::Change(Change::Replayed(vec!["mpypi/packages/#".to_owned()]))]);
+}
+
+#[test]
+fn a_will_with_a_delay_waits_with_the_session_and_not_without_one() {
+    let (mut driven, _) = Driven::kept(|_| {});
+    driven.session.will_delay = 30;
+    let Leaving { will: None, end: Some(end) } = driven.session.leave() else { panic!() };
+    assert!(end.will.is_some_and(|(_, delay)| delay == 30));
+    let (mut driven, _) = Driven::kept(|_| {});
+    driven.session.will_delay = 30;
+    driven.packet(Packet::Disconnect { with_will: true, session_expiry: Some(0) });
+    let Leaving { will: Some(_), end: Some(end) } = driven.session.leave() else { panic!() };
+    assert_eq!((end.expiry, end.will), (0, None), "3.1.3.2.2: the session ends, and the will is due");
 }
 
 proptest! {

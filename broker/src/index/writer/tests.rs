@@ -10,11 +10,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{
-    door::admit,
-    index::Step,
-    packet::{Publish, Qos},
-};
+use crate::index::Step;
 
 struct Shelf {
     folder: TempDir,
@@ -75,7 +71,7 @@ impl Shelf {
         let index = Index::open(self.folder.path()).unwrap();
         let (announced, reader) = (self.announced.clone(), index.clone());
         let now_ms = self.now.unix_ms;
-        let announce = Box::new(move |message: Arc<Message>| {
+        let announce = Box::new(move |message: Arc<Message>, _| {
             if let Some(version) = message.record() {
                 // Durable before anyone hears of it. A later one of the same commit may be there already.
                 let kept = reader.get(&message.topic, now_ms).unwrap();
@@ -83,7 +79,7 @@ impl Shelf {
             }
             announced.lock().unwrap().push(message);
         });
-        self.writer = Some(Writer::new(index, Limits::default(), announce).unwrap());
+        self.writer = Some(Writer::new(index, Arc::default(), Arc::default(), announce).unwrap());
     }
 
     fn writer(&mut self) -> &mut Writer {
@@ -92,20 +88,22 @@ impl Shelf {
 
     /// Settles all in one commit; for each whether it was kept.
     fn settle(&mut self, all: &[Publish]) -> Vec<Result<(), Reason>> {
-        let (to, mut settled) = mpsc::unbounded_channel();
-        let ops = all.iter().enumerate().map(|(n, publish)| Op {
-            admitted: admit(publish.clone(), &Limits::default()),
-            topic: publish.topic.as_str().into(),
-            origin: SessionId(1),
-            reply: Some(Reply { to: to.clone(), packet_id: n as u16 }),
-            place: None,
+        let to = Arc::new(Mailbox::new(&Limits::default()));
+        let ops = all.iter().enumerate().map(|(n, publish)| {
+            Op::Publish(Box::new(Submission {
+                admitted: admit(publish.clone(), &Limits::default()),
+                topic: publish.topic.as_str().into(),
+                origin: SessionId(1),
+                reply: Some(Reply { to: to.clone(), packet_id: n as u16 }),
+                place: None,
+            }))
         });
         let (ops, now) = (ops.collect(), self.now);
         self.writer().settle(ops, now).unwrap();
         let results = (0..all.len()).map(|n| {
-            let settled = settled.try_recv().unwrap();
-            assert_eq!(usize::from(settled.packet_id), n, "in order");
-            settled.result.map_err(|refusal| refusal.reason)
+            let Some(Settled::Published { packet_id, result }) = to.pop_settled() else { panic!() };
+            assert_eq!(usize::from(packet_id), n, "in order");
+            result.map_err(|refusal| refusal.reason)
         });
         results.collect()
     }
@@ -317,7 +315,7 @@ fn an_index_of_another_format_is_left_alone() {
 #[test]
 fn a_full_index_refuses_new_topics_and_takes_new_values() {
     let mut shelf = Shelf::new();
-    shelf.writer().limits.retained = 1;
+    shelf.writer().limits = Arc::new(Limits { retained: 1, ..Limits::default() });
     shelf.keep("a", b"1");
     assert_eq!(shelf.settle(&[publish("b", b"1", None)]), [Err(Reason::QuotaExceeded)]);
     shelf.keep("a", &large(2));
@@ -388,5 +386,293 @@ proptest! {
             .map(|(payload, _)| payload)
             .collect();
         prop_assert_eq!(shelf.files(), named.len());
+    }
+}
+
+/// Kept sessions, on the same shelf.
+mod kept {
+    use super::*;
+    use crate::{
+        index::sessions::{End, InFlight, Pending, QUEUE_IDS, Subscription},
+        packet::{RetainHandling, SubscriptionOptions},
+    };
+
+    const FILTER: &str = "home/#";
+
+    fn opening(client_id: &str) -> Opening {
+        Opening {
+            client_id: client_id.to_owned(),
+            owner: None,
+            by_right: false,
+            clean_start: false,
+            expiry: 100,
+        }
+    }
+
+    fn live(payload: &[u8], qos: Qos) -> Publish {
+        Publish { retain: false, qos, ..publish("home/light", payload, None) }
+    }
+
+    fn end() -> End {
+        End { expiry: 100, sent: 0, will: None, in_flight: Vec::new(), pending: Vec::new() }
+    }
+
+    impl Shelf {
+        fn open(&mut self, opening: Opening) -> Result<Option<Kept>, Reason> {
+            let (reply, mut opened) = oneshot::channel();
+            let now = self.now;
+            self.writer().settle(vec![Op::Open(Box::new(opening), reply)], now).unwrap();
+            opened.try_recv().unwrap().map_err(|refusal| refusal.reason)
+        }
+
+        fn kept(&mut self, client_id: &str) -> Kept {
+            self.open(opening(client_id)).unwrap().unwrap()
+        }
+
+        fn change(&mut self, kept: &Kept, change: Change) {
+            let is_answered = change.is_answered();
+            let (op, now) = (Op::Change(kept.id, change, kept.mailbox.clone()), self.now);
+            self.writer().settle(vec![op], now).unwrap();
+            assert_eq!(kept.mailbox.pop_settled().is_some(), is_answered);
+        }
+
+        fn subscribe(&mut self, kept: &Kept, filter: &str) {
+            let options = SubscriptionOptions {
+                qos: Qos::ExactlyOnce,
+                no_local: false,
+                retain_as_published: true,
+                retain_handling: RetainHandling::Send,
+                identifier: None,
+            };
+            let pending = Some(Pending::All);
+            let subscriptions = vec![(filter.to_owned(), Subscription { options, pending })];
+            self.change(kept, Change::Subscribe { packet_id: 1, answer: Vec::new(), subscriptions });
+        }
+
+        /// A client that subscribed and went away.
+        fn away(&mut self, client_id: &str) -> Kept {
+            let kept = self.kept(client_id);
+            self.subscribe(&kept, FILTER);
+            self.change(&kept, Change::End(Box::new(end())));
+            kept
+        }
+
+        fn queue(&mut self, kept: &Kept) -> Vec<(u64, u16, Option<Vec<u8>>)> {
+            let index = &self.writer().index;
+            let mut after = 0;
+            let found = std::iter::from_fn(|| {
+                let queued = index.queued(kept.id, after).unwrap()?;
+                after = queued.order;
+                let payload = queued.sent.message.map(|message| match message.payload {
+                    Payload::Inline(bytes) => bytes.to_vec(),
+                    Payload::Blob(digest, len) => index.chunk(&digest, len, 0).unwrap().to_vec(),
+                });
+                Some((queued.order, queued.sent.packet_id, payload))
+            });
+            found.collect()
+        }
+
+        fn payloads(&mut self, kept: &Kept) -> Vec<Vec<u8>> {
+            self.queue(kept).into_iter().filter_map(|(.., payload)| payload).collect()
+        }
+
+        fn blobs(&self) -> usize {
+            fs::read_dir(self.folder.path().join("blobs")).unwrap().count()
+        }
+    }
+
+    #[test]
+    fn what_was_acknowledged_while_a_client_was_away_waits_for_it_also_after_a_crash() {
+        let mut shelf = Shelf::new();
+        let kept = shelf.away("c");
+        assert!(!kept.present);
+        shelf.settle(&[
+            live(b"1", Qos::AtLeastOnce),
+            live(b"0", Qos::AtMostOnce),
+            live(b"2", Qos::ExactlyOnce),
+            publish("home/plan", &large(3), None),
+            publish("elsewhere", b"4", None),
+        ]);
+        let expected = [b"1".to_vec(), b"2".to_vec(), large(3)];
+        assert_eq!(shelf.payloads(&kept), expected);
+        let ids: Vec<_> = shelf.queue(&kept).into_iter().map(|(_, id, _)| id).collect();
+        shelf.reopen();
+        let kept = shelf.kept("c");
+        assert!(kept.present);
+        assert_eq!(kept.subscriptions.len(), 1);
+        assert!(matches!(kept.mailbox.pop(), Some(crate::mailbox::Mail::Queued)));
+        let queue = shelf.queue(&kept);
+        assert_eq!(queue.iter().map(|(_, id, _)| *id).collect::<Vec<_>>(), ids, "[MQTT-4.4.0-1]");
+        for (order, ..) in queue {
+            shelf.change(&kept, Change::Acknowledged(order));
+        }
+        shelf.reopen();
+        let kept = shelf.kept("c");
+        assert!(shelf.queue(&kept).is_empty());
+        assert!(kept.mailbox.pop().is_none());
+    }
+
+    #[test]
+    fn a_qos_2_message_of_either_side_is_known_until_it_is_complete() {
+        let mut shelf = Shelf::new();
+        let kept = shelf.away("c");
+        let kept = shelf.open(opening("c")).unwrap().unwrap_or(kept);
+        let op = Op::Publish(Box::new(Submission {
+            admitted: admit(live(b"x", Qos::ExactlyOnce), &Limits::default()),
+            topic: "home/light".into(),
+            origin: kept.id,
+            reply: Some(Reply { to: kept.mailbox.clone(), packet_id: 9 }),
+            place: None,
+        }));
+        let now = shelf.now;
+        shelf.writer().settle(vec![op], now).unwrap();
+        let [(order, id, Some(_))] = shelf.queue(&kept)[..] else { panic!() };
+        shelf.change(&kept, Change::Received(order, id));
+        shelf.reopen();
+        let kept = shelf.kept("c");
+        assert_eq!(kept.unreleased, [9], "it is not taken a second time");
+        assert_eq!(shelf.queue(&kept), [(order, id, None)], "it is not sent a second time");
+        assert!(kept.sent >= order, "if it were, it would say so");
+        shelf.change(&kept, Change::Released(9));
+        shelf.change(&kept, Change::Acknowledged(order));
+        shelf.reopen();
+        let kept = shelf.kept("c");
+        assert!(kept.unreleased.is_empty() && shelf.queue(&kept).is_empty());
+    }
+
+    #[test]
+    fn what_was_under_way_past_the_queue_is_put_at_its_front() {
+        let mut shelf = Shelf::new();
+        let kept = shelf.away("c");
+        shelf.settle(&[publish("home/plan", &large(1), None), live(b"2", Qos::AtLeastOnce)]);
+        let plan = shelf.writer().index.get("home/plan", 0).unwrap().unwrap();
+        let sent = |packet_id, message| InFlight {
+            packet_id,
+            message,
+            qos: Qos::ExactlyOnce,
+            retain: true,
+            identifiers: Vec::new(),
+        };
+        let in_flight = vec![sent(QUEUE_IDS + 5, None), sent(QUEUE_IDS + 6, Some(plan))];
+        let pending = vec![(FILTER.to_owned(), Some(Pending::After("home/a".to_owned())))];
+        shelf.change(&kept, Change::End(Box::new(End { in_flight, pending, ..end() })));
+        shelf.settle(&[publish("home/plan", b"new", None)]);
+        shelf.reopen();
+        let kept = shelf.kept("c");
+        let ids: Vec<_> = shelf.queue(&kept).into_iter().map(|(_, id, payload)| (id, payload)).collect();
+        assert_eq!(
+            ids,
+            [
+                (QUEUE_IDS + 5, None),
+                (QUEUE_IDS + 6, Some(large(1))),
+                (1, Some(large(1))),
+                (2, Some(b"2".to_vec())),
+                (3, Some(b"new".to_vec())),
+            ]
+        );
+        assert_eq!(kept.taken_ids, [QUEUE_IDS + 5, QUEUE_IDS + 6]);
+        assert_eq!(kept.subscriptions[0].1.pending, Some(Pending::After("home/a".to_owned())));
+    }
+
+    #[test]
+    fn a_message_is_stored_once_for_all_who_wait_and_its_blob_goes_with_the_last() {
+        let mut shelf = Shelf::new();
+        let all: Vec<_> = (0..50).map(|n| shelf.away(&format!("c{n}"))).collect();
+        shelf.settle(&[publish("home/plan", &large(1), None)]);
+        shelf.settle(&[publish("home/plan", b"", None)]);
+        for kept in &all {
+            let (order, ..) = shelf.queue(kept)[0];
+            assert_eq!(shelf.payloads(kept), [large(1), Vec::new()]);
+            shelf.change(kept, Change::Acknowledged(order));
+        }
+        shelf.now.instant += BLOB_GRACE * 2;
+        let now = shelf.now;
+        shelf.writer().sweep(now).unwrap();
+        assert_eq!(shelf.blobs(), 0);
+    }
+
+    #[test]
+    fn a_session_ends_when_its_time_is_over_or_its_client_says_so_and_leaves_nothing() {
+        let mut shelf = Shelf::new();
+        let gone = |shelf: &mut Shelf, how: &str| {
+            assert!(!shelf.kept("c").present, "{how}");
+            let kept = shelf.kept("c");
+            shelf.change(&kept, Change::End(Box::new(End { expiry: 0, ..end() })));
+            assert!(!shelf.writer().index.has_session("c").unwrap());
+            assert!(shelf.writer().subscriptions().kept("home/light", None).is_empty(), "{how}");
+            assert!(shelf.queue(&kept).is_empty());
+        };
+        shelf.away("c");
+        shelf.settle(&[live(b"1", Qos::AtLeastOnce)]);
+        shelf.now.unix_ms += 100_000;
+        let now = shelf.now;
+        shelf.writer().expire_sessions(now).unwrap();
+        gone(&mut shelf, "expired");
+        shelf.away("c");
+        shelf.now.unix_ms += 100_000;
+        gone(&mut shelf, "expired, and not looked at yet");
+        shelf.away("c");
+        let clean = Opening { clean_start: true, expiry: 0, ..opening("c") };
+        assert!(shelf.open(clean).unwrap().is_none());
+        gone(&mut shelf, "a clean start");
+        shelf.away("c");
+        shelf.now.unix_ms += 99_999;
+        assert!(shelf.kept("c").present);
+    }
+
+    #[test]
+    fn a_session_with_too_much_waiting_is_given_up_and_its_client_told() {
+        let mut shelf = Shelf::new();
+        shelf.away("c");
+        let online = shelf.away("d");
+        let online = shelf.open(opening("d")).unwrap().unwrap_or(online);
+        shelf.writer().limits = Arc::new(Limits { session_messages: 2, ..Limits::default() });
+        shelf.writer().sessions.limits(Limits { session_messages: 2, ..Limits::default() });
+        let three = [b"1", b"2", b"3"].map(|payload| live(payload, Qos::AtLeastOnce));
+        assert_eq!(shelf.settle(&three), [Ok(()), Ok(()), Ok(())]);
+        assert!(matches!(online.mailbox.pop(), Some(crate::mailbox::Mail::Overflow)));
+        for client_id in ["c", "d"] {
+            assert!(!shelf.kept(client_id).present, "CONNACK says that something is lost");
+        }
+    }
+
+    #[test]
+    fn nobody_takes_over_a_session_of_another_user_but_a_node_its_own_name() {
+        let mut shelf = Shelf::new();
+        let as_user = |owner: Option<&str>| Opening { owner: owner.map(str::to_owned), ..opening("c") };
+        shelf.open(as_user(None)).unwrap();
+        assert!(!shelf.open(as_user(Some("ada"))).unwrap().unwrap().present, "nobody's session is not ada's");
+        assert_eq!(shelf.open(as_user(Some("eve"))).unwrap_err(), Reason::ClientIdentifierNotValid);
+        assert!(shelf.open(as_user(Some("ada"))).unwrap().unwrap().present);
+        let node = Opening { by_right: true, ..as_user(Some("c")) };
+        assert!(!shelf.open(node).unwrap().unwrap().present);
+        assert_eq!(shelf.open(as_user(Some("ada"))).unwrap_err(), Reason::ClientIdentifierNotValid);
+    }
+
+    #[test]
+    fn a_will_waits_for_its_client_and_is_published_once_if_it_does_not_come() {
+        let will = || Some((live(b"lost", Qos::AtLeastOnce), 30));
+        let mut shelf = Shelf::new();
+        let mut kept = shelf.kept("c");
+        shelf.change(&kept, Change::End(Box::new(End { will: will(), ..end() })));
+        shelf.reopen(); // it survives that
+        shelf.now.unix_ms += 29_999;
+        let now = shelf.now;
+        shelf.writer().expire_sessions(now).unwrap();
+        assert!(shelf.writer().sessions.take_wills().is_empty());
+        assert_eq!(shelf.writer().patience(now), Duration::from_millis(1));
+        kept = shelf.kept("c");
+        shelf.change(&kept, Change::End(Box::new(End { will: will(), ..end() })));
+        shelf.now.unix_ms += 30_000;
+        let now = shelf.now;
+        for expected in [1, 0] {
+            shelf.writer().expire_sessions(now).unwrap();
+            assert_eq!(shelf.writer().sessions.take_wills().len(), expected);
+        }
+        // The session ends before the delay does.
+        kept = shelf.kept("c");
+        shelf.change(&kept, Change::End(Box::new(End { will: will(), ..end() })));
+        shelf.open(Opening { clean_start: true, ..opening("c") }).unwrap();
+        assert_eq!(shelf.writer().sessions.take_wills().len(), 1);
     }
 }
