@@ -150,10 +150,13 @@ impl Subscriptions {
         let mut chosen = Vec::new();
         self.shared.visit(name, &mut |groups| {
             for group in groups.values() {
-                let turn = group.turns.fetch_add(1, Ordering::Relaxed) % group.members.len().max(1);
-                let in_turn = || group.members.iter().cycle().skip(turn).take(group.members.len());
-                let ready = in_turn().find(|(_, receiver)| receiver.mailbox.has_room());
-                if let Some((id, receiver)) = ready.or_else(|| in_turn().next()) {
+                let ready = || group.members.iter().filter(|(_, receiver)| receiver.mailbox.has_room());
+                let turn = group.turns.fetch_add(1, Ordering::Relaxed);
+                let found = match ready().count() {
+                    0 => group.members.iter().nth(turn % group.members.len().max(1)),
+                    count => ready().nth(turn % count),
+                };
+                if let Some((id, receiver)) = found {
                     let identifiers = receiver.options.identifier.into_iter().collect();
                     chosen.push(Found { id: *id, receiver: receiver.clone(), identifiers });
                 }

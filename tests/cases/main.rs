@@ -8,3 +8,4 @@ mod durability;
 mod fleet;
 mod hostile;
 mod publish;
+mod sessions;

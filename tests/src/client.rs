@@ -72,11 +72,11 @@ impl Client {
         client
     }
 
-    /// Connects, and says what CONNACK said; `None` if there was none.
+    /// Connects, and says what CONNACK said; `None` if there was none, or nobody listens.
     #[must_use]
     pub fn try_connect(address: SocketAddr, options: &Options) -> Option<(Client, u8)> {
-        let mut client = Client::open(address);
-        client.send(&Client::connect_packet(options));
+        let mut client = Client::try_open(address)?;
+        client.try_send(&Client::connect_packet(options)).ok()?;
         match client.packet()? {
             Packet::ConnAck(ack) => {
                 client.session_present = ack.session_present;
@@ -99,16 +99,22 @@ impl Client {
     /// A TCP connection on which nothing was said.
     #[must_use]
     pub fn open(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect(address).unwrap();
+        Client::try_open(address).expect("a broker that listens")
+    }
+
+    /// The same, if anybody listens.
+    #[must_use]
+    pub fn try_open(address: SocketAddr) -> Option<Client> {
+        let stream = TcpStream::connect(address).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Client {
+        Some(Client {
             session_present: false,
             stream,
             buffer: BytesMut::new(),
             last_id: 0,
             waiting: Default::default(),
-        }
+        })
     }
 
     /// The bytes of a CONNECT.
@@ -225,6 +231,12 @@ impl Client {
         let found = found.and_then(|at| self.waiting.remove(at));
         self.unsubscribe(topic);
         found
+    }
+
+    /// Whether a message has come that nobody has looked at.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Waits until what was asked before is answered: two pings, so that messages fetched after the first

@@ -15,7 +15,7 @@ mod server;
 pub use client::{Client, Options, Received};
 pub use programs::{Output, Running, World, program, run};
 pub use proxy::{Proxy, Verdict};
-pub use server::Server;
+pub use server::{Deadline, Server};
 
 use std::time::Duration;
 

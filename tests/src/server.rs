@@ -129,6 +129,25 @@ impl Drop for Server {
     }
 }
 
+/// A time within which something must come about that cannot be waited for.
+#[derive(Debug)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// [`PATIENCE`] from now.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "the time of its making matters")]
+    pub fn new() -> Deadline {
+        Deadline(now() + PATIENCE)
+    }
+
+    /// Fails if the time is over.
+    #[track_caller]
+    pub fn check(&self, complaint: &str) {
+        assert!(now() < self.0, "{complaint}");
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "a test's patience is real time")]
 pub(crate) fn now() -> Instant {
     Instant::now()

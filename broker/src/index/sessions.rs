@@ -574,11 +574,14 @@ impl Sessions {
                 properties: will.properties.clone(),
             }
         });
-        tables.save(&saved.client_id, &saved.record)?;
         for (filter, pending) in &end.pending {
             tables.set_pending(number, filter, pending.clone())?;
         }
         let front = saved.waiting.first_key_value().map_or(FIRST, |(order, _)| (*order).min(FIRST));
+        if !end.in_flight.is_empty() {
+            saved.record.sent = saved.record.sent.max(front - 1);
+        }
+        tables.save(&saved.client_id, &saved.record)?;
         for (order, sent) in (front - end.in_flight.len() as u64..).zip(&end.in_flight) {
             let Saved { waiting, bytes, .. } = saved;
             let mut body = None;
