@@ -135,10 +135,27 @@ fn one_leaves_and_another_comes_a_thousand_times() {
 }
 
 #[test]
-fn shared_subscriptions_and_bad_filters_are_refused_one_by_one() {
+fn the_last_who_shares_a_subscription_leaves_with_messages_unacknowledged() {
+    survives(|server| {
+        let mut publisher = Client::connect(server.address, "publisher");
+        for n in 0..20 {
+            let mut member = Client::connect(server.address, &format!("member-{}", n % 3));
+            assert_eq!(member.subscribe("$share/g/a", 1), 1);
+            for _ in 0..5 {
+                assert!(publisher.post("a", b"x", 1, false).is_some());
+                assert!(publisher.acknowledged().is_some());
+            }
+            assert!(member.packet().is_some(), "a message that stays unacknowledged");
+        }
+    });
+}
+
+#[test]
+fn bad_filters_are_refused_one_by_one() {
     survives(|server| {
         let mut client = Client::connect(server.address, "client");
-        for filter in ["$share/g/a", "a/#/b", "a#", "+a", "", "a/b+"] {
+        for filter in ["$share/g", "$share//a", "$share/g+/a", "$share/g/a#", "a/#/b", "a#", "+a", "", "a/b+"]
+        {
             assert_eq!(client.subscribe(filter, 1), 0x80, "{filter}");
         }
         assert_eq!(client.subscribe("good/#", 1), 1);
