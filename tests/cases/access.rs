@@ -1,5 +1,7 @@
 //! Who may do what, from outside.
 
+use std::io::Read;
+
 use mpypi_protocol::Digest;
 use mpypi_tests::{Client, Options, Server, World, run};
 
@@ -205,4 +207,176 @@ fn the_list_of_users_says_who_they_are_and_nothing_that_lets_one_in() {
     world.write("data/users.toml", "[users.x]\nrole = \"king\"\n");
     let broken = run("mpypi-broker", &["serve", "--listen", "127.0.0.1:0", "--data", &data]).expect_code(1);
     assert!(broken.stderr.contains("users.toml"), "{}", broken.stderr);
+}
+
+/// Who may: admin, publisher, viewer, the node `kitchen`.
+const ROLES: [&str; 4] = ["admin", "publisher", "viewer", "kitchen"];
+
+#[test]
+fn what_each_role_may_publish_holds_by_every_route() {
+    let world = World::new();
+    let tokens = ROLES.map(|name| add(&world, name, if name == "kitchen" { "node" } else { name }));
+    let server = Server::start(&world);
+    let mut admin = connect(&server, "admin", &tokens[0]);
+    assert_eq!(admin.subscribe("#", 1), 1);
+    let package = format!("mpypi/packages/wheel/{}", Digest::of(b"[]"));
+    // Each payload is one that the door lets in; only rights decide.
+    let table: &[(&str, [bool; 4])] = &[
+        ("mpypi/channels/dev", [true, true, false, false]),
+        (&package, [true, true, false, false]),
+        ("mpypi/nodes/kitchen/info", [true, false, false, true]),
+        ("mpypi/nodes/kitchen/state", [true, false, false, true]),
+        ("mpypi/nodes/kitchen/online", [true, false, false, true]),
+        ("mpypi/nodes/kitchen/log", [true, false, false, true]),
+        ("mpypi/nodes/kitchen/cmd", [true, true, false, false]),
+        ("mpypi/nodes/cellar/info", [true, false, false, false]),
+        ("mpypi/nodes/cellar/cmd", [true, true, false, false]),
+        ("mpypi/nodes/kitchen/info/more", [true, false, false, false]),
+        ("mpypi/nodes/kitchen", [true, false, false, false]),
+        ("home/light", [true, false, false, false]),
+    ];
+    for (topic, expected) in table {
+        for (n, name) in ROLES.iter().enumerate() {
+            // An admin that listens keeps its id.
+            let id = if *name == "admin" { "another-admin" } else { name };
+            let may = expected[n];
+            for qos in 0..3 {
+                let (mut client, code) =
+                    Client::try_connect(server.address, &options(id, name, &tokens[n])).unwrap();
+                assert_eq!(code, 0);
+                client.post(topic, b"[]", qos, true).unwrap();
+                // Refused, it ends the connection: MQTT 3.1.1 has no other way to say no.
+                assert_eq!(client.answers(), may, "{name} to {topic} at QoS {qos}");
+            }
+            let will = Some(((*topic).to_owned(), "[]".to_owned()));
+            let with_will = Options { will, ..options(id, name, &tokens[n]) };
+            let (client, code) = Client::try_connect(server.address, &with_will).unwrap();
+            assert_eq!(code, if may { 0 } else { 5 }, "{name} with a will for {topic}");
+            client.reset();
+            // MQTT 5: by the topic's alias too, and the refusal has a name. The alias stands although the message
+            // was refused.
+            let mut raw = Client::open(server.address);
+            raw.send(&v5_connect(id, name, &tokens[n]));
+            let first = [&[0x33, 0, 0, topic.len() as u8][..], topic.as_bytes(), &[0, 1, 3, 0x23, 0, 1]];
+            let second = [0x33, 10, 0, 0, 0, 2, 3, 0x23, 0, 1, b'[', b']'];
+            let mut first = [&first.concat()[..], b"[]"].concat();
+            first[1] = first.len() as u8 - 2;
+            raw.send(&[&first[..], &second].concat());
+            let answers = reasons(&mut raw, 2);
+            assert!(answers.iter().all(|reason| (*reason < 0x80) == may), "{name} to {topic}: {answers:x?}");
+            assert!(may || answers.iter().all(|reason| *reason == 0x87), "{answers:x?}");
+        }
+    }
+    // Only what was allowed arrived, and each as often as somebody may have sent it.
+    admin.fence();
+    while admin.waits() {
+        let received = admin.message().unwrap();
+        assert!(table.iter().any(|(topic, _)| *topic == received.topic), "{received:?}");
+    }
+}
+
+#[test]
+fn what_each_role_may_read_holds_by_every_route() {
+    let world = World::new();
+    let tokens = ROLES.map(|name| add(&world, name, if name == "kitchen" { "node" } else { name }));
+    add(&world, "cellar", "node");
+    world.write("data/rules.toml", "[[rules]]\nnodes = \"kitchen\"\nchannels = [\"stable\"]\n");
+    let server = Server::start(&world);
+    // Filter: admin, publisher, viewer, the node, which reads one channel.
+    let table: &[(&str, [bool; 4])] = &[
+        ("mpypi/channels/stable", [true, true, true, true]),
+        ("mpypi/channels/dev", [true, true, true, false]),
+        ("mpypi/channels/+", [true, true, true, false]),
+        ("mpypi/packages/wheel/x", [true, true, true, true]),
+        ("mpypi/packages/#", [true, true, true, false]),
+        ("mpypi/nodes/kitchen/#", [true, true, true, true]),
+        ("mpypi/nodes/kitchen/+", [true, true, true, true]),
+        ("mpypi/nodes/cellar/cmd", [true, true, true, false]),
+        ("mpypi/nodes/cellar/#", [true, true, true, false]),
+        ("mpypi/nodes/+/cmd", [true, true, true, false]),
+        ("mpypi/+/kitchen/cmd", [true, true, true, false]),
+        ("mpypi/#", [true, true, true, false]),
+        ("+/nodes/kitchen/cmd", [true, false, false, false]),
+        ("#", [true, false, false, false]),
+        ("home/light", [true, false, false, false]),
+    ];
+    for (n, name) in ROLES.iter().enumerate() {
+        let mut client = connect(&server, name, &tokens[n]);
+        let mut kept = {
+            let kept = Options { clean: false, ..options(&format!("kept-{name}"), name, &tokens[n]) };
+            // A node has one name, so its kept session comes when the other has gone.
+            (*name != "kitchen").then(|| Client::try_connect(server.address, &kept).unwrap().0)
+        };
+        for (filter, expected) in table {
+            let code = if expected[n] { 1 } else { 0x80 };
+            assert_eq!(client.subscribe(filter, 1), code, "{name} to {filter}");
+            let shared = format!("$share/g/{filter}");
+            assert_eq!(client.subscribe(&shared, 1), code, "{name} to {shared}");
+            if let Some(kept) = &mut kept {
+                assert_eq!(kept.subscribe(filter, 1), code, "{name}, kept, to {filter}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_reads_a_nodes_orders_by_its_name_its_session_or_what_it_once_was_allowed() {
+    let world = World::new();
+    let kitchen = add(&world, "kitchen", "node");
+    let viewer = add(&world, "eve", "viewer");
+    let operator = add(&world, "operator", "publisher");
+    let cellar = add(&world, "cellar", "node");
+    let server = Server::start(&world);
+    let kept = |id: &str, user: &str, password: &str| Options { clean: false, ..options(id, user, password) };
+    let connect_kept = |options: &Options| Client::try_connect(server.address, options).unwrap();
+    let (mut node, _) = connect_kept(&kept("kitchen", "kitchen", &kitchen));
+    assert_eq!(node.subscribe("mpypi/nodes/kitchen/cmd", 1), 1);
+    assert_eq!(node.subscribe("mpypi/channels/dev", 1), 1);
+    assert_eq!(node.message().unwrap().payload, b"[]");
+    // Neither while the node is there, nor when it has gone, nor with a clean start, which would end its session.
+    assert_eq!(connect_kept(&kept("kitchen", "eve", &viewer)).1, 2);
+    drop(node);
+    assert_eq!(connect_kept(&kept("kitchen", "eve", &viewer)).1, 2);
+    assert_eq!(connect_kept(&options("kitchen", "eve", &viewer)).1, 2);
+    let mut operator = connect(&server, "operator", &operator);
+    operator.post("mpypi/nodes/kitchen/cmd", b"[]", 1, false).unwrap();
+    operator.acknowledged().unwrap();
+    assert!(operator.retain("mpypi/channels/dev", b"[ ]"));
+    // Narrowed meanwhile, the node gets its orders and no news of a channel that is not its any more.
+    world.write("data/rules.toml", "[[rules]]\nnodes = \"*\"\nchannels = [\"stable\"]\n");
+    let deadline = mpypi_tests::Deadline::new();
+    while connect(&server, "cellar", &cellar).subscribe("mpypi/channels/dev", 0) != 0x80 {
+        deadline.check("the rule is not read");
+    }
+    let (mut node, _) = connect_kept(&kept("kitchen", "kitchen", &kitchen));
+    assert!(node.session_present);
+    assert_eq!(node.message().unwrap().topic, "mpypi/nodes/kitchen/cmd");
+    assert!(operator.retain("mpypi/channels/dev", b"[  ]"));
+    node.fence();
+    assert!(!node.waits());
+}
+
+/// CONNECT of MQTT 5, with a clean start.
+fn v5_connect(id: &str, user: &str, password: &str) -> Vec<u8> {
+    let text = |text: &str| [&[0, text.len() as u8], text.as_bytes()].concat();
+    let body = [&b"\0\x04MQTT\x05\xc2\0\0\0"[..], &text(id), &text(user), &text(password)].concat();
+    [&[0x10, body.len() as u8][..], &body].concat()
+}
+
+/// The reasons of the next PUBACKs.
+fn reasons(client: &mut Client, count: usize) -> Vec<u8> {
+    let mut reasons = Vec::new();
+    while reasons.len() < count {
+        let mut head = [0; 2];
+        client.stream().read_exact(&mut head).unwrap();
+        assert!(head[1] < 0x80, "a short packet");
+        let mut body = vec![0; usize::from(head[1])];
+        client.stream().read_exact(&mut body).unwrap();
+        match head[0] {
+            0x20 => assert_eq!(body[1], 0, "CONNACK"),
+            0x40 => reasons.push(body.get(2).copied().unwrap_or_default()),
+            other => panic!("a packet of type {other:#x}"),
+        }
+    }
+    reasons
 }
