@@ -210,14 +210,6 @@ impl Client {
         assert_eq!(self.reply(), Some(Packet::PingResp));
     }
 
-    /// Asks for a sign of life, and says whether one comes before the connection ends. Whatever else comes is
-    /// lost.
-    #[must_use]
-    pub fn answers(&mut self) -> bool {
-        self.try_send(&[0xc0, 0]).is_ok()
-            && std::iter::from_fn(|| self.packet()).any(|packet| packet == Packet::PingResp)
-    }
-
     /// The next message, acknowledged if it must be; `None` if the broker is gone.
     pub fn message(&mut self) -> Option<Received> {
         if let Some(received) = self.waiting.pop_front() {
