@@ -32,7 +32,7 @@ use crate::{
     message::{Message, Refusal, SessionId},
     outbox::Outbox,
     packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version, Welcome},
-    registry::{Member, NotEntered, Registry},
+    registry::{Member, Membership, NotEntered, Registry},
     session::{Effect, Leaving, Replay, Session},
     subscriptions::Receiver,
 };
@@ -44,7 +44,7 @@ const OUT_FULL: u64 = 256 * 1024;
 /// Room made in the read buffer at a time, in bytes, while a client sends much.
 const READ: usize = 16 * 1024;
 /// The same for a client of which nothing is expected: most are idle, and this is held for each.
-const READ_IDLE: usize = 512;
+const READ_IDLE: usize = 256;
 /// Messages fetched before others have their turn.
 const TURN: usize = 64;
 /// For the last bytes to a client that is being closed.
@@ -90,18 +90,68 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut reader, mut writer) = tokio::io::split(socket);
+    // Each step has its own place on the heap, while it lasts: most connections are idle, in the second.
+    let entered = Box::pin(enter(&mut reader, &mut writer, peer, id, shared)).await;
+    let Some(mut entered) = entered else { return };
+    let end = Box::pin(entered.converse(&mut reader, &mut writer)).await;
+    let client = entered.connection.session.client_id.clone();
+    // The id is free before the last bytes are taken: whoever waits for it need not wait for them.
+    drop(entered);
+    match end {
+        Ok(()) => {
+            let stopping = shared.shutdown.is_cancelled();
+            let patience = if stopping { FAREWELL_AT_STOP } else { FAREWELL };
+            Box::pin(farewell(&mut reader, &mut writer, patience)).await;
+        }
+        Err(error) => tracing::debug!(%peer, client, %error, "lost"),
+    }
+    tracing::debug!(%peer, client, "gone");
+}
+
+/// A client that is in.
+struct Entered<'s> {
+    connection: Connection<'s>,
+    membership: Membership<'s>,
+    /// The client's place among all that may be there.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Entered<'_> {
+    async fn converse(
+        &mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> std::io::Result<()> {
+        let end = self.connection.run(reader, writer, &self.membership.member).await;
+        self.connection.leave().await;
+        end
+    }
+}
+
+/// Lets a client in, or tells it why not.
+async fn enter<'s>(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    peer: SocketAddr,
+    id: SessionId,
+    shared: &'s Shared,
+) -> Option<Box<Entered<'s>>> {
     let mut buffer = BytesMut::new();
-    let handshake = timeout(shared.limits.connect, handshake(&mut reader, &mut buffer, peer, shared));
+    let handshake = timeout(shared.limits.connect, handshake(reader, &mut buffer, peer, shared));
     let greeting = tokio::select! {
         greeting = handshake => greeting,
-        () = shared.shutdown.cancelled() => return,
+        () = shared.shutdown.cancelled() => return None,
     };
-    let Greeted { connect, identity, login, place: _place } = match greeting {
+    let Greeted { connect, identity, login, place } = match greeting {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(refused)) => {
-            return refuse(&mut reader, &mut writer, peer, &refused).await;
+            refuse(reader, writer, peer, &refused).await;
+            return None;
         }
-        Err(_) => return tracing::info!(%peer, "no CONNECT in time"),
+        Err(_) => {
+            tracing::info!(%peer, "no CONNECT in time");
+            return None;
+        }
     };
     let assigned = connect.client_id.is_empty().then(|| match &identity {
         Identity::Node(node, _) => node.to_string(),
@@ -113,69 +163,57 @@ where
     let membership = match shared.registry.enter(&client_id, id, login, by_right).await {
         Ok(membership) => membership,
         Err(NotEntered::Replaced) => {
-            return tracing::debug!(%peer, client = client_id, "replaced before it was let in");
+            tracing::debug!(%peer, client = client_id, "replaced before it was let in");
+            return None;
         }
         Err(not_entered) => {
             let (reason, text) = match not_entered {
                 NotEntered::Foreign => (Reason::ClientIdentifierNotValid, "another user has this client id"),
                 _ => (Reason::ServerBusy, "an earlier connection of this client does not go"),
             };
-            let refused = Refused::answered(&connect, reason, text);
-            return refuse(&mut reader, &mut writer, peer, &refused).await;
+            refuse(reader, writer, peer, &Refused::answered(&connect, reason, text)).await;
+            return None;
         }
     };
     let kept = match open_session(&connect, &client_id, owner, by_right, shared).await {
         Ok(kept) => kept,
-        Err(refusal) => {
-            let refused = Refused::answered(&connect, refusal.reason, refusal.text);
-            return refuse(&mut reader, &mut writer, peer, &refused).await;
+        Err(Refusal { reason, text }) => {
+            refuse(reader, writer, peer, &Refused::answered(&connect, reason, text)).await;
+            return None;
         }
     };
+    tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
     let granted = Session::granted_expiry(connect.session_expiry, &shared.limits);
     let welcome = Welcome {
         session_present: kept.as_ref().is_some_and(|kept| kept.present),
         session_expiry: (granted != connect.session_expiry).then_some(granted),
         assigned_id: assigned,
     };
-    let connack = packet::accept(connect.version, &shared.limits, &welcome);
     let now = clock::now().instant;
     let id = kept.as_ref().map_or(membership.member.id, |kept| kept.id);
     let mailbox = kept.as_ref().map(|kept| kept.mailbox.clone());
     let mailbox = mailbox.unwrap_or_else(|| Arc::new(Mailbox::new(&shared.limits)));
     let mut effects = Vec::new();
-    let mut session = Session::new(id, client_id.clone(), identity, &connect, shared.limits.clone(), now);
+    let mut session = Session::new(id, client_id, identity, &connect, shared.limits.clone(), now);
     if let Some(kept) = kept {
         session.resume(kept, &mut effects);
     }
-    tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
-    drop(connect);
     let mut connection = Connection {
         shared,
         session,
         mailbox,
         outbox: Outbox::default(),
-        buffer,
+        // What else the buffer holds is small; the rest of it goes.
+        buffer: BytesMut::from(&buffer[..]),
         place: Place::None,
         part_since: None,
         room: READ_IDLE,
         progress: now,
         closing: false,
     };
-    connection.outbox.push(connack);
+    connection.outbox.push(packet::accept(connect.version, &shared.limits, &welcome));
     connection.carry_out(effects).await;
-    let end = connection.run(&mut reader, &mut writer, &membership.member).await;
-    connection.leave().await;
-    drop(connection);
-    // The id is free before the last bytes are taken: whoever waits for it need not wait for them.
-    drop(membership);
-    match end {
-        Ok(()) => {
-            let stopping = shared.shutdown.is_cancelled();
-            farewell(&mut reader, &mut writer, if stopping { FAREWELL_AT_STOP } else { FAREWELL }).await;
-        }
-        Err(error) => tracing::debug!(%peer, client = client_id, %error, "lost"),
-    }
-    tracing::debug!(%peer, client = client_id, "gone");
+    Some(Box::new(Entered { connection, membership, _place: place }))
 }
 
 /// Opens the client's session, if it is, or is to be, one that outlives its connection.
@@ -627,7 +665,8 @@ impl Connection<'_> {
             // While a place is waited for, no packet is taken.
             Place::None | Place::Waiting(_) => None,
         };
-        hand_over(self.shared, self.session.id, publish, refusal, reply, place).await;
+        // On the heap: an idle connection needs no room for it.
+        Box::pin(hand_over(self.shared, self.session.id, publish, refusal, reply, place)).await;
         self.unheard(clock::now().instant); // it may have waited for the index
     }
 
@@ -694,7 +733,7 @@ impl Connection<'_> {
     async fn leave(&mut self) {
         let Leaving { will, end } = self.session.leave();
         if let Some(will) = will {
-            hand_over(self.shared, self.session.id, will, None, None, None).await;
+            Box::pin(hand_over(self.shared, self.session.id, will, None, None, None)).await;
         }
         if let Some(end) = end {
             let change = Change::End(Box::new(end));

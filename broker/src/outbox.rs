@@ -120,5 +120,9 @@ impl Outbox {
                 self.pieces.pop_front();
             }
         }
+        if self.pieces.is_empty() {
+            // Most clients are idle: nothing is held for them.
+            self.pieces = VecDeque::new();
+        }
     }
 }
