@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -162,8 +163,8 @@ async fn enter<'s>(
     let by_right = matches!(identity, Identity::Node(..));
     let membership = match shared.registry.enter(&client_id, id, login, by_right).await {
         Ok(membership) => membership,
-        Err(NotEntered::Replaced) => {
-            tracing::debug!(%peer, client = client_id, "replaced before it was let in");
+        Err(reason @ (NotEntered::Replaced | NotEntered::Closed)) => {
+            tracing::debug!(%peer, client = client_id, ?reason, "gone before it was let in");
             return None;
         }
         Err(not_entered) => {
@@ -413,7 +414,6 @@ enum Woken {
     Wrote(std::io::Result<usize>),
     Place(OwnedSemaphorePermit),
     Kicked,
-    Shutdown,
     Nothing,
 }
 
@@ -431,6 +431,10 @@ impl Connection<'_> {
         writer: &mut (impl AsyncWrite + Unpin),
         member: &Member,
     ) -> std::io::Result<()> {
+        // Both are set up once, not at each turn: all connections share the timers' lock.
+        let mut kicked = pin!(member.kick.cancelled());
+        let mut alarm = pin!(sleep_until(clock::now().instant.into()));
+        let mut alarm_at = None;
         loop {
             self.settle().await;
             self.receive().await;
@@ -444,13 +448,17 @@ impl Connection<'_> {
                 self.unheard(clock::now().instant);
             }
             let deadline = self.deadline();
+            // Deadlines mostly move on: one that rings early is set again then.
+            if alarm_at.is_none_or(|at| deadline < at) {
+                alarm.as_mut().reset(deadline.into());
+                alarm_at = Some(deadline);
+            }
             self.buffer.reserve(if reading { self.room } else { 0 });
             // In this order, so that what has come is seen before a deadline for it; each turn looks at all
             // deadlines anyway.
             let woken = tokio::select! {
                 biased;
-                () = member.kick.cancelled(), if !self.closing => Woken::Kicked,
-                () = self.shared.shutdown.cancelled(), if !self.closing => Woken::Shutdown,
+                () = &mut kicked, if !self.closing => Woken::Kicked,
                 // Before writing: a full outbox ends reading, but nothing would end writing a long replay.
                 result = reader.read_buf(&mut self.buffer), if reading => Woken::Read(result),
                 result = self.outbox.write(writer, &self.shared.index), if !self.outbox.is_empty() => {
@@ -458,11 +466,14 @@ impl Connection<'_> {
                 }
                 place = self.place.taken(), if self.place.is_waiting() => match place {
                     Ok(place) => Woken::Place(place),
-                    Err(_) => Woken::Shutdown,
+                    Err(_) => Woken::Kicked,
                 },
                 () = self.mailbox.arrived() => Woken::Nothing,
                 () = tokio::task::yield_now(), if more => Woken::Nothing,
-                () = sleep_until(deadline.into()) => Woken::Nothing,
+                () = &mut alarm => {
+                    alarm_at = None;
+                    Woken::Nothing
+                }
             };
             let now = clock::now().instant;
             if !reading {
@@ -481,14 +492,12 @@ impl Connection<'_> {
                 }
                 Woken::Place(place) => self.place = Place::Taken(place),
                 Woken::Kicked => {
-                    let (reason, text) = match member.is_revoked() {
-                        true => (Reason::NotAuthorized, "the user was changed or removed"),
-                        false => (Reason::SessionTakenOver, "the client id connected again"),
+                    let (reason, text) = match (self.shared.shutdown.is_cancelled(), member.is_revoked()) {
+                        (true, _) => (Reason::ServerShuttingDown, "the broker stops"),
+                        (_, true) => (Reason::NotAuthorized, "the user was changed or removed"),
+                        _ => (Reason::SessionTakenOver, "the client id connected again"),
                     };
                     self.session.end(reason, text, &mut effects);
-                }
-                Woken::Shutdown => {
-                    self.session.end(Reason::ServerShuttingDown, "the broker stops", &mut effects);
                 }
                 Woken::Nothing => {}
             }

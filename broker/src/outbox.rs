@@ -2,17 +2,22 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     io::{self, IoSlice},
+    pin::Pin,
+    task::Poll,
 };
 
 use bytes::{Buf, Bytes};
 use mpypi_protocol::Digest;
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 
 use crate::{index::Index, message::Payload};
 
 /// Slices handed to the socket in one call.
 const SLICES: usize = 32;
+/// Bytes sent before others have their turn.
+const TURN: usize = 1024 * 1024;
 /// Bytes of memory that a piece takes beside its content: many small answers must not look like nothing.
 const PIECE: u64 = 64;
 
@@ -62,7 +67,7 @@ impl Outbox {
         }
     }
 
-    /// Sends some of what waits, and says whether any was taken. May be dropped at any time without loss.
+    /// Sends some of what waits, and says how much was taken. May be dropped at any time without loss.
     ///
     /// # Errors
     /// The socket fails, or a blob cannot be read.
@@ -71,22 +76,33 @@ impl Outbox {
         socket: &mut (impl AsyncWrite + Unpin),
         index: &Index,
     ) -> io::Result<usize> {
-        self.load(index)?;
-        let slices: Vec<_> = self
-            .pieces
-            .iter()
-            .map_while(|piece| match piece {
-                Piece::Bytes(bytes) => Some(IoSlice::new(bytes)),
-                Piece::Blob { .. } => None,
-            })
-            .take(SLICES)
-            .collect();
-        let written = socket.write_vectored(&slices).await?;
-        self.advance(written);
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        Ok(written)
+        let mut total = 0;
+        poll_fn(|context| {
+            // As long as the socket takes it: waking up for each chunk costs more than the chunk.
+            while total < TURN && !self.pieces.is_empty() {
+                self.load(index)?;
+                let slices: Vec<_> = self
+                    .pieces
+                    .iter()
+                    .map_while(|piece| match piece {
+                        Piece::Bytes(bytes) => Some(IoSlice::new(bytes)),
+                        Piece::Blob { .. } => None,
+                    })
+                    .take(SLICES)
+                    .collect();
+                match Pin::new(&mut *socket).poll_write_vectored(context, &slices)? {
+                    Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(written) => {
+                        self.advance(written);
+                        total += written;
+                    }
+                    Poll::Pending if total == 0 => return Poll::Pending,
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(Ok(total))
+        })
+        .await
     }
 
     /// Puts the next chunk of the first blob in front of it, unless bytes enough wait before it.

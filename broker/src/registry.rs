@@ -23,6 +23,8 @@ pub struct Registry {
     last_id: AtomicU64,
     /// Held to look up, put in or take out one client.
     members: Mutex<HashMap<String, Member>>,
+    /// Set while the members are held: nobody comes in any more.
+    closed: AtomicBool,
 }
 
 /// Who has a client id.
@@ -63,6 +65,8 @@ pub(crate) enum NotEntered {
     Occupied,
     /// Another user has it.
     Foreign,
+    /// The broker stops.
+    Closed,
 }
 
 impl Registry {
@@ -89,6 +93,9 @@ impl Registry {
         };
         let earlier = {
             let mut members = self.lock();
+            if self.closed.load(Ordering::Acquire) {
+                return Err(NotEntered::Closed);
+            }
             if let Some(present) = members.get(client_id) {
                 let name = |login: &Option<Login>| login.as_ref().map(|login| login.name.clone());
                 if !by_right && present.login.is_some() && name(&present.login) != name(&member.login) {
@@ -115,6 +122,13 @@ impl Registry {
             true => Err(NotEntered::Replaced),
             false => Ok(membership),
         }
+    }
+
+    /// Sends everyone away, and lets nobody in any more.
+    pub(crate) fn close(&self) {
+        let members = self.lock();
+        self.closed.store(true, Ordering::Release);
+        members.values().for_each(|member| member.kick.cancel());
     }
 
     /// Sends away everyone who would not be let in any more.

@@ -189,6 +189,7 @@ impl Broker {
             () = failed.cancelled() => tracing::error!("a part failed: stopping"),
         }
         stop.cancel();
+        shared.registry.close();
         // Connections first, so that their wills still reach the index; then the index, then the bus.
         drop(shared);
         let all = async {
