@@ -50,8 +50,10 @@ struct Row {
     /// Whether more is better.
     more: bool,
     run: Box<dyn Fn(Kind) -> Figure>,
-    /// The same on a raw sink, in the same unit.
+    /// The same without a broker, in the same unit.
     raw: Option<Box<dyn Fn() -> f64>>,
+    /// What the server's CPU seconds are counted by, and what that gives.
+    cpu_per: Option<(f64, &'static str)>,
 }
 
 fn main() {
@@ -59,13 +61,16 @@ fn main() {
     if arguments.first().is_some_and(|first| first == "sink") {
         return block_on(sink(arguments[1].parse().unwrap()));
     }
+    if arguments.first().is_some_and(|first| first == "pusher") {
+        return block_on(pusher(arguments[1].parse().unwrap()));
+    }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let quick = arguments.iter().any(|argument| argument == "--quick");
     let wanted: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
     let rounds = if quick { 1 } else { 3 };
     println!(
-        "{:<38} {:>12} {:>12} {:>7} {:>9}  cpu s, peak MiB (ours | mosquitto)",
-        "", "ours", "mosquitto", "ratio", "raw sink"
+        "{:<38} {:>10} {:>10} {:>7} {:>9} {:>7}  cpu, peak MiB (ours | mosquitto)",
+        "", "ours", "mosquitto", "ratio", "raw", "of raw"
     );
     for row in rows(quick) {
         if !wanted.is_empty() && !wanted.iter().any(|word| row.name.contains(word.as_str())) {
@@ -79,17 +84,25 @@ fn main() {
         }
         let (ours, theirs) = (median(ours), median(theirs));
         // How much better ours is, whichever way better lies.
-        let ratio = if row.more { ours.value / theirs.value } else { theirs.value / ours.value };
+        let better = |ours: f64, theirs: f64| if row.more { ours / theirs } else { theirs / ours };
         raw.sort_by(f64::total_cmp);
-        let raw = raw.get(raw.len() / 2).map(|value| format!("{value:.2}")).unwrap_or_default();
+        let raw = raw.get(raw.len() / 2).copied();
+        let shown = |number: Option<f64>| number.map(|number| format!("{number:.2}")).unwrap_or_default();
+        let of_raw = shown(raw.map(|raw| better(ours.value, raw)));
+        let cpu = |figure: Figure| match row.cpu_per {
+            Some((count, unit)) => format!("{:.2} {unit}", figure.cpu / count),
+            None => format!("{:.2} s", figure.cpu),
+        };
         println!(
-            "{:<38} {:>12.2} {:>12.2} {ratio:>6.2}× {raw:>9}  {:.2} {:.0} | {:.2} {:.0}",
+            "{:<38} {:>10.2} {:>10.2} {:>6.2}× {:>9} {of_raw:>7}  {}, {:.0} | {}, {:.0}",
             format!("{}, {}", row.name, row.unit),
             ours.value,
             theirs.value,
-            ours.cpu,
+            better(ours.value, theirs.value),
+            shown(raw),
+            cpu(ours),
             ours.peak,
-            theirs.cpu,
+            cpu(theirs),
             theirs.peak
         );
     }
@@ -106,6 +119,7 @@ fn rows(quick: bool) -> Vec<Row> {
             more: true,
             run: Box::new(move |kind| publish(kind, connections, messages)),
             raw: None,
+            cpu_per: Some((messages as f64 / 1e6, "µs each")),
         });
     }
     let sizes: &[usize] = if quick { &[256] } else { &[64, 256, 1024] };
@@ -117,6 +131,7 @@ fn rows(quick: bool) -> Vec<Row> {
                 more: true,
                 run: Box::new(move |kind| retained(kind, clients, kib * 1024)),
                 raw: Some(Box::new(move || raw_sink(clients, kib * 1024))),
+                cpu_per: Some(((clients * kib * 1024) as f64 / 1e9, "s/GB")),
             });
         }
     }
@@ -126,7 +141,8 @@ fn rows(quick: bool) -> Vec<Row> {
             unit: "ms to the last",
             more: false,
             run: Box::new(move |kind| push(kind, clients)),
-            raw: None,
+            raw: Some(Box::new(move || raw_push(clients))),
+            cpu_per: Some((clients as f64 / 1e6, "µs each")),
         });
     }
     let clients = if quick { 1000 } else { 10_000 };
@@ -136,6 +152,7 @@ fn rows(quick: bool) -> Vec<Row> {
         more: false,
         run: Box::new(move |kind| idle(kind, clients)),
         raw: None,
+        cpu_per: None,
     });
     rows.push(Row {
         name: format!("connects, {clients}"),
@@ -143,6 +160,16 @@ fn rows(quick: bool) -> Vec<Row> {
         more: true,
         run: Box::new(move |kind| connects(kind, clients)),
         raw: None,
+        cpu_per: Some((clients as f64 / 1e6, "µs each")),
+    });
+    let messages = if quick { 1000 } else { 10_000 };
+    rows.push(Row {
+        name: format!("restart with {messages} of 4 KiB"),
+        unit: "ms to the first",
+        more: false,
+        run: Box::new(move |kind| restart(kind, messages)),
+        raw: None,
+        cpu_per: None,
     });
     rows
 }
@@ -290,18 +317,64 @@ async fn all_read(to: SocketAddr, clients: usize, ask: Arc<Vec<u8>>, size: usize
     seconds
 }
 
-fn raw_sink(clients: usize, size: usize) -> f64 {
+/// This program as a server that does one thing only; what `work` made of it.
+fn with_raw<T>(what: &str, size: usize, work: impl FnOnce(SocketAddr) -> T) -> T {
     let mut child = Command::new(env::current_exe().unwrap())
-        .args(["sink", &size.to_string()])
+        .args([what, &size.to_string()])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let seconds = block_on(all_read(line.trim().parse().unwrap(), clients, Arc::new(vec![0]), size));
+    let done = work(line.trim().parse().unwrap());
     child.kill().unwrap();
     child.wait().unwrap();
+    done
+}
+
+fn raw_sink(clients: usize, size: usize) -> f64 {
+    let seconds = with_raw("sink", size, |to| block_on(all_read(to, clients, Arc::new(vec![0]), size)));
     (clients * size) as f64 / 1e6 / seconds
+}
+
+/// Milliseconds until the last of all clients has 2 KiB that somebody who does nothing else sends them.
+fn raw_push(clients: usize) -> f64 {
+    /// What a PUBLISH of the list takes.
+    const SIZE: usize = 2060;
+    with_raw("pusher", SIZE, |to| {
+        block_on(async {
+            let mut tasks = JoinSet::new();
+            for _ in 0..clients {
+                let mut stream = open(to).await;
+                stream.write_all(&[0]).await.unwrap();
+                tasks.spawn(async move { swallow(&mut stream, SIZE).await });
+            }
+            let mut trigger = open(to).await;
+            let started = Instant::now();
+            trigger.write_all(&[1]).await.unwrap();
+            tasks.join_all().await;
+            started.elapsed().as_secs_f64() * 1000.0
+        })
+    })
+}
+
+/// Writes `size` bytes to everyone who has sent a 0 when somebody sends a 1.
+async fn pusher(size: usize) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    let payload = vec![7; size];
+    let mut streams = Vec::new();
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        if stream.read_u8().await.unwrap() == 0 {
+            streams.push(stream);
+            continue;
+        }
+        for stream in &mut streams {
+            stream.write_all(&payload).await.unwrap();
+        }
+    }
 }
 
 /// Writes `size` bytes to everyone who sends one.
@@ -354,6 +427,36 @@ fn push(kind: Kind, clients: usize) -> Figure {
         (seconds, cpu)
     });
     bench.figure(seconds * 1000.0, cpu)
+}
+
+/// Milliseconds from the start of a broker that holds so many messages to one of them in a client's hands.
+fn restart(kind: Kind, messages: usize) -> Figure {
+    let world = World::new();
+    let start = || match kind {
+        Kind::Ours => Server::start(&world),
+        Kind::Mosquitto => Server::mosquitto_with(&world, "persistence true\n"),
+    };
+    let server = start();
+    let mut client = Client::connect(server.address, "publisher");
+    for n in 0..messages {
+        client.post(&format!("bench/{n}"), &[b'x'; 4096], 1, true).unwrap();
+        if n >= 50 {
+            client.acknowledged().unwrap();
+        }
+    }
+    (0..messages.min(50)).for_each(|_| assert!(client.acknowledged().is_some()));
+    drop(client);
+    // Ours may be killed; mosquitto would have nothing left.
+    match kind {
+        Kind::Ours => server.kill(),
+        Kind::Mosquitto => assert_eq!(server.stop("-TERM"), Some(0)),
+    }
+    let started = Instant::now();
+    let server = start();
+    let found = Client::connect(server.address, "reader").retained("bench/0");
+    assert_eq!(found.unwrap().payload.len(), 4096);
+    let elapsed = started.elapsed().as_secs_f64() * 1000.0;
+    Bench { server, _world: World::new() }.figure(elapsed, 0.0)
 }
 
 fn idle(kind: Kind, clients: usize) -> Figure {

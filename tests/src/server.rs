@@ -49,12 +49,19 @@ impl Server {
     /// mosquitto on a free port, with nothing on disk.
     #[must_use]
     pub fn mosquitto(world: &World) -> Server {
+        Server::mosquitto_with(world, "persistence false\n")
+    }
+
+    /// mosquitto on a free port, with more settings; what it keeps lies in the world's folder.
+    #[must_use]
+    pub fn mosquitto_with(world: &World, more: &str) -> Server {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
         let settings = format!(
-            "listener {} 127.0.0.1\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n",
-            address.port()
+            "listener {} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence_location {}/\n{more}",
+            address.port(),
+            world.path("").display(),
         );
         let settings = world.write("mosquitto.conf", settings);
         let log = world.path("mosquitto.log");
