@@ -1,8 +1,9 @@
 //! The whole command line of `mpypi-broker`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mpypi_broker::listen::{Endpoint, tls::ClientAuth};
 
 /// An MQTT broker whose retained messages are a durable package index.
 #[derive(Debug, Parser)]
@@ -12,6 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     after_help = "Exit codes: 0 stopped on request, 1 failed, 2 usage.\n\nExamples:\n  \
         mpypi-broker serve\n  \
         mpypi-broker serve --listen 127.0.0.1:0 --data /var/lib/mpypi\n  \
+        mpypi-broker init --tls --name hub.local\n  \
+        mpypi-broker cert node kitchen\n  \
         mpypi-broker user add ci --role publisher --token\n  \
         mpypi-broker user add kitchen --role node < password.txt\n  \
         MPYPI_LOG=debug mpypi-broker serve"
@@ -27,25 +30,113 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Add, remove and list users; a running broker notices
     User(UserArgs),
+    /// Write a configuration file, and with `--tls` certificates, where `serve` finds them
+    Init(InitArgs),
+    /// Make certificates for nodes, and renew the broker's; a running broker notices
+    Cert(CertArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Address to listen on; may be given more than once. Port 0 picks a free port, which is printed
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:1883")]
-    pub listen: Vec<SocketAddr>,
-    /// Folder of the index, made if it is not there
-    #[arg(long, value_name = "DIR", default_value = "data", env = "MPYPI_DATA", hide_env_values = true)]
-    pub data: PathBuf,
-    /// Largest package, in bytes; at most what fits into a packet
-    #[arg(long, value_name = "BYTES", default_value_t = mpypi_protocol::limits::PACKAGE)]
-    pub max_package: u64,
+    /// Where to listen, as `mqtt://`, `mqtts://`, `ws://` or `wss://` and an address, or ADDRESS:PORT for `mqtt://`;
+    /// may be given more than once. Port 0 picks a free port, which is printed [default: 127.0.0.1:1883]
+    #[arg(long, value_name = "URL")]
+    pub listen: Vec<Endpoint>,
+    /// Folder of the index, made if it is not there [default: data]
+    #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
+    pub data: Option<PathBuf>,
+    /// Configuration file; what is said here counts before it [default: broker.toml in the folder of the index]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Certificate for `mqtts://` and `wss://`, with those that lead to its authority, as PEM; noticed when renewed
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, as PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities, as PEM, whose certificates make a client the node they are made out to, without a password
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Whether clients over TLS must show such a certificate [default: optional]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub tls_client_auth: Option<ClientCertificates>,
+    /// Largest package, in bytes; at most what fits into a packet [default: 8388608]
+    #[arg(long, value_name = "BYTES")]
+    pub max_package: Option<u64>,
     /// Let everyone in who can reach a listener on another address than loopback, while there are no users
     #[arg(long)]
     pub unsafe_open: bool,
     /// Log as JSON lines
     #[arg(long)]
     pub log_json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ClientCertificates {
+    /// Who shows none logs in with a password
+    Optional,
+    /// Who shows none gets no connection
+    Required,
+}
+
+impl From<ClientCertificates> for ClientAuth {
+    fn from(when: ClientCertificates) -> ClientAuth {
+        match when {
+            ClientCertificates::Optional => ClientAuth::Optional,
+            ClientCertificates::Required => ClientAuth::Required,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Folder of the index
+    #[arg(value_name = "DIR", default_value = "data", env = "MPYPI_DATA", hide_env_values = true)]
+    pub data: PathBuf,
+    /// Make a certificate authority and a certificate of the broker, and listen with TLS
+    #[arg(long)]
+    pub tls: bool,
+    /// Host name or address by which clients know the broker; may be given more than once [default: localhost,
+    /// 127.0.0.1, ::1 and this host's name]
+    #[arg(long, value_name = "HOST", requires = "tls")]
+    pub name: Vec<String>,
+    /// Write over what is there, but never over a certificate authority
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CertArgs {
+    /// Folder of the index, made by `init --tls`
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "data",
+        env = "MPYPI_DATA",
+        hide_env_values = true,
+        global = true
+    )]
+    pub data: PathBuf,
+    #[command(subcommand)]
+    pub command: CertCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertCommand {
+    /// Make a key and a certificate with which a node may be itself, without a password
+    Node {
+        /// The node's name
+        name: String,
+        /// Make others where the node has some already; those go on to be good
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a new certificate for the broker's key; nobody is disconnected
+    Renew {
+        /// Host name or address, instead of those in the old one; may be given more than once
+        #[arg(long, value_name = "HOST")]
+        name: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -11,14 +11,14 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{sleep_until, timeout},
+    time::{sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::{
         Identity,
-        gate::{Gate, Login},
+        gate::{Gate, Login, Shown},
     },
     bus::{SharedSubscriptions, Tickets},
     clock::{self, Now},
@@ -29,11 +29,13 @@ use crate::{
         writer::{Op, Reply, Submission},
     },
     limits::Limits,
+    listen::Arrival,
     mailbox::{Mail, Mailbox},
     message::{Message, Refusal, SessionId},
     outbox::Outbox,
     packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version, Welcome},
     registry::{Member, Membership, NotEntered, Registry},
+    server::Access,
     session::{Effect, Leaving, Replay, Session},
     subscriptions::Receiver,
 };
@@ -49,7 +51,7 @@ const READ_IDLE: usize = 256;
 /// Messages fetched before others have their turn.
 const TURN: usize = 64;
 /// For the last bytes to a client that is being closed.
-const FAREWELL: Duration = Duration::from_secs(2);
+pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 /// The same while the broker stops, and everyone waits for the slowest.
 const FAREWELL_AT_STOP: Duration = Duration::from_millis(250);
 /// While a large packet is received, how often to look whether others wait for its place.
@@ -81,18 +83,21 @@ pub struct Shared {
     pub shutdown: CancellationToken,
     /// Who is let in.
     pub gate: Gate,
+    /// Who is let in while there are no users.
+    pub access: Access,
     /// Who is connected.
     pub registry: Registry,
 }
 
 /// Serves one client until it has gone.
-pub async fn serve<S>(socket: S, peer: SocketAddr, id: SessionId, shared: &Shared)
+pub async fn serve<S>(socket: S, arrival: Arrival, shared: &Shared)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut reader, mut writer) = tokio::io::split(socket);
+    let peer = arrival.peer;
     // Each step has its own place on the heap, while it lasts: most connections are idle, in the second.
-    let entered = Box::pin(enter(&mut reader, &mut writer, peer, id, shared)).await;
+    let entered = Box::pin(enter(&mut reader, &mut writer, arrival, shared)).await;
     let Some(mut entered) = entered else { return };
     let end = Box::pin(entered.converse(&mut reader, &mut writer)).await;
     let client = entered.connection.session.client_id.clone();
@@ -133,12 +138,12 @@ impl Entered<'_> {
 async fn enter<'s>(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
-    peer: SocketAddr,
-    id: SessionId,
+    arrival: Arrival,
     shared: &'s Shared,
 ) -> Option<Box<Entered<'s>>> {
     let mut buffer = BytesMut::new();
-    let handshake = timeout(shared.limits.connect, handshake(reader, &mut buffer, peer, shared));
+    let Arrival { id, peer, deadline, .. } = arrival;
+    let handshake = timeout_at(deadline.into(), handshake(reader, &mut buffer, &arrival, shared));
     let greeting = tokio::select! {
         greeting = handshake => greeting,
         () = shared.shutdown.cancelled() => return None,
@@ -296,7 +301,7 @@ async fn refuse(
 async fn handshake(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
-    peer: SocketAddr,
+    arrival: &Arrival,
     shared: &Shared,
 ) -> Result<Greeted, Refused> {
     let limits = &shared.limits;
@@ -338,7 +343,8 @@ async fn handshake(
         return refuse(Reason::ClientIdentifierNotValid, &text);
     }
     let password = connect.password.clone().map(|Secret(bytes)| bytes);
-    let (identity, login) = match shared.gate.identify(peer.ip(), connect.user.clone(), password).await {
+    let shown = Shown { name: connect.user.clone(), password, certificate: arrival.certificate.clone() };
+    let (identity, login) = match shared.gate.identify(arrival.peer.ip(), shown).await {
         Ok(known) => known,
         Err(refusal) => return refuse(refusal.reason, &refusal.text),
     };
@@ -363,7 +369,7 @@ async fn handshake(
 }
 
 /// Lets the client read what was sent: a socket closed with bytes unread would take it back.
-async fn farewell(
+pub(crate) async fn farewell(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     patience: Duration,
@@ -494,7 +500,7 @@ impl Connection<'_> {
                 Woken::Kicked => {
                     let (reason, text) = match (self.shared.shutdown.is_cancelled(), member.is_revoked()) {
                         (true, _) => (Reason::ServerShuttingDown, "the broker stops"),
-                        (_, true) => (Reason::NotAuthorized, "the user was changed or removed"),
+                        (_, true) => (Reason::NotAuthorized, "no longer let in as this user"),
                         _ => (Reason::SessionTakenOver, "the client id connected again"),
                     };
                     self.session.end(reason, text, &mut effects);

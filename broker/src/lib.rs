@@ -1,10 +1,11 @@
 //! An MQTT broker whose retained messages are a durable package index.
 //!
 //! ```text
-//! server       accepts, starts and stops everything
-//!  └ connection   driver: bytes in, bytes out, deadlines        ── outbox: what waits to be sent
-//!      └ session     state machine: packets and time in, effects out
-//!          └ packet     bytes ↔ meaning, MQTT 3.1.1 and 5
+//! server       starts and stops everything                      ── settings: its configuration file
+//!  └ listen       accepts: TCP, TLS, WebSocket                  ── authority: certificates of our own
+//!      └ connection   driver: bytes in, bytes out, deadlines    ── outbox: what waits to be sent
+//!          └ session     state machine: packets and time in, effects out
+//!              └ packet     bytes ↔ meaning, MQTT 3.1.1 and 5
 //! registry     which connection has which client id: the newest, once the one before it has gone
 //! door         policy: what may become part of the index
 //! index        durable store of retained messages               ── writer: the one thread that changes it
@@ -22,12 +23,14 @@
 //! `door` and `packet` touch no socket, file or clock.
 
 pub mod access;
+pub mod authority;
 pub mod bus;
 pub mod clock;
 pub mod connection;
 pub mod door;
 pub mod index;
 pub mod limits;
+pub mod listen;
 pub mod mailbox;
 pub mod message;
 pub mod outbox;
@@ -35,6 +38,7 @@ pub mod packet;
 pub mod registry;
 pub mod server;
 pub mod session;
+pub mod settings;
 pub mod subscriptions;
 
 pub use limits::Limits;

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use mpypi_protocol::limits;
+use serde::{Deserialize, Serialize};
+
+use crate::settings::SettingsError;
 
 /// What a broker allows. Each is answered by a clear refusal.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Largest packet, in bytes.
     pub packet: usize,
@@ -24,10 +28,13 @@ pub struct Limits {
     /// Connections at once that are not, or no longer, those of clients.
     pub strangers: usize,
     /// From the TCP connection to a whole CONNECT.
+    #[serde(with = "crate::settings::duration")]
     pub connect: Duration,
     /// How long a client may take none of the bytes that wait for it.
+    #[serde(with = "crate::settings::duration")]
     pub write_stall: Duration,
     /// How long the start of a packet may wait for its end, beyond what [`Limits::slowest_upload`] grants.
+    #[serde(with = "crate::settings::duration")]
     pub read_stall: Duration,
     /// The slowest upload of a large packet that is waited for, in bytes per second.
     pub slowest_upload: u64,
@@ -35,6 +42,7 @@ pub struct Limits {
     /// far, in bytes per second, but for [`Limits::contended_stall`].
     pub slowest_contended_upload: u64,
     /// How far a large packet may be behind while others wait for its place.
+    #[serde(with = "crate::settings::duration")]
     pub contended_stall: Duration,
     /// QoS 1 and 2 messages of one client that wait for the index at once; more are not read.
     pub inbound_window: u16,
@@ -63,12 +71,53 @@ pub struct Limits {
     /// Retained messages in the index.
     pub retained: u64,
     /// For everything to stop after a signal.
+    #[serde(with = "crate::settings::duration")]
     pub shutdown: Duration,
 }
 
 impl Limits {
     /// Packets up to this many bytes are received without a place in [`Limits::inbound_bytes`].
     pub const SMALL_PACKET: usize = 64 * 1024;
+
+    /// What a PUBLISH needs around its package, in bytes.
+    const PACKET_OVERHEAD: usize = 64 * 1024;
+
+    /// Fails if a broker could do nothing with these limits.
+    ///
+    /// # Errors
+    /// Names the limit.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let wrong = |name, problem: String| Err(SettingsError::Limit { name, problem });
+        // 2.1.4: what a remaining length can say.
+        const LARGEST: usize = 268_435_455;
+        if self.packet <= Self::PACKET_OVERHEAD || self.packet > LARGEST {
+            return wrong("packet", format!("is from {} to {LARGEST} bytes", Self::PACKET_OVERHEAD + 1));
+        }
+        let most = (self.packet - Self::PACKET_OVERHEAD) as u64;
+        if self.package > most {
+            return wrong("package", format!("is at most {most}, what fits into a packet"));
+        }
+        if self.inbound_bytes < self.packet {
+            return wrong("inbound_bytes", format!("is at least {}, the largest packet", self.packet));
+        }
+        let needed = [
+            ("control_packet", self.control_packet),
+            ("properties", self.properties),
+            ("client_id", self.client_id),
+            ("clients", self.clients),
+            ("strangers", self.strangers),
+            ("inbound_window", self.inbound_window.into()),
+            ("unreleased", self.unreleased),
+            ("outbound_window", self.outbound_window.into()),
+            ("queue_messages", self.queue_messages),
+            ("queue_bytes", self.queue_bytes),
+            ("subscriptions", self.subscriptions),
+        ];
+        match needed.into_iter().find(|(_, value)| *value == 0) {
+            Some((name, _)) => wrong(name, "is at least 1".to_owned()),
+            None => Ok(()),
+        }
+    }
 
     /// Lowers the numbers of clients and strangers to what a process with so many `files` can hold, and leaves
     /// some files for the index: without them, messages could be neither kept nor read.

@@ -1,6 +1,8 @@
 //! The `mpypi-broker` command: maps results to exit codes.
 
+mod cert;
 mod cli;
+mod init;
 mod log;
 mod serve;
 mod user;
@@ -13,6 +15,8 @@ fn main() -> ExitCode {
     let done = match cli::Cli::parse().command {
         cli::Command::Serve(args) => serve::run(args),
         cli::Command::User(args) => user::run(args),
+        cli::Command::Init(args) => init::run(args),
+        cli::Command::Cert(args) => cert::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,6 +26,8 @@ const PIECE: u64 = 64;
 pub struct Outbox {
     pieces: VecDeque<Piece>,
     bytes: u64,
+    /// The socket holds bytes back, as one that encrypts does.
+    unflushed: bool,
 }
 
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Outbox {
     /// Whether everything is sent.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && !self.unflushed
     }
 
     /// How many bytes wait, what it takes to keep them included.
@@ -98,6 +100,13 @@ impl Outbox {
                     }
                     Poll::Pending if total == 0 => return Poll::Pending,
                     Poll::Pending => break,
+                }
+            }
+            if self.pieces.is_empty() {
+                let flushed = Pin::new(&mut *socket).poll_flush(context)?;
+                self.unflushed = flushed.is_pending();
+                if self.unflushed && total == 0 {
+                    return Poll::Pending;
                 }
             }
             Poll::Ready(Ok(total))

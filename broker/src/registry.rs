@@ -131,6 +131,11 @@ impl Registry {
         members.values().for_each(|member| member.kick.cancel());
     }
 
+    /// Everyone's login.
+    pub(crate) fn logins(&self) -> Vec<Login> {
+        self.lock().values().filter_map(|member| member.login.clone()).collect()
+    }
+
     /// Sends away everyone who would not be let in any more.
     pub(crate) fn revoke(&self, still: impl Fn(Option<&Login>) -> bool) {
         for member in self.lock().values() {

@@ -1,33 +1,87 @@
 //! `mpypi-broker serve`
 
-use std::{io::Write, sync::Arc};
+use std::{
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use mpypi_broker::{Access, Broker, Config, Limits, ServeError, index::IndexError};
+use mpypi_broker::{
+    Access, Broker, Config, ServeError,
+    authority::AuthorityError,
+    index::IndexError,
+    listen::{Endpoint, Transport, tls::TlsError},
+    settings::{self, ListenerSettings, Settings, SettingsError},
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{cli::ServeArgs, log};
 
-/// What a PUBLISH needs around its package, in bytes.
-const PACKET_OVERHEAD: u64 = 64 * 1024;
+/// Where to listen if nothing is said.
+pub(crate) const DEFAULT: Endpoint = Endpoint {
+    transport: Transport::Tcp,
+    address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1883),
+};
+
+/// The folder of the index if nothing is said.
+pub(crate) const DATA: &str = "data";
 
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let gate = log::to_stderr(args.log_json)?;
-    let mut limits = Limits::default();
-    let most = limits.packet as u64 - PACKET_OVERHEAD;
-    anyhow::ensure!(args.max_package <= most, "--max-package is at most {most}, what fits into a packet");
-    limits.package = args.max_package;
+    let (settings, found) = settings(&args)?;
+    let gate = log::to_stderr(settings.log_json)?;
+    if let Some(path) = found {
+        tracing::info!(path = %path.display(), "configuration read");
+    }
+    let mut limits = settings.limits;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(files) => limits.fit_into(usize::try_from(files).unwrap_or(usize::MAX)),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files: fewer clients may fit"),
     }
-    let access = if args.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
-    let config = Config { listen: args.listen, data: args.data, limits, access };
+    let mut listen: Vec<_> = settings.listeners.into_iter().map(|listener| listener.url).collect();
+    if listen.is_empty() {
+        listen.push(DEFAULT);
+    }
+    let access = if settings.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
+    let data = settings.data.unwrap_or_else(|| DATA.into());
+    let config = Config { listen, tls: settings.tls.files()?, data, limits, access };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// What the command line and the configuration file say together, and which file that was.
+fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
+    let usual = args.data.as_deref().unwrap_or(Path::new(DATA)).join(settings::FILE);
+    let found = args.config.clone().or_else(|| usual.exists().then_some(usual));
+    let mut settings = match &found {
+        Some(path) => Settings::load(path)?,
+        None => Settings::default(),
+    };
+    if !args.listen.is_empty() {
+        settings.listeners = args.listen.iter().map(|&url| ListenerSettings { url }).collect();
+    }
+    let tls = &mut settings.tls;
+    let ServeArgs { data, tls_cert, tls_key, tls_client_ca, .. } = args;
+    for (given, setting) in [
+        (data, &mut settings.data),
+        (tls_cert, &mut tls.cert),
+        (tls_key, &mut tls.key),
+        (tls_client_ca, &mut tls.client_ca),
+    ] {
+        if given.is_some() {
+            setting.clone_from(given);
+        }
+    }
+    tls.client_auth = args.tls_client_auth.map(Into::into).or(tls.client_auth);
+    settings.log_json |= args.log_json;
+    settings.unsafe_open |= args.unsafe_open;
+    settings.limits.package = args.max_package.unwrap_or(settings.limits.package);
+    settings.limits.check()?;
+    Ok((settings, found))
 }
 
 async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
@@ -37,8 +91,7 @@ async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
     let data = config.data.display().to_string();
     let broker = Broker::bind(config).await?;
     // The first line is for programs: it tells the port. Whoever reads no further does not end the broker.
-    let places: String =
-        broker.addresses().iter().map(|address| format!("listening on mqtt://{address}\n")).collect();
+    let places: String = broker.endpoints().map(|endpoint| format!("listening on {endpoint}\n")).collect();
     let mut out = std::io::stdout();
     if let Err(error) = out.write_all(places.as_bytes()).and_then(|()| out.flush()) {
         tracing::warn!(%error, "cannot say where the broker listens");
@@ -65,15 +118,34 @@ async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
 
 /// What to do about an error, if we know.
 pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<SettingsError>() {
+        return error.hint();
+    }
+    match error.downcast_ref::<AuthorityError>() {
+        Some(AuthorityError::Exists(_)) => {
+            return Some("`--force` writes over it, but never over a certificate authority".to_owned());
+        }
+        Some(AuthorityError::Missing(_)) => {
+            return Some(
+                "`mpypi-broker init --tls` makes what is needed; `--data` says where it is".to_owned(),
+            );
+        }
+        _ => {}
+    }
     match error.downcast_ref::<ServeError>()? {
-        ServeError::Listen { source, address } if source.kind() == std::io::ErrorKind::AddrInUse => {
-            Some(format!("is a broker running already? `--listen {}:0` picks a free port", address.ip()))
+        ServeError::Listen { source, endpoint } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            let free = Endpoint { address: SocketAddr::new(endpoint.address.ip(), 0), ..*endpoint };
+            Some(format!("is a broker running already? `--listen {free}` picks a free port"))
         }
         ServeError::Open(_) => {
-            let hint = "add a user with `mpypi-broker user add`, use a loopback address, or `--unsafe-open` in a \
-                        network you trust";
+            let hint = "add a user with `mpypi-broker user add`, use a loopback address, require certificates of clients, \
+                        or `--unsafe-open` in a network you trust";
             Some(hint.to_owned())
         }
+        ServeError::NoCertificate(_) => {
+            Some("give `--tls-cert` and `--tls-key`, or make both with `mpypi-broker init --tls`".to_owned())
+        }
+        ServeError::Tls(TlsError::NoAuthority) => Some("name its file with `--tls-client-ca`".to_owned()),
         ServeError::Index(IndexError::InUse { .. }) => {
             Some("give each broker a folder of its own with `--data`".to_owned())
         }

@@ -1,35 +1,36 @@
 //! Starts everything, accepts connections, and stops everything.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     access::{gate::Gate, users::UsersError},
     bus::{self, BusError, SharedSubscriptions},
-    connection::{self, PLACE, Shared},
+    connection::{PLACE, Shared},
     index::{
         Index, IndexError,
         writer::{QUEUE, Writer},
     },
     limits::Limits,
-    message::SessionId,
+    listen::{
+        Endpoint, Listener,
+        tls::{Files, Tls, TlsError, Watch},
+    },
     registry::Registry,
 };
-
-/// After a failure to accept, as with too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where to serve, and from what.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Addresses to listen on; port 0 picks a free one.
-    pub listen: Vec<SocketAddr>,
+    /// Where to listen, and for what.
+    pub listen: Vec<Endpoint>,
+    /// The certificates of those with TLS.
+    pub tls: Option<Files>,
     /// The folder of the index.
     pub data: PathBuf,
     /// The limits.
@@ -51,10 +52,10 @@ pub enum Access {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {endpoint}")]
     Listen {
         /// The address.
-        address: SocketAddr,
+        endpoint: Endpoint,
         /// Why not.
         source: io::Error,
     },
@@ -63,7 +64,13 @@ pub enum ServeError {
     NoListener,
     /// An address of other machines, without leave for it.
     #[error("listening on {0} would let everyone in, without credentials")]
-    Open(SocketAddr),
+    Open(Endpoint),
+    /// TLS without a certificate.
+    #[error("listening on {0} needs a certificate and its key")]
+    NoCertificate(Endpoint),
+    /// The certificates are not in order.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The files of users and rules are not in order.
     #[error(transparent)]
     Users(#[from] UsersError),
@@ -88,8 +95,8 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Broker {
     config: Config,
-    listeners: Vec<TcpListener>,
-    addresses: Vec<SocketAddr>,
+    listeners: Vec<Listener>,
+    tls: Option<Arc<Tls>>,
     index: Index,
     gate: Gate,
 }
@@ -104,26 +111,28 @@ impl Broker {
             return Err(ServeError::NoListener);
         }
         let gate = Gate::open(config.data.clone())?;
+        let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
         let mut listeners = Vec::new();
-        let mut addresses = Vec::new();
-        for &address in &config.listen {
-            let is_open = config.access == Access::Loopback && !gate.is_guarded();
-            if is_open && !address.ip().is_loopback() {
-                return Err(ServeError::Open(address));
+        for &endpoint in &config.listen {
+            let needs_certificate = match &tls {
+                Some(tls) => endpoint.transport.is_tls() && tls.requires_certificate(),
+                None if endpoint.transport.is_tls() => return Err(ServeError::NoCertificate(endpoint)),
+                None => false,
+            };
+            let is_guarded = needs_certificate || gate.is_guarded() || config.access == Access::UnsafeOpen;
+            if !is_guarded && !endpoint.address.ip().is_loopback() {
+                return Err(ServeError::Open(endpoint));
             }
-            let failed = |source| ServeError::Listen { address, source };
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
-            addresses.push(listener.local_addr().map_err(failed)?);
-            listeners.push(listener);
+            let listener = Listener::bind(endpoint, tls.clone()).await;
+            listeners.push(listener.map_err(|source| ServeError::Listen { endpoint, source })?);
         }
         let index = Index::open(&config.data)?;
-        Ok(Broker { config, listeners, addresses, index, gate })
+        Ok(Broker { config, listeners, tls, index, gate })
     }
 
-    /// The addresses bound, in the order asked for.
-    #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    /// What is listened for, in the order asked for.
+    pub fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
+        self.listeners.iter().map(Listener::endpoint)
     }
 
     /// Whether clients have to log in.
@@ -168,12 +177,13 @@ impl Broker {
             sockets: Arc::new(Semaphore::new(limits.clients + limits.strangers)),
             shutdown: stop.clone(),
             gate: self.gate,
+            access: self.config.access,
             registry: Registry::default(),
             limits: limits.clone(),
         });
         let tasks = TaskTracker::new();
         for listener in self.listeners {
-            tasks.spawn(accept(listener, shared.clone(), tasks.clone()));
+            tasks.spawn(listener.accept(shared.clone(), tasks.clone()));
         }
         let watched = shared.clone();
         tasks.spawn(async move {
@@ -183,6 +193,9 @@ impl Broker {
                 () = watched.shutdown.cancelled() => {}
             }
         });
+        if let Some(tls) = self.tls {
+            tasks.spawn(recheck(tls.watch(), shared.clone()));
+        }
         tasks.close();
         tokio::select! {
             () = shutdown.cancelled() => tracing::info!("stopping"),
@@ -218,38 +231,25 @@ fn spawn(
     Ok(async move { outcome.await.unwrap_or(Err(ServeError::Panicked(name))) })
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker) {
+/// Sends away who came in with a certificate that none of the authorities has signed any more, whenever they change.
+async fn recheck(mut certificates: Watch, shared: Arc<Shared>) {
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        tokio::select! {
+            () = certificates.authorities_changed() => {}
             () = shared.shutdown.cancelled() => return,
+        }
+        let watched = shared.clone();
+        let work = move || {
+            // Signatures are checked before the registry is held, and remembered.
+            for login in watched.registry.logins() {
+                let _ = watched.gate.still_knows(Some(&login));
+            }
+            watched.registry.revoke(|login| watched.gate.still_knows(login));
         };
-        match accepted {
-            Ok((socket, peer)) => {
-                let Ok(place) = shared.sockets.clone().try_acquire_owned() else {
-                    tracing::warn!(%peer, "too many connections: closed at once");
-                    continue;
-                };
-                let (id, shared) = (shared.registry.next_id(), shared.clone());
-                tasks.spawn(async move {
-                    serve(socket, peer, id, &shared).await;
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                sleep(ACCEPT_PAUSE).await;
-            }
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            tracing::error!(%error, "cannot look at the certificates of those connected");
         }
     }
-}
-
-async fn serve(socket: TcpStream, peer: SocketAddr, id: SessionId, shared: &Shared) {
-    // Without it, eight small files take 400 ms.
-    if let Err(error) = socket.set_nodelay(true) {
-        return tracing::debug!(%peer, %error, "lost at once");
-    }
-    connection::serve(socket, peer, id, shared).await;
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::{
     Identity,
     users::{User, Users, UsersError, pretend, stamp},
 };
-use crate::{clock, message::Refusal, packet::Reason};
+use crate::{clock, listen::tls::ClientCertificate, message::Refusal, packet::Reason};
 
 /// Passwords hashed at once: each takes 19 MiB and a core.
 const HASHING: usize = 2;
@@ -55,13 +55,29 @@ pub struct Gate {
     refused: AtomicU64,
 }
 
-/// A name that logged in, and the user it was then.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Who logged in, and as what.
+#[derive(Debug, Clone)]
 pub struct Login {
-    /// The name.
-    pub name: String,
-    user: User,
+    proof: Proof,
     identity: Identity,
+}
+
+#[derive(Debug, Clone)]
+enum Proof {
+    /// A name, and the user it was then.
+    Password(String, User),
+    Certificate(Arc<ClientCertificate>),
+}
+
+/// What a client shows of itself.
+#[derive(Debug, Default)]
+pub struct Shown {
+    /// A user name.
+    pub name: Option<String>,
+    /// A password.
+    pub password: Option<Bytes>,
+    /// A certificate that a trusted authority has signed.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -105,27 +121,38 @@ impl Gate {
     pub fn still_knows(&self, login: Option<&Login>) -> bool {
         let users = self.users();
         let Some(login) = login else { return users.is_empty() };
-        users.get(&login.name) == Some(&login.user)
-            && users.identity(&login.name).as_ref() == Some(&login.identity)
+        match &login.proof {
+            Proof::Password(name, user) => {
+                users.get(name) == Some(user) && users.identity(name).as_ref() == Some(&login.identity)
+            }
+            Proof::Certificate(certificate) => {
+                certificate.node().is_ok_and(|node| users.node(node) == login.identity)
+                    && certificate.is_trusted()
+            }
+        }
     }
 
-    /// Says who a client is that comes from `address` with these credentials.
+    /// Says who a client is that comes from `address` and shows this. A name and a password count before a
+    /// certificate, so that not only nodes can come in where a certificate is required.
     ///
     /// # Errors
-    /// Reason 0x86 for a wrong name or password, 0x87 for none, 0x89 for an address that guesses too fast.
+    /// Reason 0x86 for a wrong name or password, 0x87 for none or a certificate that is none of a node, 0x89 for an
+    /// address that guesses too fast.
     pub async fn identify(
         &self,
         address: IpAddr,
-        name: Option<String>,
-        password: Option<Bytes>,
+        shown: Shown,
     ) -> Result<(Identity, Option<Login>), Refusal> {
         let users = self.users();
-        if users.is_empty() {
-            return Ok((Identity::Anyone, None));
-        }
-        let (Some(name), Some(password)) = (name, password) else {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(Refusal::new(Reason::NotAuthorized, "a user name and a password are needed here"));
+        let (name, password) = match shown {
+            Shown { name: Some(name), password: Some(password), .. } if !users.is_empty() => (name, password),
+            Shown { certificate: Some(certificate), .. } => return self.recognise(&users, certificate),
+            _ if users.is_empty() => return Ok((Identity::Anyone, None)),
+            _ => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                let text = "a user name and a password are needed here";
+                return Err(Refusal::new(Reason::NotAuthorized, text));
+            }
         };
         let mark = self.mark(&name, &password);
         let user = users.get(&name).cloned();
@@ -142,7 +169,7 @@ impl Gate {
                 }
                 remembered.insert(mark, user.clone());
                 drop(remembered);
-                Ok((identity.clone(), Some(Login { name, user, identity })))
+                Ok((identity.clone(), Some(Login { proof: Proof::Password(name, user), identity })))
             }
             _ => {
                 let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
@@ -182,6 +209,28 @@ impl Gate {
             };
             *self.users.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(users);
             changed();
+        }
+    }
+
+    /// The node that a certificate was made out to.
+    fn recognise(
+        &self,
+        users: &Users,
+        certificate: Arc<ClientCertificate>,
+    ) -> Result<(Identity, Option<Login>), Refusal> {
+        let node = certificate.node().and_then(|node| match certificate.is_trusted() {
+            true => Ok(node),
+            false => Err("its authority is no longer trusted".to_owned()),
+        });
+        match node {
+            Ok(node) => {
+                let identity = users.node(node);
+                Ok((identity.clone(), Some(Login { proof: Proof::Certificate(certificate), identity })))
+            }
+            Err(problem) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+                Err(Refusal::new(Reason::NotAuthorized, format!("the client's certificate: {problem}")))
+            }
         }
     }
 

@@ -199,8 +199,15 @@ impl Users {
             Role::Admin => Identity::Admin,
             Role::Publisher => Identity::Publisher,
             Role::Viewer => Identity::Viewer,
-            Role::Node => Identity::Node(NodeId::new(name).ok()?, self.channels(name)),
+            Role::Node => self.node(NodeId::new(name).ok()?),
         })
+    }
+
+    /// Who the node of this name is, whether there is a user of its name or not.
+    #[must_use]
+    pub fn node(&self, name: NodeId) -> Identity {
+        let channels = self.channels(name.as_str());
+        Identity::Node(name, channels)
     }
 
     fn channels(&self, node: &str) -> Channels {
@@ -248,10 +255,7 @@ fn verify(hash: &str, password: &[u8]) -> bool {
 /// When the files changed last, and how large they are; something else if they changed again.
 #[must_use]
 pub fn stamp(folder: &Path) -> [Option<(SystemTime, u64)>; 2] {
-    [USERS, RULES].map(|name| {
-        let found = fs::metadata(folder.join(name)).ok()?;
-        Some((found.modified().ok()?, found.len()))
-    })
+    [USERS, RULES].map(|name| crate::listen::tls::stamp(&folder.join(name)))
 }
 
 fn check_name(name: &str, role: Role) -> Result<(), UsersError> {

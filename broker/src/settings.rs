@@ -1,0 +1,299 @@
+//! `broker.toml`: what `mpypi-broker serve` does when its command line says nothing else.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::{
+    Limits,
+    listen::{Endpoint, tls},
+};
+
+/// The file, in the data folder unless named.
+pub const FILE: &str = "broker.toml";
+
+/// How alike two keys are that one was meant for the other, from 0 to 1 (Jaro and Winkler).
+const ALIKE: f64 = 0.8;
+
+/// What the file says. All of it is optional.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The folder of the index.
+    pub data: Option<PathBuf>,
+    /// Where to listen.
+    pub listeners: Vec<ListenerSettings>,
+    /// Certificates.
+    pub tls: TlsSettings,
+    /// The limits.
+    pub limits: Limits,
+    /// Whether to log JSON lines.
+    pub log_json: bool,
+    /// Whether strangers from other machines may come in while there are no users.
+    pub unsafe_open: bool,
+}
+
+/// One of `[[listeners]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListenerSettings {
+    /// What is listened for, and where.
+    pub url: Endpoint,
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsSettings {
+    /// See [`tls::Files::cert`].
+    pub cert: Option<PathBuf>,
+    /// See [`tls::Files::key`].
+    pub key: Option<PathBuf>,
+    /// See [`tls::Files::client_ca`].
+    pub client_ca: Option<PathBuf>,
+    /// See [`tls::Files::client_auth`].
+    pub client_auth: Option<tls::ClientAuth>,
+}
+
+/// The file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// It cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It is not what it should be; says where.
+    #[error("`{}` is not in order: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and in which line.
+        problem: String,
+        /// The key that was meant instead of one that means nothing.
+        meant: Option<String>,
+    },
+    /// Certificates are named by halves.
+    #[error("there is a certificate without a key, or a key without a certificate")]
+    HalfPair,
+    /// Authorities without a certificate of ours.
+    #[error("client certificates need TLS, which needs a certificate and its key")]
+    NoCertificate,
+    /// A limit that nothing could be done with.
+    #[error("the limit `{name}` {problem}")]
+    Limit {
+        /// The limit's name.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Settings {
+    /// Reads a file. Its relative paths are relative to its folder.
+    ///
+    /// # Errors
+    /// Says what is wrong and in which line.
+    pub fn load(path: &Path) -> Result<Settings, SettingsError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+        let mut settings = Settings::parse(&text, path)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let TlsSettings { cert, key, client_ca, .. } = &mut settings.tls;
+        for path in [&mut settings.data, cert, key, client_ca].into_iter().flatten() {
+            *path = folder.join(&*path);
+        }
+        Ok(settings)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Settings, SettingsError> {
+        toml::from_str(text).map_err(|error: toml::de::Error| SettingsError::Format {
+            path: path.to_owned(),
+            meant: meant(error.message()),
+            problem: error.to_string().trim_end().to_owned(),
+        })
+    }
+}
+
+impl TlsSettings {
+    /// The files, if TLS is set up.
+    ///
+    /// # Errors
+    /// It is set up by halves.
+    pub fn files(self) -> Result<Option<tls::Files>, SettingsError> {
+        let TlsSettings { cert, key, client_ca, client_auth } = self;
+        match (cert, key) {
+            (Some(cert), Some(key)) => {
+                let client_auth = client_auth.unwrap_or_default();
+                Ok(Some(tls::Files { cert, key, client_ca, client_auth }))
+            }
+            (None, None) if client_ca.is_none() && client_auth.is_none() => Ok(None),
+            (None, None) => Err(SettingsError::NoCertificate),
+            _ => Err(SettingsError::HalfPair),
+        }
+    }
+}
+
+impl SettingsError {
+    /// What to do about it, if we know.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            SettingsError::Format { meant: Some(meant), .. } => Some(format!("did you mean `{meant}`?")),
+            SettingsError::HalfPair | SettingsError::NoCertificate => Some(
+                "give both `--tls-cert` and `--tls-key`, or make both with `mpypi-broker init --tls`"
+                    .to_owned(),
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// The known key that is most like the unknown one that a message complains about.
+fn meant(message: &str) -> Option<String> {
+    let (_, names) = message.split_once("unknown field `")?;
+    let mut names = names.split('`').step_by(2);
+    let unknown = names.next()?;
+    names
+        .map(|name| (strsim::jaro_winkler(unknown, name), name))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, name)| name.to_owned())
+}
+
+/// Times in the file: seconds as a number, or a text as `500ms`, `30s`, `5m` or `1h`.
+pub(crate) mod duration {
+    use std::{fmt, time::Duration};
+
+    use serde::{Deserializer, Serializer, de};
+
+    /// Longest time that is one, in seconds: a year.
+    const LONGEST: f64 = 366.0 * 24.0 * 3600.0;
+
+    pub(crate) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{}ms", time.as_millis()))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        deserializer.deserialize_any(Time)
+    }
+
+    struct Time;
+
+    impl de::Visitor<'_> for Time {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("seconds, or a text as `500ms`, `30s`, `5m` or `1h`, at most a year")
+        }
+
+        fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Duration, E> {
+            self.visit_f64(seconds as f64)
+        }
+
+        fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Duration, E> {
+            self.visit_f64(seconds as f64)
+        }
+
+        fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Duration, E> {
+            match (0.0..=LONGEST).contains(&seconds) {
+                true => Ok(Duration::from_secs_f64(seconds)),
+                false => Err(E::invalid_value(de::Unexpected::Float(seconds), &self)),
+            }
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+            let (number, unit) = text.split_at(split);
+            let factor = match unit.trim() {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+            };
+            match number.parse::<f64>() {
+                Ok(number) => self.visit_f64(number * factor),
+                Err(_) => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, SettingsError> {
+        Settings::parse(text, Path::new(FILE))
+    }
+
+    #[test]
+    fn an_empty_file_says_nothing_and_a_full_one_all() {
+        assert_eq!(parse("").unwrap(), Settings::default());
+        let settings = parse(
+            "data = \"index\"\nlog_json = true\nunsafe_open = true\n\
+             listeners = [{ url = \"mqtts://0.0.0.0\" }, { url = \"127.0.0.1:1884\" }]\n\
+             [tls]\ncert = \"a\"\nkey = \"b\"\nclient_ca = \"c\"\nclient_auth = \"required\"\n\
+             [limits]\nclients = 10\nconnect = 2\nwrite_stall = \"1.5m\"\n",
+        )
+        .unwrap();
+        let urls: Vec<_> = settings.listeners.iter().map(|listener| listener.url.to_string()).collect();
+        assert_eq!(urls, ["mqtts://0.0.0.0:8883", "mqtt://127.0.0.1:1884"]);
+        assert_eq!(settings.limits.clients, 10);
+        assert_eq!(settings.limits.connect, Duration::from_secs(2));
+        assert_eq!(settings.limits.write_stall, Duration::from_secs(90));
+        assert_eq!(settings.limits.packet, Limits::default().packet);
+        let files = settings.tls.files().unwrap().unwrap();
+        assert_eq!(files.client_auth, tls::ClientAuth::Required);
+    }
+
+    #[test]
+    fn a_wrong_key_or_value_is_refused_with_its_line_and_what_was_meant() {
+        for (text, meant) in [
+            ("[limits]\nclient = 3\n", Some("clients")),
+            ("\nlog-json = true\n", Some("log_json")),
+            ("[tls]\nclientca = \"x\"\n", Some("client_ca")),
+            ("\nsomething = 1\n", None),
+            ("[limits]\nconnect = \"soon\"\n", None),
+            ("[limits]\nconnect = -1\n", None),
+            ("[limits]\nconnect = \"1e999s\"\n", None),
+            ("\nlisteners = [{ url = \"ftp://127.0.0.1\" }]\n", None),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.to_string().contains("line 2"), "{text}: {error}");
+            assert_eq!(
+                error.hint(),
+                meant.map(|meant| format!("did you mean `{meant}`?")),
+                "{text}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn tls_by_halves_is_refused() {
+        let files = |text: &str| parse(text).unwrap().tls.files();
+        assert!(matches!(files(""), Ok(None)));
+        assert!(matches!(files("tls.cert = \"a\""), Err(SettingsError::HalfPair)));
+        assert!(matches!(files("tls.client_ca = \"a\""), Err(SettingsError::NoCertificate)));
+    }
+
+    #[test]
+    fn relative_paths_are_relative_to_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        fs::write(&path, "data = \".\"\n[tls]\ncert = \"tls/server.pem\"\nkey = \"/etc/key.pem\"\n").unwrap();
+        let settings = Settings::load(&path).unwrap();
+        assert_eq!(settings.data, Some(folder.path().join(".")));
+        assert_eq!(settings.tls.cert, Some(folder.path().join("tls/server.pem")));
+        assert_eq!(settings.tls.key, Some(PathBuf::from("/etc/key.pem")));
+    }
+}
