@@ -130,7 +130,7 @@ mod tests {
         let named = keys["limits"].as_table().unwrap();
         assert_eq!(named.keys().collect::<Vec<_>>(), every.keys().collect::<Vec<_>>());
         assert_eq!(keys["tls"].as_table().unwrap().len(), 4);
-        assert_eq!(keys.len(), 6, "every setting of the file: {:?}", keys.keys());
+        assert_eq!(keys.len(), 6, "every setting of the file: {keys:?}");
     }
 
     #[test]

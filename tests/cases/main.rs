@@ -7,5 +7,6 @@ mod broker;
 mod durability;
 mod fleet;
 mod hostile;
+mod listeners;
 mod publish;
 mod sessions;

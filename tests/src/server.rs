@@ -17,8 +17,10 @@ use crate::{PATIENCE, World, program, programs::peer};
 pub struct Server {
     child: Child,
     log: PathBuf,
-    /// Where it listens.
+    /// Where it listens for MQTT over TCP.
     pub address: SocketAddr,
+    /// All URLs it listens for.
+    pub listening: Vec<String>,
 }
 
 impl Server {
@@ -31,19 +33,31 @@ impl Server {
     /// Our broker with more arguments.
     #[must_use]
     pub fn start_with(world: &World, arguments: &[&str]) -> Server {
+        let more = arguments.iter().filter(|argument| **argument == "--listen").count();
+        let data = world.text("data");
+        let usual = ["serve", "--listen", "127.0.0.1:0", "--data", &data];
+        Server::launch(world, &[&usual[..], arguments].concat(), 1 + more)
+    }
+
+    /// Our broker with exactly these arguments, with which it has so many listeners, the first over TCP.
+    #[must_use]
+    pub fn launch(world: &World, arguments: &[&str], listeners: usize) -> Server {
         let log = world.path("broker.log");
         let mut command = Command::new(program("mpypi-broker"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(world.path("data"));
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         let log_file = File::options().create(true).append(true).open(&log).unwrap();
         let mut child = command.stderr(log_file).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let Some(address) = line.trim().strip_prefix("listening on mqtt://") else {
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let listening: Vec<_> = lines
+            .take(listeners)
+            .map_while(|line| line.unwrap().strip_prefix("listening on ").map(str::to_owned))
+            .collect();
+        let address = listening.first().and_then(|url| url.strip_prefix("mqtt://")?.parse().ok());
+        let Some(address) = address.filter(|_| listening.len() == listeners) else {
             child.kill().ok();
             panic!("the broker did not start: {}", fs::read_to_string(&log).unwrap_or_default());
         };
-        Server { address: address.parse().unwrap(), child, log }
+        Server { address, listening, child, log }
     }
 
     /// mosquitto on a free port, with nothing on disk.
@@ -79,7 +93,7 @@ impl Server {
             assert!(started.elapsed() < PATIENCE, "mosquitto does not listen");
             pause();
         }
-        Server { child, log, address }
+        Server { child, log, address, listening: Vec::new() }
     }
 
     /// The broker's URL.
