@@ -63,6 +63,7 @@ pub struct Limits {
     /// Sessions kept without, or beyond, a connection.
     pub sessions: usize,
     /// The longest time that a session is kept for a client that does not come back.
+    #[serde(with = "crate::settings::duration")]
     pub session_expiry: Duration,
     /// QoS 1 and 2 messages that wait in the index for one kept session; with more it is given up.
     pub session_messages: usize,
@@ -112,6 +113,8 @@ impl Limits {
             ("queue_messages", self.queue_messages),
             ("queue_bytes", self.queue_bytes),
             ("subscriptions", self.subscriptions),
+            ("session_messages", self.session_messages),
+            ("session_bytes", self.session_bytes),
         ];
         match needed.into_iter().find(|(_, value)| *value == 0) {
             Some((name, _)) => wrong(name, "is at least 1".to_owned()),

@@ -329,6 +329,10 @@ fn a_node_with_a_certificate_is_itself_without_a_password_and_nobody_else() {
     let _ = publish(&[&shown[..], &publisher, &["-P", &token]].concat()).expect_code(0);
     refused(&[&shown[..], &publisher, &["-P", "wrong"]].concat(), "ser");
     let _ = publish(&[&publisher[..], &["-P", &token]].concat()).expect_code(0);
+    // A node is not the user of its name.
+    let [cert, key] = node(&world, "ci");
+    refused(&["--cert", &cert, "--key", &key, "-i", "ci", "-t", "mpypi/nodes/ci/state"], "Not authorized");
+    assert!(server.log().contains("`ci` is a user who is no node"), "{}", server.log());
     // A certificate of an authority that nobody named.
     let stranger = with_certificates();
     let [cert, key] = node(&stranger, "kitchen");

@@ -17,7 +17,7 @@ use mpypi_protocol::{Digest, digest::Hasher};
 use tokio::sync::Semaphore;
 
 use super::{
-    Identity,
+    Identity, Role,
     users::{User, Users, UsersError, pretend, stamp},
 };
 use crate::{clock, listen::tls::ClientCertificate, message::Refusal, packet::Reason};
@@ -58,14 +58,16 @@ pub struct Gate {
 /// Who logged in, and as what.
 #[derive(Debug, Clone)]
 pub struct Login {
+    /// The name: a user's, or a node's.
+    pub name: String,
     proof: Proof,
     identity: Identity,
 }
 
 #[derive(Debug, Clone)]
 enum Proof {
-    /// A name, and the user it was then.
-    Password(String, User),
+    /// The user that the name was then.
+    Password(User),
     Certificate(Arc<ClientCertificate>),
 }
 
@@ -122,12 +124,12 @@ impl Gate {
         let users = self.users();
         let Some(login) = login else { return users.is_empty() };
         match &login.proof {
-            Proof::Password(name, user) => {
-                users.get(name) == Some(user) && users.identity(name).as_ref() == Some(&login.identity)
+            Proof::Password(user) => {
+                users.get(&login.name) == Some(user)
+                    && users.identity(&login.name).as_ref() == Some(&login.identity)
             }
             Proof::Certificate(certificate) => {
-                certificate.node().is_ok_and(|node| users.node(node) == login.identity)
-                    && certificate.is_trusted()
+                node_of(certificate, &users).is_ok_and(|(_, identity)| identity == login.identity)
             }
         }
     }
@@ -169,7 +171,7 @@ impl Gate {
                 }
                 remembered.insert(mark, user.clone());
                 drop(remembered);
-                Ok((identity.clone(), Some(Login { proof: Proof::Password(name, user), identity })))
+                Ok((identity.clone(), Some(Login { name, proof: Proof::Password(user), identity })))
             }
             _ => {
                 let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
@@ -212,20 +214,15 @@ impl Gate {
         }
     }
 
-    /// The node that a certificate was made out to.
     fn recognise(
         &self,
         users: &Users,
         certificate: Arc<ClientCertificate>,
     ) -> Result<(Identity, Option<Login>), Refusal> {
-        let node = certificate.node().and_then(|node| match certificate.is_trusted() {
-            true => Ok(node),
-            false => Err("its authority is no longer trusted".to_owned()),
-        });
-        match node {
-            Ok(node) => {
-                let identity = users.node(node);
-                Ok((identity.clone(), Some(Login { proof: Proof::Certificate(certificate), identity })))
+        match node_of(&certificate, users) {
+            Ok((name, identity)) => {
+                let proof = Proof::Certificate(certificate);
+                Ok((identity.clone(), Some(Login { name, proof, identity })))
             }
             Err(problem) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
@@ -322,6 +319,20 @@ impl Gate {
 
     fn lock_failures(&self) -> std::sync::MutexGuard<'_, HashMap<IpAddr, Failures>> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The node that a certificate was made out to, if it may come in now, and its name.
+fn node_of(certificate: &ClientCertificate, users: &Users) -> Result<(String, Identity), String> {
+    let node = certificate.node()?;
+    let name = node.to_string();
+    // What is kept for the one must not be handed to the other.
+    if users.get(&name).is_some_and(|user| user.role != Role::Node) {
+        return Err(format!("`{name}` is a user who is no node"));
+    }
+    match certificate.is_trusted() {
+        true => Ok((name, users.node(node))),
+        false => Err("its authority is no longer trusted".to_owned()),
     }
 }
 
