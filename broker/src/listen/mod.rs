@@ -265,7 +265,8 @@ async fn layered(
     shared: &Shared,
 ) {
     let (peer, deadline) = (arrival.peer, arrival.deadline.into());
-    let shake_hands = async {
+    // On the heap only while it lasts.
+    let shake_hands = Box::pin(async {
         let mut stream: Box<dyn Stream> = match tls {
             Some(tls) => match tls.accept(socket).await {
                 Ok((stream, certificate)) => {
@@ -298,7 +299,7 @@ async fn layered(
                 None
             }
         }
-    };
+    });
     let stream = tokio::select! {
         shaken = timeout_at(deadline, shake_hands) => match shaken {
             Ok(Some(stream)) => stream,
