@@ -73,7 +73,7 @@ impl Server {
         let address = free.local_addr().unwrap();
         drop(free);
         let settings = format!(
-            "listener {} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence_location {}/\n{more}",
+            "listener {} 127.0.0.1\nallow_anonymous true\nuser root\nset_tcp_nodelay true\npersistence_location {}/\n{more}",
             address.port(),
             world.path("").display(),
         );
