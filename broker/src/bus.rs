@@ -110,6 +110,14 @@ impl Tickets {
     }
 }
 
+impl Tickets {
+    /// Messages on the bus now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.table.lock().messages.len()
+    }
+}
+
 impl Sender {
     /// Puts a message on the bus, also for those `chosen` among the ones who share a subscription; waits while
     /// it is full.

@@ -1,6 +1,6 @@
 //! The whole command line of `mpypi-broker`.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mpypi_broker::listen::{Endpoint, tls::ClientAuth};
@@ -10,13 +10,16 @@ use mpypi_broker::listen::{Endpoint, tls::ClientAuth};
 #[command(
     name = "mpypi-broker",
     version,
-    after_help = "Exit codes: 0 stopped on request, 1 failed, 2 usage.\n\nExamples:\n  \
+    after_help = "Exit codes: 0 done, or stopped on request; 1 failed, or not all in order; 2 usage.\n\nExamples:\n  \
         mpypi-broker serve\n  \
         mpypi-broker serve --listen 127.0.0.1:0 --data /var/lib/mpypi\n  \
         mpypi-broker init --tls --name hub.local\n  \
         mpypi-broker cert node kitchen\n  \
         mpypi-broker user add ci --role publisher --token\n  \
         mpypi-broker user add kitchen --role node < password.txt\n  \
+        mpypi-broker backup /media/usb/mpypi\n  \
+        mpypi-broker gc --dry-run\n  \
+        mpypi-broker check --deep\n  \
         MPYPI_LOG=debug mpypi-broker serve"
 )]
 pub(crate) struct Cli {
@@ -34,6 +37,95 @@ pub(crate) enum Command {
     Init(InitArgs),
     /// Make certificates for nodes, and renew the broker's; a running broker notices
     Cert(CertArgs),
+    /// Back up all retained messages and who may log in, also while the broker runs
+    ///
+    /// The folder holds one whole backup at any time. Backing up into it again copies only what is new, so it
+    /// may be called from cron as often as you like; every byte is read and checked each time.
+    Backup(BackupArgs),
+    /// Put a backup back, into a running broker or an empty folder; removes nothing
+    ///
+    /// Puts back each message whose topic holds nothing. A channel with a release as new or newer stays.
+    Restore(RestoreArgs),
+    /// Remove packages that none of a channel's last lists names; a running broker does it daily
+    Gc(GcArgs),
+    /// Look whether users, rules, disk and index are in order; changes nothing
+    Check(CheckArgs),
+}
+
+/// The folder that the commands work on.
+#[derive(Debug, Args)]
+pub(crate) struct Data {
+    /// Folder of the index
+    #[arg(long, value_name = "DIR", default_value = "data", env = "MPYPI_DATA", hide_env_values = true)]
+    pub data: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// Folder of the backup, made if it is not there
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// Leave `users.toml`, `rules.toml` and `broker.toml` out
+    #[arg(long)]
+    pub no_users: bool,
+    #[command(flatten)]
+    pub data: Data,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Folder of the backup
+    #[arg(value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// Also put back what differs from what its topic holds now
+    #[arg(long)]
+    pub replace: bool,
+    /// Only say what would be put back
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub data: Data,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Only say what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What the last N lists of any channel name stays [default: the broker's setting, 10]
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
+    /// What was uploaded or named so recently stays, as 90s, 30m, 12h or 7d [default: the broker's setting, 7d]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub grace: Option<Duration>,
+    #[command(flatten)]
+    pub data: Data,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Read every payload, and compare its digest
+    #[arg(long)]
+    pub deep: bool,
+    #[command(flatten)]
+    pub data: Data,
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no time: write it as 90s, 30m, 12h or 7d");
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let unit: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 #[derive(Debug, Args)]
@@ -42,6 +134,9 @@ pub(crate) struct ServeArgs {
     /// may be given more than once. Port 0 picks a free port, which is printed [default: 127.0.0.1:1883]
     #[arg(long, value_name = "URL")]
     pub listen: Vec<Endpoint>,
+    /// Address for HTTP: `/healthz`, and `/metrics` for Prometheus; port 0 picks a free port
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub http: Option<SocketAddr>,
     /// Folder of the index, made if it is not there [default: data]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,

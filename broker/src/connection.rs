@@ -32,8 +32,10 @@ use crate::{
     listen::Arrival,
     mailbox::{Mail, Mailbox},
     message::{Message, Refusal, SessionId},
+    metrics::Metrics,
     outbox::Outbox,
     packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version, Welcome},
+    pulse::Pulse,
     registry::{Member, Membership, NotEntered, Registry},
     server::Access,
     session::{Effect, Leaving, Replay, Session},
@@ -87,6 +89,10 @@ pub struct Shared {
     pub access: Access,
     /// Who is connected.
     pub registry: Registry,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whether messages get through.
+    pub pulse: Pulse,
 }
 
 /// Serves one client until it has gone.
@@ -151,10 +157,11 @@ async fn enter<'s>(
     let Greeted { connect, identity, login, place } = match greeting {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(refused)) => {
-            refuse(reader, writer, peer, &refused).await;
+            refuse(reader, writer, peer, &refused, &shared.metrics).await;
             return None;
         }
         Err(_) => {
+            shared.metrics.strangers.one();
             tracing::info!(%peer, "no CONNECT in time");
             return None;
         }
@@ -177,17 +184,20 @@ async fn enter<'s>(
                 NotEntered::Foreign => (Reason::ClientIdentifierNotValid, "another user has this client id"),
                 _ => (Reason::ServerBusy, "an earlier connection of this client does not go"),
             };
-            refuse(reader, writer, peer, &Refused::answered(&connect, reason, text)).await;
+            let refused = Refused::answered(&connect, reason, text);
+            refuse(reader, writer, peer, &refused, &shared.metrics).await;
             return None;
         }
     };
     let kept = match open_session(&connect, &client_id, owner, by_right, shared).await {
         Ok(kept) => kept,
         Err(Refusal { reason, text }) => {
-            refuse(reader, writer, peer, &Refused::answered(&connect, reason, text)).await;
+            let refused = Refused::answered(&connect, reason, text);
+            refuse(reader, writer, peer, &refused, &shared.metrics).await;
             return None;
         }
     };
+    shared.metrics.connects.one();
     tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
     let granted = Session::granted_expiry(connect.session_expiry, &shared.limits);
     let welcome = Welcome {
@@ -286,8 +296,13 @@ async fn refuse(
     writer: &mut (impl AsyncWrite + Unpin),
     peer: SocketAddr,
     refused: &Refused,
+    metrics: &Metrics,
 ) {
     tracing::info!(%peer, "refused: {}", refused.text);
+    match refused.largest {
+        0 => metrics.strangers.one(),
+        _ => metrics.connects_refused.one(refused.reason),
+    }
     let connack = |text| packet::refuse(refused.version, refused.reason, text);
     let answer = [&*refused.text, ""].map(connack).into_iter().find(|bytes| bytes.len() <= refused.largest);
     // The answer is smaller than any socket's buffer: it waits for nobody.
@@ -318,7 +333,7 @@ async fn handshake(
         buffer.reserve(1024);
         match reader.read_buf(buffer).await {
             Ok(0) => return Err(Refused::silent("closed before its CONNECT")),
-            Ok(_) => {}
+            Ok(count) => shared.metrics.bytes_received.add(count as u64),
             Err(error) => return Err(Refused::silent(error.to_string())),
         }
     };
@@ -490,10 +505,11 @@ impl Connection<'_> {
                 Woken::Read(Ok(0)) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
                 Woken::Read(result) => {
                     let count = result?;
+                    self.shared.metrics.bytes_received.add(count as u64);
                     self.room = if count >= self.room { READ } else { READ_IDLE };
                 }
                 Woken::Wrote(result) => {
-                    result?;
+                    self.shared.metrics.bytes_sent.add(result? as u64);
                     self.progress = now;
                 }
                 Woken::Place(place) => self.place = Place::Taken(place),
@@ -612,7 +628,10 @@ impl Connection<'_> {
                     self.session.deliver(now, &delivery, effects);
                 }
             }
-            Some(Mail::Lagging(since)) => self.session.lagging(since),
+            Some(Mail::Lagging(since)) => {
+                self.shared.metrics.lagging.one();
+                self.session.lagging(since);
+            }
             Some(Mail::Overflow) => {
                 let text = "messages came faster than they were taken";
                 self.session.end(Reason::QuotaExceeded, text, effects);
@@ -646,10 +665,13 @@ impl Connection<'_> {
         for effect in effects {
             match effect {
                 Effect::Send(bytes) => self.send(|outbox| outbox.push(bytes)),
-                Effect::Deliver(head, payload) => self.send(|outbox| {
-                    outbox.push(head);
-                    outbox.push_payload(payload);
-                }),
+                Effect::Deliver(head, payload) => {
+                    self.shared.metrics.messages_sent.one();
+                    self.send(|outbox| {
+                        outbox.push(head);
+                        outbox.push_payload(payload);
+                    });
+                }
                 Effect::Admit(publish) => self.submit(publish, None).await,
                 Effect::Deny(publish, refusal) => self.submit(publish, Some(refusal)).await,
                 Effect::Subscribe(filter, options) => {
@@ -674,6 +696,7 @@ impl Connection<'_> {
 
     /// Has a message of the client judged, or refused in its turn.
     async fn submit(&mut self, publish: Publish, refusal: Option<Refusal>) {
+        self.shared.metrics.messages_received.one();
         let reply = Some(Reply { to: self.mailbox.clone(), packet_id: publish.packet_id });
         let place = match std::mem::replace(&mut self.place, Place::None) {
             Place::Taken(place) => Some(place),
@@ -735,6 +758,7 @@ impl Connection<'_> {
 
     fn check_stalls(&mut self, now: Instant, effects: &mut Vec<Effect>) -> std::io::Result<()> {
         if !self.outbox.is_empty() && self.write_deadline() <= now {
+            self.shared.metrics.stuck.one();
             tracing::info!(client = self.session.client_id, "closing: it takes no bytes");
             return Err(std::io::ErrorKind::TimedOut.into());
         }
@@ -746,6 +770,9 @@ impl Connection<'_> {
 
     /// Leaves behind what outlives the connection, and publishes the will.
     async fn leave(&mut self) {
+        if let Some(reason) = self.session.ended() {
+            self.shared.metrics.ended.one(reason);
+        }
         let Leaving { will, end } = self.session.leave();
         if let Some(will) = will {
             Box::pin(hand_over(self.shared, self.session.id, will, None, None, None)).await;
@@ -793,7 +820,7 @@ async fn hand_over(
     };
     if shared
         .ops
-        .send(Op::Publish(Box::new(Submission { admitted, topic, origin, reply, place })))
+        .send(Op::Publish(Box::new(Submission { admitted, topic, origin, reply, place, expected: None })))
         .await
         .is_err()
     {

@@ -93,6 +93,8 @@ fn host_name() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use mpypi_broker::{
         Limits,
         listen::tls::ClientAuth,
@@ -120,7 +122,7 @@ mod tests {
         let (written, _) = read(&text(false));
         assert_eq!(written.limits, Limits::default());
         assert_eq!(written.tls, TlsSettings::default());
-        assert_eq!((written.log_json, written.unsafe_open), (false, false));
+        assert_eq!((written.log_json, written.unsafe_open, written.http), (false, false, None));
         assert_eq!(written.data.as_deref(), Some(Path::new(".")));
         let urls: Vec<_> = written.listeners.iter().map(|listener| listener.url).collect();
         assert_eq!(urls, [crate::serve::DEFAULT]);
@@ -130,7 +132,8 @@ mod tests {
         let named = keys["limits"].as_table().unwrap();
         assert_eq!(named.keys().collect::<Vec<_>>(), every.keys().collect::<Vec<_>>());
         assert_eq!(keys["tls"].as_table().unwrap().len(), 4);
-        assert_eq!(keys.len(), 6, "every setting of the file: {keys:?}");
+        assert_eq!(all.http, Some((Ipv4Addr::LOCALHOST, 8080).into()), "an example");
+        assert_eq!(keys.len(), 7, "every setting of the file: {keys:?}");
     }
 
     #[test]

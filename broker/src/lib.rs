@@ -11,6 +11,11 @@
 //! index        durable store of retained messages               ── writer: the one thread that changes it
 //! bus          rumqttd's router between two links               ── mailbox: a session's bounded queue
 //! subscriptions  who gets what
+//!
+//! metrics      what is counted             ── sys: the same as messages; gateway: the same over HTTP
+//! pulse        whether messages get through
+//! control      the same questions to the index, whether a broker runs on it or not
+//!  └ backup       a folder that holds all of it
 //! ```
 //!
 //! A message's way: `connection` reads it, `session` takes it, `door` checks it, `index::writer` judges and
@@ -24,22 +29,28 @@
 
 pub mod access;
 pub mod authority;
+pub mod backup;
 pub mod bus;
 pub mod clock;
 pub mod connection;
+pub mod control;
 pub mod door;
+pub mod gateway;
 pub mod index;
 pub mod limits;
 pub mod listen;
 pub mod mailbox;
 pub mod message;
+pub mod metrics;
 pub mod outbox;
 pub mod packet;
+pub mod pulse;
 pub mod registry;
 pub mod server;
 pub mod session;
 pub mod settings;
 pub mod subscriptions;
+pub mod sys;
 
 pub use limits::Limits;
 pub use server::{Access, Broker, Config, ServeError};

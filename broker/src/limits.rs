@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::settings::SettingsError;
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// What a broker allows. Each is answered by a clear refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -71,6 +73,17 @@ pub struct Limits {
     pub session_bytes: usize,
     /// Retained messages in the index.
     pub retained: u64,
+    /// Bytes of the index's disk that messages must leave free. What replaces a small message may use half of
+    /// them, what clears one all.
+    pub disk_reserve: u64,
+    /// How often garbage is collected; zero for never.
+    #[serde(with = "crate::settings::duration")]
+    pub gc_every: Duration,
+    /// What the last so many lists of each channel name is no garbage.
+    pub gc_keep: usize,
+    /// How long a package stays after it was last uploaded or named.
+    #[serde(with = "crate::settings::duration")]
+    pub gc_grace: Duration,
     /// For everything to stop after a signal.
     #[serde(with = "crate::settings::duration")]
     pub shutdown: Duration,
@@ -163,6 +176,10 @@ impl Default for Limits {
             session_messages: 1000,
             session_bytes: 4 * 1024 * 1024,
             retained: 1_000_000,
+            disk_reserve: 32 * 1024 * 1024,
+            gc_every: DAY,
+            gc_keep: 10,
+            gc_grace: 7 * DAY,
             shutdown: Duration::from_secs(10),
         }
     }

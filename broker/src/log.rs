@@ -69,10 +69,10 @@ impl Gate {
     }
 }
 
-/// Starts the log.
-pub(crate) fn to_stderr(json: bool) -> anyhow::Result<Arc<Gate>> {
+/// Starts the log, from this level on unless `MPYPI_LOG` says otherwise.
+pub(crate) fn to_stderr(json: bool, level: &str) -> anyhow::Result<Arc<Gate>> {
     let filter = EnvFilter::try_from_env("MPYPI_LOG")
-        .or_else(|_| EnvFilter::try_new("info,rumqttd=error"))
+        .or_else(|_| EnvFilter::try_new(format!("{level},rumqttd=error")))
         .context("MPYPI_LOG is no log filter")?;
     let gate = Arc::new(Gate::new(clock::now().instant));
     let counting = gate.clone();

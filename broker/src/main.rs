@@ -3,6 +3,7 @@
 mod cert;
 mod cli;
 mod init;
+mod commands;
 mod log;
 mod serve;
 mod user;
@@ -13,16 +14,21 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let done = match cli::Cli::parse().command {
-        cli::Command::Serve(args) => serve::run(args),
-        cli::Command::User(args) => user::run(args),
-        cli::Command::Init(args) => init::run(args),
-        cli::Command::Cert(args) => cert::run(args),
+        cli::Command::Serve(args) => serve::run(args).map(|()| true),
+        cli::Command::User(args) => user::run(args).map(|()| true),
+        cli::Command::Init(args) => init::run(args).map(|()| true),
+        cli::Command::Cert(args) => cert::run(args).map(|()| true),
+        cli::Command::Backup(args) => commands::backup::run(&args),
+        cli::Command::Restore(args) => commands::restore::run(&args),
+        cli::Command::Gc(args) => commands::gc::run(&args).map(|()| true),
+        cli::Command::Check(args) => commands::check::run(&args),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
-            if let Some(hint) = serve::hint(&error) {
+            if let Some(hint) = serve::hint(&error).or_else(|| commands::hint(&error)) {
                 eprintln!("hint: {hint}");
             }
             ExitCode::FAILURE

@@ -30,7 +30,7 @@ pub(crate) const DATA: &str = "data";
 
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let (settings, found) = settings(&args)?;
-    let gate = log::to_stderr(settings.log_json)?;
+    let gate = log::to_stderr(settings.log_json, "info")?;
     if let Some(path) = found {
         tracing::info!(path = %path.display(), "configuration read");
     }
@@ -45,7 +45,8 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let access = if settings.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let data = settings.data.unwrap_or_else(|| DATA.into());
-    let config = Config { listen, tls: settings.tls.files()?, data, limits, access };
+    let config =
+        Config { listen, http: settings.http, tls: settings.tls.files()?, data, limits, access };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.
@@ -77,6 +78,7 @@ fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
         }
     }
     tls.client_auth = args.tls_client_auth.map(Into::into).or(tls.client_auth);
+    settings.http = args.http.or(settings.http);
     settings.log_json |= args.log_json;
     settings.unsafe_open |= args.unsafe_open;
     settings.limits.package = args.max_package.unwrap_or(settings.limits.package);
@@ -92,6 +94,10 @@ async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
     let broker = Broker::bind(config).await?;
     // The first line is for programs: it tells the port. Whoever reads no further does not end the broker.
     let places: String = broker.endpoints().map(|endpoint| format!("listening on {endpoint}\n")).collect();
+    let places = match broker.http() {
+        Some(address) => format!("{places}listening on http://{address}\n"),
+        None => places,
+    };
     let mut out = std::io::stdout();
     if let Err(error) = out.write_all(places.as_bytes()).and_then(|()| out.flush()) {
         tracing::warn!(%error, "cannot say where the broker listens");
@@ -146,6 +152,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
             Some("give `--tls-cert` and `--tls-key`, or make both with `mpypi-broker init --tls`".to_owned())
         }
         ServeError::Tls(TlsError::NoAuthority) => Some("name its file with `--tls-client-ca`".to_owned()),
+        ServeError::OpenHttp(_) => {
+            Some("use a loopback address, or `--unsafe-open` in a network you trust".to_owned())
+        }
         ServeError::Index(IndexError::InUse { .. }) => {
             Some("give each broker a folder of its own with `--data`".to_owned())
         }

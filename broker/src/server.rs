@@ -1,17 +1,21 @@
 //! Starts everything, accepts connections, and stops everything.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
+    net::TcpListener,
     sync::{Semaphore, mpsc},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     access::{gate::Gate, users::UsersError},
     bus::{self, BusError, SharedSubscriptions},
+    clock,
     connection::{PLACE, Shared},
+    control::{self, Done, Engine, Socket},
+    gateway,
     index::{
         Index, IndexError,
         writer::{QUEUE, Writer},
@@ -21,8 +25,14 @@ use crate::{
         Endpoint, Listener,
         tls::{Files, Tls, TlsError, Watch},
     },
+    metrics::Metrics,
+    pulse::Pulse,
     registry::Registry,
+    sys,
 };
+
+/// Garbage is collected no earlier than so long after the start, in milliseconds: others are busy then.
+const GC_AFTER_START: u64 = 60_000;
 
 /// Where to serve, and from what.
 #[derive(Debug, Clone)]
@@ -31,6 +41,8 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// The certificates of those with TLS.
     pub tls: Option<Files>,
+    /// An address for the HTTP gateway, if there is to be one.
+    pub http: Option<SocketAddr>,
     /// The folder of the index.
     pub data: PathBuf,
     /// The limits.
@@ -71,6 +83,17 @@ pub enum ServeError {
     /// The certificates are not in order.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The HTTP gateway's address cannot be listened on.
+    #[error("cannot listen on http://{address}")]
+    ListenHttp {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The HTTP gateway on an address of other machines, without leave for it.
+    #[error("HTTP on {0} would tell everyone, without credentials")]
+    OpenHttp(SocketAddr),
     /// The files of users and rules are not in order.
     #[error(transparent)]
     Users(#[from] UsersError),
@@ -97,6 +120,8 @@ pub struct Broker {
     config: Config,
     listeners: Vec<Listener>,
     tls: Option<Arc<Tls>>,
+    http: Option<(TcpListener, SocketAddr)>,
+    control: Option<Socket>,
     index: Index,
     gate: Gate,
 }
@@ -126,13 +151,35 @@ impl Broker {
             let listener = Listener::bind(endpoint, tls.clone()).await;
             listeners.push(listener.map_err(|source| ServeError::Listen { endpoint, source })?);
         }
+        let http = match config.http {
+            // Users do not count: HTTP does not ask for them.
+            Some(address) if config.access == Access::Loopback && !address.ip().is_loopback() => {
+                return Err(ServeError::OpenHttp(address));
+            }
+            Some(address) => {
+                let failed = |source| ServeError::ListenHttp { address, source };
+                let listener = TcpListener::bind(address).await.map_err(failed)?;
+                let bound = listener.local_addr().map_err(failed)?;
+                Some((listener, bound))
+            }
+            None => None,
+        };
         let index = Index::open(&config.data)?;
-        Ok(Broker { config, listeners, tls, index, gate })
+        let control = Socket::bind(&config.data).inspect_err(|error| {
+            tracing::error!(%error, "commands cannot reach this broker while it runs");
+        });
+        Ok(Broker { config, listeners, tls, http, control: control.ok(), index, gate })
     }
 
     /// What is listened for, in the order asked for.
     pub fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
         self.listeners.iter().map(Listener::endpoint)
+    }
+
+    /// The address of the HTTP gateway, if there is one.
+    #[must_use]
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(|(_, address)| *address)
     }
 
     /// Whether clients have to log in.
@@ -157,7 +204,9 @@ impl Broker {
                 announce_failed.cancel();
             }
         });
-        let writer = Writer::new(self.index.clone(), limits.clone(), subscriptions.clone(), announce)?;
+        let metrics = Arc::new(Metrics::default());
+        let writer = Writer::new(self.index.clone(), limits.clone(), subscriptions.clone(), announce)?
+            .counting(metrics.clone());
         let (ops, waiting) = mpsc::channel(QUEUE);
         let runtime = tokio::runtime::Handle::current();
         let writer = spawn("index", &failed, move || {
@@ -168,6 +217,8 @@ impl Broker {
 
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
+            metrics,
+            pulse: Pulse::new(&subscriptions, &tickets, &limits),
             index: self.index,
             ops,
             tickets,
@@ -181,10 +232,36 @@ impl Broker {
             registry: Registry::default(),
             limits: limits.clone(),
         });
+        sys::renew(&shared);
         let tasks = TaskTracker::new();
         for listener in self.listeners {
             tasks.spawn(listener.accept(shared.clone(), tasks.clone()));
         }
+        let engine = Engine {
+            index: shared.index.clone(),
+            ops: shared.ops.clone(),
+            limits: limits.clone(),
+            shutdown: stop.clone(),
+        };
+        if let Some(control) = self.control {
+            tasks.spawn(control.serve(engine.clone(), tasks.clone()));
+        }
+        tasks.spawn(async move {
+            tokio::select! {
+                () = collect_daily(&engine) => {}
+                () = engine.shutdown.cancelled() => {}
+            }
+        });
+        if let Some((listener, _)) = self.http {
+            tasks.spawn(gateway::serve(listener, shared.clone(), tasks.clone()));
+        }
+        let told = shared.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = sys::keep(&told) => {}
+                () = told.shutdown.cancelled() => {}
+            }
+        });
         let watched = shared.clone();
         tasks.spawn(async move {
             let revoke = || watched.registry.revoke(|login| watched.gate.still_knows(login));
@@ -211,6 +288,28 @@ impl Broker {
             writer.await.and(dispatcher.await)
         };
         timeout(limits.shutdown, all).await.unwrap_or(Err(ServeError::Stuck(limits.shutdown)))
+    }
+}
+
+/// Collects garbage, each [`Limits::gc_every`] after the last time, also across restarts.
+async fn collect_daily(engine: &Engine) {
+    if engine.limits.gc_every.is_zero() {
+        return;
+    }
+    let every = u64::try_from(engine.limits.gc_every.as_millis()).unwrap_or(u64::MAX);
+    loop {
+        let now_ms = clock::now().unix_ms;
+        // After a failure too, wait for the full time.
+        let last = engine.index.collected_ms().unwrap_or(now_ms).min(now_ms);
+        let wait = last.saturating_add(every).saturating_sub(now_ms).max(GC_AFTER_START);
+        sleep(Duration::from_millis(wait)).await;
+        match control::collect(engine, control::Asked::default(), |_| async { true }).await {
+            Ok(Done { messages: 0, .. }) => tracing::debug!("no garbage"),
+            Ok(Done { messages, bytes }) => {
+                tracing::info!(messages, bytes, "removed packages that no list has named for long");
+            }
+            Err(error) => tracing::error!(error, "cannot collect garbage"),
+        }
     }
 }
 

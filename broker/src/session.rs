@@ -68,6 +68,7 @@ pub struct Session {
     /// What only a kept session has.
     queue: Option<Box<Queue>>,
     closing: bool,
+    ended: Option<Reason>,
 }
 
 /// A message to the client that it has not acknowledged.
@@ -187,6 +188,7 @@ impl Session {
             live_first: false,
             queue: None,
             closing: false,
+            ended: None,
         }
     }
 
@@ -256,6 +258,12 @@ impl Session {
     #[must_use]
     pub fn wants_messages(&self) -> bool {
         !self.closing && self.in_flight.len() < self.window
+    }
+
+    /// Why the broker ended the session, if it did.
+    #[must_use]
+    pub fn ended(&self) -> Option<Reason> {
+        self.ended
     }
 
     /// What is left to do. Ask once, when the connection has ended.
@@ -606,6 +614,7 @@ impl Session {
         }
         tracing::info!(client = self.client_id, ?reason, "closing: {text}");
         self.closing = true;
+        self.ended = Some(reason);
         // 3.1.2.11.7: here a reason string is allowed even if the client asked for none.
         let with_text = packet::disconnect(self.version, reason, text);
         effects.push(Effect::Send(match with_text.len() as u64 > self.largest {

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -26,6 +27,8 @@ pub struct Settings {
     pub data: Option<PathBuf>,
     /// Where to listen.
     pub listeners: Vec<ListenerSettings>,
+    /// Where HTTP answers, if anywhere.
+    pub http: Option<SocketAddr>,
     /// Certificates.
     pub tls: TlsSettings,
     /// The limits.

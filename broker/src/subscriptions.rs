@@ -127,6 +127,17 @@ impl Subscriptions {
         }
     }
 
+    /// Removes all subscriptions of kept sessions.
+    pub fn forget_kept(&mut self) {
+        self.kept = Trie::default();
+        self.shared.prune(&mut |groups| {
+            groups.retain(|_, group| {
+                group.members.retain(|id, _| !id.is_kept());
+                !group.members.is_empty()
+            });
+        });
+    }
+
     /// Everyone who gets the message that `ticket` stands for, on topic `name` from `origin`, each once; but
     /// for those who share a subscription.
     #[must_use]
@@ -222,6 +233,15 @@ impl<T: Leaf> Trie<T> {
         if child.children.is_empty() && child.here.is_nothing() {
             self.children.remove(level);
         }
+    }
+
+    /// Changes everything, and forgets the levels that nothing needs then.
+    fn prune(&mut self, change: &mut impl FnMut(&mut T)) {
+        change(&mut self.here);
+        self.children.retain(|_, child| {
+            child.prune(change);
+            !child.children.is_empty() || !child.here.is_nothing()
+        });
     }
 
     /// Calls `visit` with what stands at each filter that matches `name`.

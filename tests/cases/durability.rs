@@ -2,9 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{BufRead, BufReader},
-    process::{Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -14,7 +11,7 @@ use std::{
 };
 
 use mpypi_protocol::{Digest, PackageId, UpdateList};
-use mpypi_tests::{Client, Server, World, program};
+use mpypi_tests::{Client, Server, World};
 
 /// Publishers that work at once, each with a channel of its own.
 const PUBLISHERS: usize = 3;
@@ -177,34 +174,4 @@ fn every_retained_message_is_served_again_after_a_stop() {
     assert_eq!(client.retained(&PackageId::Wheel(Digest::of(&bytes)).topic()).unwrap().payload, bytes);
     assert_eq!(client.retained("any/topic").unwrap().payload, b"small");
     assert_eq!(client.retained("cleared"), None);
-}
-
-#[test]
-fn a_disk_that_takes_no_more_ends_the_broker_loudly_and_loses_nothing_acknowledged() {
-    let world = World::new();
-    // No file may grow beyond some 16 MiB, as on a full disk; the signal for it would end any program.
-    let script = r#"trap '' XFSZ; ulimit -f 20480; exec "$0" serve --listen 127.0.0.1:0 --data "$1""#;
-    let mut child = Command::new("sh")
-        .args(["-c", script])
-        .args([program("mpypi-broker"), world.path("data")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(File::create(world.path("full.log")).unwrap())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("listening on mqtt://").unwrap().parse().unwrap();
-    let mut client = Client::connect(address, "writer");
-    let value = |n: usize| package(16_000, n as u64);
-    let kept = (0..10_000).take_while(|n| client.retain(&format!("fill/{n}"), &value(*n))).count();
-    assert!((100..9_999).contains(&kept), "{kept}");
-    assert_eq!(child.wait().unwrap().code(), Some(1));
-    let log = fs::read_to_string(world.path("full.log")).unwrap();
-    assert!(log.contains("error: ") && log.contains("the index"), "{log}");
-    let server = Server::start(&world);
-    let mut reader = Client::connect(server.address, "reader");
-    for n in 0..kept {
-        assert!(reader.retained(&format!("fill/{n}")).is_some_and(|found| found.payload == value(n)), "{n}");
-    }
 }

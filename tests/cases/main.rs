@@ -8,5 +8,6 @@ mod durability;
 mod fleet;
 mod hostile;
 mod listeners;
+mod operations;
 mod publish;
 mod sessions;

@@ -82,7 +82,7 @@ impl World {
 impl Output {
     /// The output, if the program ended with `code`.
     #[track_caller]
-    #[must_use]
+    #[allow(clippy::must_use_candidate, clippy::return_self_not_must_use, reason = "it checks by itself")]
     pub fn expect_code(self, code: i32) -> Output {
         assert_eq!(self.code, Some(code), "\nstdout: {}\nstderr: {}", self.stdout, self.stderr);
         self

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -21,6 +21,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// All URLs it listens for.
     pub listening: Vec<String>,
+    /// Where it speaks HTTP, if it was told to.
+    pub http: Option<SocketAddr>,
 }
 
 impl Server {
@@ -33,20 +35,31 @@ impl Server {
     /// Our broker with more arguments.
     #[must_use]
     pub fn start_with(world: &World, arguments: &[&str]) -> Server {
-        let more = arguments.iter().filter(|argument| **argument == "--listen").count();
+        Server::start_as(world, Command::new(program("mpypi-broker")), arguments)
+    }
+
+    /// Our broker by a command of its own: `mpypi-broker`, or what leads to it.
+    #[must_use]
+    pub fn start_as(world: &World, mut command: Command, arguments: &[&str]) -> Server {
+        let more = arguments.iter().filter(|argument| ["--listen", "--http"].contains(argument)).count();
         let data = world.text("data");
-        let usual = ["serve", "--listen", "127.0.0.1:0", "--data", &data];
-        Server::launch(world, &[&usual[..], arguments].concat(), 1 + more)
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data", &data]).args(arguments);
+        Server::spawn(world, command, 1 + more)
     }
 
     /// Our broker with exactly these arguments, with which it has so many listeners, the first over TCP.
     #[must_use]
     pub fn launch(world: &World, arguments: &[&str], listeners: usize) -> Server {
-        let log = world.path("broker.log");
         let mut command = Command::new(program("mpypi-broker"));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(arguments);
+        Server::spawn(world, command, listeners)
+    }
+
+    fn spawn(world: &World, mut command: Command, listeners: usize) -> Server {
+        let log = world.path("broker.log");
         let log_file = File::options().create(true).append(true).open(&log).unwrap();
-        let mut child = command.stderr(log_file).spawn().unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let listening: Vec<_> = lines
             .take(listeners)
@@ -57,7 +70,8 @@ impl Server {
             child.kill().ok();
             panic!("the broker did not start: {}", fs::read_to_string(&log).unwrap_or_default());
         };
-        Server { address, listening, child, log }
+        let http = listening.iter().find_map(|url| url.strip_prefix("http://")?.parse().ok());
+        Server { address, listening, http, child, log }
     }
 
     /// mosquitto on a free port, with nothing on disk.
@@ -93,13 +107,25 @@ impl Server {
             assert!(started.elapsed() < PATIENCE, "mosquitto does not listen");
             pause();
         }
-        Server { child, log, address, listening: Vec::new() }
+        Server { child, log, address, listening: Vec::new(), http: None }
     }
 
     /// The broker's URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("mqtt://{}", self.address)
+    }
+
+    /// What it answers to an HTTP GET: status and body.
+    #[must_use]
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.http.expect("the broker was started with --http")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     /// The port as text, for foreign programs.

@@ -118,6 +118,12 @@ impl Gate {
         !self.users().is_empty()
     }
 
+    /// Logins refused so far.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// Whether who came in with this login, or with none, would still be let in, as the same user.
     #[must_use]
     pub fn still_knows(&self, login: Option<&Login>) -> bool {

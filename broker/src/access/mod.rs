@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `admin` | everything | everything |
 //! | `publisher` | everything below `mpypi/` | channels, packages and every node's `cmd` |
-//! | `viewer` | everything below `mpypi/` | nothing |
+//! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
 //! | `node` | channels, packages, its own topics | its own `info`, `state`, `online`, `log` |
 //!
 //! A rule file may narrow which channels a node reads.
@@ -82,6 +82,7 @@ impl Identity {
     pub fn may_subscribe(&self, filter: &str) -> bool {
         match self {
             Identity::Anyone | Identity::Admin => true,
+            Identity::Viewer if covers("$SYS/#", filter) => true,
             Identity::Publisher | Identity::Viewer => covers("mpypi/#", filter),
             Identity::Node(own, channels) => {
                 let channel = match channels {
@@ -194,6 +195,8 @@ mod tests {
             ("mpypi/#", [true, true, true, false, false]),
             ("#", [true, false, false, false, false]),
             ("home/light", [true, false, false, false, false]),
+            ("$SYS/#", [true, false, true, false, false]),
+            ("$SYS/broker/uptime", [true, false, true, false, false]),
         ];
         let roles = [Identity::Admin, Identity::Publisher, Identity::Viewer, node(Channels::All), only()];
         for (filter, expected) in table {

@@ -6,13 +6,16 @@ use std::{
     io::{self, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
 use mpypi_protocol::Digest;
 
-use super::{IndexError, record::Body};
+use super::{IndexError, record::Body, snapshot::Pin};
 
 /// Bytes read at once.
 pub const CHUNK: u64 = 64 * 1024;
@@ -27,6 +30,7 @@ pub struct Blobs {
     scratch: PathBuf,
     /// Held for a look-up or an insertion, never while reading a file.
     recent: Mutex<Recent>,
+    pins: Arc<AtomicUsize>,
 }
 
 /// Recently read pieces; the one unused for longest goes first.
@@ -49,7 +53,7 @@ impl Blobs {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir_all(&scratch)?,
         }
-        Ok(Blobs { folder, scratch, recent: Mutex::default() })
+        Ok(Blobs { folder, scratch, recent: Mutex::default(), pins: Arc::default() })
     }
 
     /// Writes and syncs a blob. Its name survives a power cut only after [`Blobs::sync`].
@@ -87,6 +91,24 @@ impl Blobs {
     /// The disk fails.
     pub fn sync(&self) -> io::Result<()> {
         sync_folder(&self.folder)
+    }
+
+    pub(super) fn pin(&self) -> Pin {
+        Pin::new(&self.pins)
+    }
+
+    /// Whether somebody reads blobs that may have lost their last record: none may be removed now.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::SeqCst) > 0
+    }
+
+    /// Bytes of a blob's file.
+    pub(super) fn size(&self, digest: &Digest) -> io::Result<u64> {
+        Ok(fs::metadata(self.path(digest))?.len())
+    }
+
+    pub(super) fn open_file(&self, digest: &Digest) -> io::Result<File> {
+        File::open(self.path(digest))
     }
 
     /// Forgets a blob.

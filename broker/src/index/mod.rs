@@ -5,8 +5,12 @@
 //! committed, and read it wherever they are.
 
 pub mod blobs;
+pub mod check;
+pub mod collect;
 mod record;
 pub mod sessions;
+pub mod snapshot;
+mod store;
 pub mod writer;
 
 use std::{ops::Bound, path::Path, sync::Arc};
@@ -17,13 +21,19 @@ use mpypi_protocol::{
     package::{LegacyId, PACKAGES},
     topic,
 };
-use redb::{Database, ReadableDatabase, ReadableTable};
+use redb::{ReadableTable, ReadableTableMetadata};
 
 use self::{
     blobs::Blobs,
-    record::{EXPIRIES, FORMAT, LEGACY, META, PRESENT_FORMAT, RECORDS, REFS, Record},
+    collect::Notes,
+    record::{BYTES, Body, EXPIRIES, FORMAT, LEGACY, META, PRESENT_FORMAT, RECORDS, REFS, Record},
+    store::Store,
 };
-use crate::message::{Message, Payload};
+use crate::{
+    clock,
+    message::{Message, Payload},
+    sys::{self, Sys},
+};
 
 /// Payloads up to this many bytes are kept inside their record.
 pub const INLINE: usize = 16 * 1024;
@@ -48,6 +58,9 @@ pub enum IndexError {
     /// The database fails.
     #[error("the index's database fails")]
     Database(#[from] redb::Error),
+    /// The database could not be opened again after a failure.
+    #[error("the index is closed after a failure")]
+    Closed,
     /// Another version of the broker wrote the index.
     #[error("the index in `{path}` has format {found}, this broker reads format {PRESENT_FORMAT}")]
     Format {
@@ -55,6 +68,12 @@ pub enum IndexError {
         path: String,
         /// The format found.
         found: u64,
+    },
+    /// The list of a channel cannot be read.
+    #[error("the list in `{topic}` is damaged")]
+    List {
+        /// The channel's topic.
+        topic: String,
     },
     /// A record cannot be read: the disk or the file is damaged.
     #[error("the record of `{topic}` is damaged")]
@@ -64,6 +83,25 @@ pub enum IndexError {
         /// How.
         source: postcard::Error,
     },
+}
+
+impl IndexError {
+    /// Whether the disk, a quota or a limit of the process takes no more bytes.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind;
+        let source = match self {
+            IndexError::Database(redb::Error::Io(source)) | IndexError::Folder { source, .. } => source,
+            _ => return false,
+        };
+        matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+    }
+
+    /// Whether the database failed before and works no more until it is opened again.
+    fn is_stale(&self) -> bool {
+        use redb::Error::{DatabaseClosed, PreviousIo};
+        matches!(self, IndexError::Closed | IndexError::Database(PreviousIo | DatabaseClosed))
+    }
 }
 
 macro_rules! database_errors {
@@ -81,8 +119,21 @@ database_errors!(CommitError, SetDurabilityError, StorageError, TableError, Tran
 /// Reads the index. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Index {
-    database: Arc<Database>,
+    store: Arc<Store>,
     blobs: Arc<Blobs>,
+    sys: Arc<Sys>,
+    folder: Arc<Path>,
+}
+
+/// What the index holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Totals {
+    /// Retained messages.
+    pub messages: u64,
+    /// Bytes of their payloads.
+    pub bytes: u64,
+    /// Payloads that are files.
+    pub blobs: u64,
 }
 
 /// What [`Index::next`] found.
@@ -107,18 +158,12 @@ impl Index {
             move |source| IndexError::Folder { path, source }
         };
         blobs::create_folder(folder).map_err(at(folder))?;
-        let file = folder.join("index.redb");
-        let database =
-            Database::builder().set_cache_size(CACHE).create(&file).map_err(|error| match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => {
-                    IndexError::InUse { path: folder.display().to_string() }
-                }
-                other => IndexError::Database(other.into()),
-            })?;
+        let store = Store::open(folder)?;
         let blobs = Blobs::open(folder).map_err(at(folder))?;
-        let transaction = database.begin_write()?;
+        let transaction = store.begin_write()?;
+        Notes::begin(&transaction, clock::now().unix_ms)?;
         {
-            transaction.open_table(RECORDS)?;
+            let records = transaction.open_table(RECORDS)?;
             transaction.open_table(LEGACY)?;
             transaction.open_table(EXPIRIES)?;
             let mut meta = transaction.open_table(META)?;
@@ -132,6 +177,15 @@ impl Index {
                     meta.insert(FORMAT, PRESENT_FORMAT)?;
                 }
             }
+            if meta.get(BYTES)?.is_none() {
+                let mut bytes = 0;
+                for item in records.iter()? {
+                    let (key, value) = item?;
+                    bytes +=
+                        Record::read_or_skip(key.value(), value.value()).map_or(0, |record| record.size());
+                }
+                meta.insert(BYTES, bytes)?;
+            }
             let refs = transaction.open_table(REFS)?;
             let swept = blobs.sweep(|digest| Ok(refs.get(digest.as_bytes())?.is_some()))?;
             if swept > 0 {
@@ -141,7 +195,38 @@ impl Index {
         transaction.commit()?;
         // The new file's name must survive a power cut as surely as what is written into it.
         blobs::sync_folder(folder).map_err(at(folder))?;
-        Ok(Index { database: Arc::new(database), blobs: Arc::new(blobs) })
+        Ok(Index {
+            store: Arc::new(store),
+            blobs: Arc::new(blobs),
+            sys: Arc::default(),
+            folder: Arc::from(folder),
+        })
+    }
+
+    /// The folder of the index.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the broker says of itself.
+    #[must_use]
+    pub fn sys(&self) -> &Sys {
+        &self.sys
+    }
+
+    /// What the index holds.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn totals(&self) -> Result<Totals, IndexError> {
+        self.store.read(|transaction| {
+            Ok(Totals {
+                messages: transaction.open_table(RECORDS)?.len()?,
+                bytes: transaction.open_table(META)?.get(BYTES)?.map_or(0, |bytes| bytes.value()),
+                blobs: transaction.open_table(REFS)?.len()?,
+            })
+        })
     }
 
     /// The retained message of `topic`, unless it has expired.
@@ -149,11 +234,15 @@ impl Index {
     /// # Errors
     /// The database fails.
     pub fn get(&self, topic: &str, now_ms: u64) -> Result<Option<Message>, IndexError> {
-        let transaction = self.database.begin_read()?;
-        let records = transaction.open_table(RECORDS)?;
-        let Some(value) = records.get(topic)? else { return Ok(None) };
-        let record = Record::read(topic, value.value())?;
-        Ok((!record.is_expired(now_ms)).then(|| record.into_message(topic)))
+        if topic.starts_with(sys::PREFIX) {
+            return Ok(self.sys.get(topic));
+        }
+        self.store.read(|transaction| {
+            let records = transaction.open_table(RECORDS)?;
+            let Some(value) = records.get(topic)? else { return Ok(None) };
+            let record = Record::read(topic, value.value())?;
+            Ok((!record.is_expired(now_ms)).then(|| record.into_message(topic)))
+        })
     }
 
     /// Whether `message` is still what its topic holds: for a message that cleared it, nothing.
@@ -161,11 +250,12 @@ impl Index {
     /// # Errors
     /// The database fails.
     pub fn is_current(&self, message: &Message) -> Result<bool, IndexError> {
-        let transaction = self.database.begin_read()?;
-        let records = transaction.open_table(RECORDS)?;
-        let value = records.get(&*message.topic)?;
-        let record = value.map(|value| Record::read(&message.topic, value.value())).transpose()?;
-        Ok(record.map(|record| record.version) == message.record())
+        self.store.read(|transaction| {
+            let records = transaction.open_table(RECORDS)?;
+            let value = records.get(&*message.topic)?;
+            let record = value.map(|value| Record::read(&message.topic, value.value())).transpose()?;
+            Ok(record.map(|record| record.version) == message.record())
+        })
     }
 
     /// The first retained message after topic `after` that matches `filter` and changed after `since`.
@@ -182,6 +272,9 @@ impl Index {
         since: u64,
         now_ms: u64,
     ) -> Result<Step, IndexError> {
+        if filter.starts_with(sys::PREFIX) {
+            return Ok(self.sys.next(filter, after));
+        }
         let prefix = &filter[..filter.find(['+', '#']).unwrap_or(filter.len())];
         // `a/#` matches `a` itself, which is shorter than the prefix `a/`.
         let parent = filter.strip_suffix("/#").filter(|parent| !parent.contains(['+', '#']));
@@ -189,28 +282,29 @@ impl Index {
             Some(after) => Bound::Excluded(after),
             None => Bound::Included(parent.unwrap_or(prefix)),
         };
-        let transaction = self.database.begin_read()?;
-        let records = transaction.open_table(RECORDS)?;
-        let range = records.range::<&str>((start, Bound::Unbounded))?;
-        for (looked_at, item) in range.enumerate() {
-            let (key, value) = item?;
-            let name = key.value();
-            if !name.starts_with(prefix) && Some(name) != parent {
-                // Between `a` and `a/` lie names such as `a b`; after the prefix lies nothing of ours.
-                if name > prefix {
-                    return Ok(Step::End);
+        self.store.read(|transaction| {
+            let records = transaction.open_table(RECORDS)?;
+            let range = records.range::<&str>((start, Bound::Unbounded))?;
+            for (looked_at, item) in range.enumerate() {
+                let (key, value) = item?;
+                let name = key.value();
+                if !name.starts_with(prefix) && Some(name) != parent {
+                    // Between `a` and `a/` lie names such as `a b`; after the prefix lies nothing of ours.
+                    if name > prefix {
+                        return Ok(Step::End);
+                    }
+                } else if topic::matches(filter, name) {
+                    let Some(record) = Record::read_or_skip(name, value.value()) else { continue };
+                    if record.version > since && !record.is_expired(now_ms) {
+                        return Ok(Step::Found(record.into_message(name)));
+                    }
                 }
-            } else if topic::matches(filter, name) {
-                let Some(record) = Record::read_or_skip(name, value.value()) else { continue };
-                if record.version > since && !record.is_expired(now_ms) {
-                    return Ok(Step::Found(record.into_message(name)));
+                if looked_at >= SCAN {
+                    return Ok(Step::Later(name.to_owned()));
                 }
             }
-            if looked_at >= SCAN {
-                return Ok(Step::Later(name.to_owned()));
-            }
-        }
-        Ok(Step::End)
+            Ok(Step::End)
+        })
     }
 
     /// What an exact subscription to `topic` is answered where nothing is retained there: a channel nobody
@@ -241,9 +335,10 @@ impl Index {
                 }
             }
             Ok(Topic::Legacy(LegacyId::Path(path) | LegacyId::Src(path))) => {
-                let transaction = self.database.begin_read()?;
-                let legacy = transaction.open_table(LEGACY)?;
-                let digest = legacy.get(path.as_str())?.map(|d| d.value());
+                let digest = self.store.read(|transaction| {
+                    let legacy = transaction.open_table(LEGACY)?;
+                    Ok(legacy.get(path.as_str())?.map(|digest| digest.value()))
+                })?;
                 match digest {
                     Some(digest) => {
                         self.get(&format!("{PACKAGES}src/{path}/{}", Digest::from(digest)), now_ms)?
@@ -256,6 +351,21 @@ impl Index {
         Ok(found.map(|message| Message { topic: Arc::from(topic), ..message }))
     }
 
+    /// All bytes of a payload.
+    fn bytes(&self, body: &Body) -> Result<Vec<u8>, IndexError> {
+        let (digest, len) = match body {
+            Body::Inline(bytes) => return Ok(bytes.clone()),
+            Body::Blob { digest, len } => (Digest::from(*digest), *len),
+        };
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < len {
+            let chunk = self.chunk(&digest, len, bytes.len() as u64);
+            let chunk = chunk.map_err(|source| IndexError::Folder { path: digest.to_string(), source })?;
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+
     /// A piece of a blob, at most [`blobs::CHUNK`] bytes from `offset`.
     ///
     /// # Errors
@@ -264,9 +374,6 @@ impl Index {
         self.blobs.chunk(digest, len, offset)
     }
 }
-
-/// Memory for the database's pages, in bytes.
-const CACHE: usize = 32 * 1024 * 1024;
 
 /// Records looked at in one step of a wildcard subscription.
 const SCAN: usize = 1024;

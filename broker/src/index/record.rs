@@ -25,6 +25,8 @@ pub(super) const EXPIRIES: TableDefinition<'static, (u64, &str), ()> = TableDefi
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 /// A key in [`META`].
 pub(super) const VERSION: &str = "version";
+/// A key in [`META`]: bytes of all retained payloads.
+pub(super) const BYTES: &str = "bytes";
 /// A key in [`META`].
 pub(super) const FORMAT: &str = "format";
 /// What stands at [`FORMAT`]: changes with the tables or with [`Record`].
@@ -72,6 +74,14 @@ impl Record {
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         postcard::to_stdvec(self).expect("a record holds nothing that postcard cannot write")
+    }
+
+    /// Bytes of the payload.
+    pub(super) fn size(&self) -> u64 {
+        match &self.body {
+            Body::Inline(bytes) => bytes.len() as u64,
+            Body::Blob { len, .. } => *len,
+        }
     }
 
     pub(super) fn is_expired(&self, now_ms: u64) -> bool {

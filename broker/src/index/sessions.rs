@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use redb::{ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -290,6 +290,22 @@ impl<'t> Tables<'t> {
     }
 }
 
+/// Hands the bodies of all queues' messages to `take`.
+pub(super) fn bodies(transaction: &ReadTransaction, mut take: impl FnMut(Body)) -> Result<(), IndexError> {
+    let bodies = match transaction.open_table(BODIES) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+        bodies => bodies?,
+    };
+    for item in bodies.iter()? {
+        let (_, value) = item?;
+        let (topic, bytes) = value.value();
+        if let Some(record) = Record::read_or_skip(topic, bytes) {
+            take(record.body);
+        }
+    }
+    Ok(())
+}
+
 impl Sessions {
     pub(super) fn new(
         subscriptions: SharedSubscriptions,
@@ -309,6 +325,15 @@ impl Sessions {
             freed: Vec::new(),
             due: Vec::new(),
         }
+    }
+
+    /// Forgets everything that is not on the disk. Those who are connected have to come back.
+    pub(super) fn reset(&mut self) {
+        self.saved.values().for_each(|saved| saved.mailbox.overflow());
+        self.trie().forget_kept();
+        let (subscriptions, blobs, limits) =
+            (self.subscriptions.clone(), self.blobs.clone(), self.limits.clone());
+        *self = Sessions::new(subscriptions, blobs, limits);
     }
 
     /// Reads all sessions. Those that had a connection when the broker was killed have lost it `now`.
@@ -371,6 +396,12 @@ impl Sessions {
     #[cfg(test)]
     pub(super) fn limits(&mut self, limits: Limits) {
         self.limits = Arc::new(limits);
+    }
+
+    /// How many there are, and how many of them have no connection.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let away = self.saved.values().filter(|saved| saved.record.ended_ms.is_some());
+        (self.saved.len(), away.count())
     }
 
     /// Whether there is any.
@@ -778,7 +809,7 @@ impl Index {
     /// # Errors
     /// The database fails.
     pub fn has_session(&self, client_id: &str) -> Result<bool, IndexError> {
-        let transaction = self.database.begin_read()?;
+        let transaction = self.store.begin_read()?;
         Ok(transaction.open_table(SESSIONS)?.get(client_id)?.is_some())
     }
 
@@ -788,7 +819,7 @@ impl Index {
     /// The database fails.
     pub fn queued(&self, id: SessionId, after: u64) -> Result<Option<Queued>, IndexError> {
         let number = id.number();
-        let transaction = self.database.begin_read()?;
+        let transaction = self.store.begin_read()?;
         let queues = transaction.open_table(QUEUES)?;
         let Some(item) = queues.range((number, after + 1)..=(number, u64::MAX))?.next() else {
             return Ok(None);

@@ -3,18 +3,19 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLockReadGuard},
+    sync::{Arc, PoisonError, RwLockReadGuard, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use mpypi_protocol::{ChannelName, Digest, Entry, FilePath, PackageId, Topic, UpdateList};
-use redb::{Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
+use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     INLINE, Index, IndexError,
-    record::{Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION},
+    collect::{COLLECTED, Notes},
+    record::{BYTES, Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION},
     sessions::{self, Change, Kept, Opening, Sessions},
 };
 use crate::{
@@ -24,7 +25,9 @@ use crate::{
     limits::Limits,
     mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
+    metrics::{self, Metrics},
     packet::{Publish, Qos, Reason},
+    pulse::BROKER,
     subscriptions::{Found, Subscriptions},
 };
 
@@ -37,6 +40,8 @@ const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 32 * 1024 * 1024;
 /// How long a blob that no record names stays for readers in the middle of it.
 const BLOB_GRACE: Duration = Duration::from_secs(60);
+/// How long nothing is written after a failure for want of space; longer if opening the database takes long.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// How often expired messages and forgotten blobs are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
 /// Most expired messages removed at once; the rest waits for the next time.
@@ -51,6 +56,8 @@ pub enum Op {
     Open(Box<Opening>, oneshot::Sender<Result<Option<Kept>, Refusal>>),
     /// Changes a kept session, and says so there if the change is one that is answered.
     Change(SessionId, Change, Arc<Mailbox>),
+    /// Forgets packages.
+    Collect(Collect),
 }
 
 /// A message for the writer.
@@ -67,6 +74,28 @@ pub struct Submission {
     pub reply: Option<Reply>,
     /// The message's place among large packets, given back when it is settled.
     pub place: Option<OwnedSemaphorePermit>,
+    /// The version that the topic must have, 0 for none; `None` for a message that does not care.
+    pub expected: Option<u64>,
+}
+
+/// Packages to forget, unless they were seen or named again.
+#[derive(Debug)]
+pub struct Collect {
+    /// Their topics.
+    pub topics: Vec<String>,
+    /// What was seen at or after this time stays, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Takes what was removed, once that is durable; dropped if nothing was.
+    pub reply: oneshot::Sender<Collected>,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Packages.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// Whom to tell what became of a message.
@@ -107,6 +136,23 @@ pub struct Writer {
     version: u64,
     /// Blobs that lost their last record, and when they go.
     forgotten: HashMap<Digest, Instant>,
+    metrics: Arc<Metrics>,
+    /// Blobs written for the commit under way.
+    written: Vec<Digest>,
+    /// Whether the commit under way refuses messages because the disk is nearly full.
+    refused_for_space: bool,
+    /// Ends of connections that could not be noted.
+    postponed: Vec<(SessionId, Change)>,
+    /// Set after a failure for want of space.
+    pause: Option<Pause>,
+}
+
+/// For how long the database is left alone.
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    until: Instant,
+    /// Whether it could be opened again, and be read.
+    is_open: bool,
 }
 
 /// What the writer must know of a channel to judge its next list.
@@ -149,16 +195,35 @@ impl Writer {
             channels: HashMap::new(),
             version: 0,
             forgotten: HashMap::new(),
+            metrics: Arc::default(),
+            written: Vec::new(),
+            refused_for_space: false,
+            postponed: Vec::new(),
+            pause: None,
         };
         writer.load(clock::now())?;
         Ok(writer)
     }
 
+    /// Counts in `metrics` what it does.
+    #[must_use]
+    pub fn counting(self, metrics: Arc<Metrics>) -> Writer {
+        let writer = Writer { metrics, ..self };
+        writer.count_sessions();
+        writer
+    }
+
+    fn count_sessions(&self) {
+        let (all, away) = self.sessions.count();
+        self.metrics.sessions.store(all as u64, Ordering::Relaxed);
+        self.metrics.sessions_away.store(away as u64, Ordering::Relaxed);
+    }
+
     fn load(&mut self, now: Now) -> Result<(), IndexError> {
-        let transaction = self.index.database.begin_write()?;
+        let transaction = self.index.store.begin_write()?;
         self.sessions.load(&mut sessions::Tables::open(&transaction)?, now.unix_ms)?;
         transaction.commit()?;
-        let transaction = self.index.database.begin_read()?;
+        let transaction = self.index.store.begin_read()?;
         let meta = transaction.open_table(META)?;
         self.version = meta.get(VERSION)?.map_or(0, |version| version.value());
         self.channels.clear();
@@ -169,7 +234,7 @@ impl Writer {
                 break;
             }
             let Ok(Topic::Channel(channel)) = Topic::parse(key.value()) else { continue };
-            let payload = self.bytes(Record::read(key.value(), value.value())?.body)?;
+            let payload = self.index.bytes(&Record::read(key.value(), value.value())?.body)?;
             match UpdateList::parse(&payload) {
                 Ok(list) => {
                     self.channels.insert(channel, ChannelState::of(&list, Digest::of(&payload)));
@@ -178,20 +243,6 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    fn bytes(&self, body: Body) -> Result<Vec<u8>, IndexError> {
-        let (digest, len) = match body {
-            Body::Inline(bytes) => return Ok(bytes),
-            Body::Blob { digest, len } => (Digest::from(digest), len),
-        };
-        let mut bytes = Vec::new();
-        while (bytes.len() as u64) < len {
-            let chunk = self.index.chunk(&digest, len, bytes.len() as u64);
-            let chunk = chunk.map_err(|source| IndexError::Folder { path: digest.to_string(), source })?;
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(bytes)
     }
 
     /// Works until all senders are gone. Call it on a thread of its own, inside a tokio runtime's context.
@@ -215,23 +266,82 @@ impl Writer {
                         bytes += op.size();
                         batch.push(op);
                     }
-                    self.settle(batch, now)?;
+                    let done = self.settle(batch, now);
+                    self.recover(done)?;
                 }
                 Err(_) => {}
             }
-            let is_swept = now.instant.duration_since(swept) < SWEEP;
-            if !is_swept || self.patience(now).is_zero() {
-                self.expire_sessions(now)?;
+            let done = self.look_after(&mut swept, now);
+            self.recover(done)?;
+        }
+    }
+
+    /// Does what is due by itself.
+    fn look_after(&mut self, swept: &mut Instant, now: Now) -> Result<(), IndexError> {
+        if !self.is_writable(now)? {
+            return Ok(());
+        }
+        let is_swept = now.instant.duration_since(*swept) < SWEEP;
+        if !is_swept || self.patience(now).is_zero() {
+            self.expire_sessions(now)?;
+        }
+        if !is_swept {
+            *swept = now.instant;
+            self.count_sessions();
+            self.sweep(now)?;
+        }
+        let wills = self.sessions.take_wills();
+        if !wills.is_empty() {
+            let wills = wills.into_iter().map(|will| Op::publish(will, &self.limits));
+            self.settle(wills.collect(), now)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on after a failure for want of space: opens the database again, and leaves it alone for a while.
+    fn recover(&mut self, done: Result<(), IndexError>) -> Result<(), IndexError> {
+        match done {
+            Err(error) if error.is_full() || error.is_stale() => {
+                tracing::error!(?error, "the index's disk is full: nothing more is kept for now");
+                self.metrics.commits_failed.one();
+                self.metrics.is_full.store(true, Ordering::Relaxed);
+                let now = clock::now().instant;
+                for digest in std::mem::take(&mut self.written) {
+                    self.forgotten.entry(digest).or_insert(now);
+                }
+                self.renew()
             }
-            if !is_swept {
-                swept = now.instant;
-                self.sweep(now)?;
+            done => done,
+        }
+    }
+
+    /// Opens the database again. If that fails for want of space too, it is tried again later.
+    fn renew(&mut self) -> Result<(), IndexError> {
+        let before = clock::now();
+        // What is in memory may be ahead of the disk: clients with a session come back to what is kept of it.
+        self.sessions.reset();
+        let renewed = self.index.store.renew().and_then(|()| self.load(before));
+        let now = clock::now().instant;
+        let until = now + FULL_PAUSE.max(4 * now.duration_since(before.instant));
+        match renewed {
+            Ok(()) => self.pause = Some(Pause { until, is_open: true }),
+            Err(error) if error.is_full() || error.is_stale() => {
+                self.pause = Some(Pause { until, is_open: false });
             }
-            let wills = self.sessions.take_wills();
-            if !wills.is_empty() {
-                let wills = wills.into_iter().map(|will| Op::publish(will, &self.limits));
-                self.settle(wills.collect(), now)?;
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Whether the database can be written, as far as is known.
+    fn is_writable(&mut self, now: Now) -> Result<bool, IndexError> {
+        match self.pause {
+            Some(pause) if now.instant < pause.until => Ok(false),
+            Some(pause) if !pause.is_open => {
+                self.renew()?;
+                Ok(false)
             }
+            _ => Ok(true),
         }
     }
 
@@ -239,14 +349,16 @@ impl Writer {
     fn patience(&self, now: Now) -> Duration {
         let will =
             self.sessions.next_will().map(|due| Duration::from_millis(due.saturating_sub(now.unix_ms)));
-        will.map_or(SWEEP, |will| will.min(SWEEP))
+        let pause = self.pause.map(|pause| pause.until.saturating_duration_since(now.instant));
+        // Nothing is due while nothing can be written.
+        will.map_or(SWEEP, |will| will.min(SWEEP)).max(pause.unwrap_or_default())
     }
 
     fn expire_sessions(&mut self, now: Now) -> Result<(), IndexError> {
         if !self.sessions.is_due(now.unix_ms) {
             return Ok(());
         }
-        let transaction = self.index.database.begin_write()?;
+        let transaction = self.index.store.begin_write()?;
         {
             let mut tables = Tables::open(&transaction)?;
             self.sessions.expire(tables.sessions()?, now.unix_ms)?;
@@ -258,14 +370,22 @@ impl Writer {
 
     /// Judges and commits `batch`, then answers and announces.
     fn settle(&mut self, batch: Vec<Op>, now: Now) -> Result<(), IndexError> {
-        let (outcomes, failure) = match batch.iter().any(|op| self.stores(op)) {
-            false => (batch.iter().map(|op| self.pass_on(op)).collect(), None),
-            true => match self.commit(&batch, now) {
-                Ok(outcomes) => (outcomes, None),
-                Err(error) => (batch.iter().map(|_| Outcome::Failed).collect(), Some(error)),
+        let without_disk = !batch.iter().any(|op| self.stores(op)) || !self.is_writable(now)?;
+        let (outcomes, failure) = match without_disk {
+            true => (batch.iter().map(|op| self.pass_on(op)).collect(), None),
+            false => match self.commit(&batch, now) {
+                Ok(outcomes) => {
+                    self.pause = None;
+                    (outcomes, None)
+                }
+                Err(error) => (batch.iter().map(|op| self.pass_on(op)).collect(), Some(error)),
             },
         };
-        let failed = || Refusal::new(Reason::UnspecifiedError, "the index failed, nothing was kept");
+        let is_full = failure.as_ref().is_none_or(|error| error.is_full() || error.is_stale());
+        let failed = || match is_full {
+            true => Refusal::new(Reason::QuotaExceeded, "the broker's disk is full: try again later"),
+            false => Refusal::new(Reason::UnspecifiedError, "the index failed, nothing was kept"),
+        };
         for (op, outcome) in batch.into_iter().zip(outcomes) {
             match (op, outcome) {
                 (Op::Publish(submission), Outcome::Published(version, chosen)) => {
@@ -277,7 +397,15 @@ impl Writer {
                 (Op::Change(_, change, mailbox), Outcome::Changed) if change.is_answered() => {
                     mailbox.settled(Settled::Changed(change));
                 }
+                (Op::Change(..), Outcome::Changed) => {}
+                (Op::Change(id, change @ Change::End(_), _), _) => self.postponed.push((id, change)),
+                // Nobody may wait for an answer that does not come.
+                (Op::Change(_, change, mailbox), _) if change.is_answered() => mailbox.overflow(),
                 (Op::Change(..), _) => {}
+                (Op::Collect(collect), Outcome::Collected(collected)) => {
+                    collect.reply.send(collected).ok(); // who asked may have gone
+                }
+                (Op::Collect(_), _) => {}
             }
         }
         failure.map_or(Ok(()), Err)
@@ -285,15 +413,20 @@ impl Writer {
 
     /// Announces a message that was kept, and tells its sender what became of it.
     fn answer(&mut self, op: Submission, version: Result<u64, Refusal>, chosen: Vec<Found>, now: Now) {
-        let Submission { admitted, topic, origin, reply, place } = op;
+        let Submission { admitted, topic, origin, reply, place, .. } = op;
         let result = admitted.and_then(|admitted| {
             let message = message(admitted, topic.clone(), origin, version?, now);
             (self.announce)(Arc::new(message), chosen);
             Ok(())
         });
-        if let Err(refusal) = &result {
-            // Quoted: nothing is known yet of what a refused topic holds.
-            tracing::info!(topic = shown(&topic), "refused: {refusal}");
+        match &result {
+            Err(refusal) => {
+                self.metrics.publishes_refused.one(refusal.reason);
+                // Quoted: nothing is known yet of what a refused topic holds.
+                tracing::info!(topic = shown(&topic), "refused: {refusal}");
+            }
+            Ok(()) if origin == BROKER => {}
+            Ok(()) => self.metrics.publishes.one(),
         }
         drop(place);
         if let Some(Reply { to, packet_id }) = reply {
@@ -312,10 +445,10 @@ impl Writer {
         })
     }
 
-    /// What becomes of something that the disk need not know of.
+    /// What becomes of something while the disk is out of it: only what it need not know of goes on.
     fn pass_on(&self, op: &Op) -> Outcome {
         match op {
-            Op::Publish(submission) => {
+            Op::Publish(submission) if !self.stores(op) => {
                 Outcome::Published(Ok(0), self.subscriptions().chosen(&submission.topic))
             }
             _ => Outcome::Failed,
@@ -324,17 +457,28 @@ impl Writer {
 
     /// What becomes of each. An error means that nothing was kept.
     fn commit(&mut self, batch: &[Op], now: Now) -> Result<Vec<Outcome>, IndexError> {
-        let mut transaction = self.index.database.begin_write()?;
-        if batch.iter().all(|op| matches!(op, Op::Change(_, change, _) if change.may_be_lost())) {
+        let start = clock::now().instant;
+        let mut transaction = self.index.store.begin_write()?;
+        if self.postponed.is_empty()
+            && batch.iter().all(|op| matches!(op, Op::Change(_, change, _) if change.may_be_lost()))
+        {
             transaction.set_durability(Durability::None)?;
         }
-        let mut new_blobs = false;
+        self.written.clear();
+        self.refused_for_space = false;
+        let mut free = metrics::disk(self.index.folder()).map_or(u64::MAX, |(free, _)| free);
         let outcomes = {
             let mut tables = Tables::open(&transaction)?;
             let mut outcomes = Vec::with_capacity(batch.len());
+            for (id, change) in &self.postponed {
+                self.sessions.change(tables.sessions()?, *id, change, now.unix_ms)?;
+            }
+            if !self.postponed.is_empty() {
+                self.settle_bodies(&mut tables, now)?;
+            }
             for op in batch {
                 let outcome = match op {
-                    Op::Publish(submission) => self.publish(&mut tables, submission, now, &mut new_blobs)?,
+                    Op::Publish(submission) => self.publish(&mut tables, submission, now, &mut free)?,
                     Op::Open(opening, _) => {
                         let opening = Opening::clone(opening);
                         Outcome::Opened(self.sessions.open(tables.sessions()?, opening, now.unix_ms)?)
@@ -343,20 +487,27 @@ impl Writer {
                         self.sessions.change(tables.sessions()?, *id, change, now.unix_ms)?;
                         Outcome::Changed
                     }
+                    Op::Collect(collect) => Outcome::Collected(self.collect(&mut tables, collect, now)?),
                 };
                 self.settle_bodies(&mut tables, now)?;
                 outcomes.push(outcome);
             }
             tables.meta.insert(VERSION, self.version)?;
+            tables.count_bytes()?;
             outcomes
         };
-        if new_blobs {
+        if !self.written.is_empty() {
             self.index
                 .blobs
                 .sync()
                 .map_err(|source| IndexError::Folder { path: "blobs".to_owned(), source })?;
         }
         transaction.commit()?;
+        self.postponed.clear();
+        self.metrics.is_full.store(self.refused_for_space, Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "a batch is small")]
+        self.metrics.commit_messages.observe(batch.len() as f64);
+        self.metrics.commit_seconds.observe(clock::now().instant.duration_since(start).as_secs_f64());
         Ok(outcomes)
     }
 
@@ -366,12 +517,26 @@ impl Writer {
         tables: &mut Tables<'_>,
         op: &Submission,
         now: Now,
-        new_blobs: &mut bool,
+        free: &mut u64,
     ) -> Result<Outcome, IndexError> {
         let Ok(admitted) = &op.admitted else { return Ok(Outcome::Published(Ok(0), Vec::new())) };
-        let version = match self.apply(tables, admitted, now, new_blobs)? {
+        let refused = |refusal| Ok(Outcome::Published(Err(refusal), Vec::new()));
+        if let Some(expected) = op.expected
+            && tables.read(&op.topic)?.map_or(0, |present| present.version) != expected
+        {
+            let text = "somebody else published there in the meantime";
+            return refused(Refusal::new(Reason::ImplementationSpecificError, text));
+        }
+        let is_live = matches!(admitted.kind, Kind::Live);
+        if is_live && *free < self.limits.disk_reserve / 2 {
+            let queued = self.subscriptions().kept(&op.topic, Some(op.origin));
+            if queued.iter().any(|found| found.is_queued(admitted.publish.qos)) {
+                return refused(self.no_room(*free));
+            }
+        }
+        let version = match self.apply(tables, admitted, now, free)? {
             Ok(version) => version,
-            Err(refusal) => return Ok(Outcome::Published(Err(refusal), Vec::new())),
+            Err(refusal) => return refused(refusal),
         };
         let Admitted { publish, digest, kind } = admitted;
         if op.origin.is_kept()
@@ -428,7 +593,7 @@ impl Writer {
         tables: &mut Tables<'_>,
         admitted: &Admitted,
         now: Now,
-        new_blobs: &mut bool,
+        free: &mut u64,
     ) -> Result<Result<u64, Refusal>, IndexError> {
         let Admitted { publish, kind, digest } = admitted;
         match kind {
@@ -483,13 +648,23 @@ impl Writer {
             let text = format!("the index holds {} messages already", self.limits.retained);
             return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
         }
+        // What replaces a small message takes hardly any room, and devices go on telling their state.
+        let reserve = match (&old, &body) {
+            (Some(_), Body::Inline(_)) => self.limits.disk_reserve / 2,
+            _ => self.limits.disk_reserve,
+        };
+        let size = publish.payload.len() as u64;
+        if free.saturating_sub(reserve) < size {
+            return Ok(Err(self.no_room(*free)));
+        }
+        *free -= size;
         if let Body::Blob { digest, .. } = &body {
+            self.written.push(Digest::from(*digest));
             if let Err(error) = self.index.blobs.write(&Digest::from(*digest), &publish.payload) {
                 tracing::error!(%error, topic = publish.topic, "cannot keep a payload");
                 let text = format!("the broker's disk does not take the message: {error}");
                 return Ok(Err(Refusal::new(Reason::QuotaExceeded, text)));
             }
-            *new_blobs = true;
         }
         if let Some(old) = &old
             && old.body == body
@@ -498,6 +673,7 @@ impl Writer {
             && old.expires_ms.is_none()
             && expires_ms.is_none()
         {
+            tables.notes.saw(&publish.topic, now.unix_ms)?;
             return Ok(Ok(old.version));
         }
         if let Body::Blob { digest, .. } = &body {
@@ -509,15 +685,19 @@ impl Writer {
         self.version += 1;
         let record = Record { version: self.version, qos: publish.qos as u8, body, properties, expires_ms };
         tables.insert(&publish.topic, &record)?;
+        tables.notes.saw(&publish.topic, now.unix_ms)?;
         if let (Kind::List(channel, list), Some(digest)) = (kind, digest) {
             for entry in list.entries() {
                 if let Entry::Src(src) = entry {
                     tables.name(&src.path, &src.digest)?;
                 }
             }
-            for (id, _) in list.packages() {
+            let before = self.channels.get(channel).into_iter().flat_map(|state| &state.packages);
+            for id in before.cloned().chain(list.packages().map(|(id, _)| id)) {
                 tables.keep(&id.topic())?;
+                tables.saw(&id.topic(), now)?;
             }
+            tables.notes.list(channel.as_str(), self.version, list.packages().map(|(id, _)| id))?;
             self.channels.insert(channel.clone(), ChannelState::of(list, *digest));
         }
         Ok(Ok(self.version))
@@ -538,10 +718,40 @@ impl Writer {
         Ok(())
     }
 
+    /// Forgets packages that are still garbage.
+    fn collect(
+        &mut self,
+        tables: &mut Tables<'_>,
+        collect: &Collect,
+        now: Now,
+    ) -> Result<Collected, IndexError> {
+        let mut collected = Collected::default();
+        for topic in &collect.topics {
+            let is_old = tables.notes.seen(topic)?.is_some_and(|seen| seen < collect.since_ms);
+            let is_named = matches!(Topic::parse(topic), Ok(Topic::Package(id)) if self.is_named(&id));
+            if is_old
+                && !is_named
+                && let Some(old) = tables.remove(topic)?
+            {
+                collected.messages += 1;
+                collected.bytes += old.size();
+                self.release(tables, &old.body, now)?;
+            }
+        }
+        tables.meta.insert(COLLECTED, now.unix_ms)?;
+        Ok(collected)
+    }
+
+    fn no_room(&mut self, free: u64) -> Refusal {
+        self.refused_for_space = true;
+        let text = format!("the broker's disk is full: only {free} bytes are free");
+        Refusal::new(Reason::QuotaExceeded, text)
+    }
+
     /// Forgets expired messages, and blobs past their grace time.
     fn sweep(&mut self, now: Now) -> Result<(), IndexError> {
         let expired: Vec<(u64, String)> = {
-            let transaction = self.index.database.begin_read()?;
+            let transaction = self.index.store.begin_read()?;
             let expiries = transaction.open_table(EXPIRIES)?;
             let end = now.unix_ms.saturating_add(1);
             let due = expiries.range::<(u64, &str)>(..(end, ""))?;
@@ -552,16 +762,17 @@ impl Writer {
             });
             due.collect::<Result<_, redb::StorageError>>()?
         };
+        // Whoever copies blobs may still need them: another time.
         let due: Vec<_> = self
             .forgotten
             .iter()
-            .filter(|(_, due)| **due <= now.instant)
+            .filter(|(_, due)| **due <= now.instant && !self.index.blobs.is_pinned())
             .map(|(digest, _)| *digest)
             .collect();
         if expired.is_empty() && due.is_empty() {
             return Ok(());
         }
-        let transaction = self.index.database.begin_write()?;
+        let transaction = self.index.store.begin_write()?;
         let mut unnamed = Vec::new();
         {
             let mut tables = Tables::open(&transaction)?;
@@ -580,6 +791,7 @@ impl Writer {
                     unnamed.push(digest);
                 }
             }
+            tables.count_bytes()?;
         }
         transaction.commit()?;
         for digest in unnamed {
@@ -595,6 +807,8 @@ enum Outcome {
     Published(Result<u64, Refusal>, Vec<Found>),
     Opened(Result<Option<Kept>, Refusal>),
     Changed,
+    Collected(Collected),
+    /// Nothing was kept of it.
     Failed,
 }
 
@@ -603,7 +817,14 @@ impl Op {
     fn publish(publish: Publish, limits: &Limits) -> Op {
         let topic = publish.topic.as_str().into();
         let admitted = admit(publish, limits);
-        Op::Publish(Box::new(Submission { admitted, topic, origin: SessionId(0), reply: None, place: None }))
+        Op::Publish(Box::new(Submission {
+            admitted,
+            topic,
+            origin: SessionId(0),
+            reply: None,
+            place: None,
+            expected: None,
+        }))
     }
 
     fn size(&self) -> usize {
@@ -666,6 +887,9 @@ struct Tables<'t> {
     refs: Table<'t, &'static [u8; 32], u64>,
     legacy: Table<'t, &'static str, [u8; 32]>,
     meta: Table<'t, &'static str, u64>,
+    notes: Notes<'t>,
+    /// By how much the payloads have grown, in bytes.
+    grown: i64,
 }
 
 impl<'t> Tables<'t> {
@@ -678,6 +902,8 @@ impl<'t> Tables<'t> {
             refs: transaction.open_table(REFS)?,
             legacy: transaction.open_table(LEGACY)?,
             meta: transaction.open_table(META)?,
+            notes: Notes::open(transaction)?,
+            grown: 0,
         })
     }
 
@@ -690,6 +916,14 @@ impl<'t> Tables<'t> {
 
     fn has(&self, topic: &str, now: Now) -> Result<bool, IndexError> {
         Ok(self.read(topic)?.is_some_and(|record| !record.is_expired(now.unix_ms)))
+    }
+
+    /// Notes that a package was named, if it is there.
+    fn saw(&mut self, topic: &str, now: Now) -> Result<(), IndexError> {
+        match self.records.get(topic)?.is_some() {
+            true => self.notes.saw(topic, now.unix_ms),
+            false => Ok(()),
+        }
     }
 
     /// Takes the expiry from the record of `topic`, if it has one.
@@ -715,13 +949,23 @@ impl<'t> Tables<'t> {
             self.expiries.insert((expires, topic), ())?;
         }
         self.records.insert(topic, record.to_bytes().as_slice())?;
+        self.grown += record.size().cast_signed();
+        Ok(())
+    }
+
+    /// Adds to the total what has come and gone in this transaction.
+    fn count_bytes(&mut self) -> Result<(), IndexError> {
+        let bytes = self.meta.get(BYTES)?.map_or(0, |bytes| bytes.value());
+        self.meta.insert(BYTES, bytes.saturating_add_signed(self.grown))?;
         Ok(())
     }
 
     /// Removes the record of `topic`, and returns it.
     fn remove(&mut self, topic: &str) -> Result<Option<Record>, IndexError> {
+        self.notes.forget(topic)?;
         let old = self.records.remove(topic)?;
         let old = old.and_then(|value| Record::read_or_skip(topic, value.value()));
+        self.grown -= old.as_ref().map_or(0, |old| old.size().cast_signed());
         if let Some(expires) = old.as_ref().and_then(|old| old.expires_ms) {
             self.expiries.remove((expires, topic))?;
         }

@@ -32,7 +32,7 @@ use tls::{ClientCertificate, Tls};
 use websocket::{Pages, UpgradeError, WebSocket};
 
 /// After a failure to accept, as with too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a listener speaks below MQTT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +223,9 @@ impl Listener {
                     continue;
                 }
             };
+            shared.metrics.connections.one();
             let Ok(place) = shared.sockets.clone().try_acquire_owned() else {
+                shared.metrics.turned_away.one();
                 tracing::warn!(%peer, "too many connections: closed at once");
                 continue;
             };

@@ -96,6 +96,7 @@ impl Shelf {
                 origin: SessionId(1),
                 reply: Some(Reply { to: to.clone(), packet_id: n as u16 }),
                 place: None,
+                expected: None,
             }))
         });
         let (ops, now) = (ops.collect(), self.now);
@@ -133,7 +134,7 @@ impl Shelf {
             let path = self.folder.path().join("blobs").join(Digest::from(*digest).to_string());
             assert_eq!(fs::metadata(path).unwrap().len(), *len);
         }
-        Some(self.writer().bytes(body).unwrap())
+        Some(self.writer().index.bytes(&body).unwrap())
     }
 
     fn files(&self) -> usize {
@@ -207,7 +208,7 @@ fn expiry_takes_a_record_and_leaves_a_blob_that_another_topic_names() {
     assert_eq!(shelf.read("a"), None);
     assert_eq!(shelf.read("b"), Some(large(1)));
     assert_eq!(shelf.read("c"), Some(b"x".to_vec()), "the later one does not expire");
-    let transaction = shelf.writer().index.database.begin_read().unwrap();
+    let transaction = shelf.writer().index.store.begin_read().unwrap();
     assert_eq!(transaction.open_table(EXPIRIES).unwrap().len().unwrap(), 0);
 }
 
@@ -288,7 +289,7 @@ fn a_damaged_record_hides_no_other_and_can_be_replaced() {
     for topic in ["a", "b", "c"] {
         shelf.keep(topic, b"x");
     }
-    let transaction = shelf.writer().index.database.begin_write().unwrap();
+    let transaction = shelf.writer().index.store.begin_write().unwrap();
     transaction.open_table(RECORDS).unwrap().insert("b", &[0xff_u8; 3][..]).unwrap();
     transaction.commit().unwrap();
     let (index, mut after, mut found) = (shelf.writer().index.clone(), None, Vec::new());
@@ -304,7 +305,7 @@ fn a_damaged_record_hides_no_other_and_can_be_replaced() {
 #[test]
 fn an_index_of_another_format_is_left_alone() {
     let mut shelf = Shelf::new();
-    let transaction = shelf.writer().index.database.begin_write().unwrap();
+    let transaction = shelf.writer().index.store.begin_write().unwrap();
     transaction.open_table(META).unwrap().insert(super::super::record::FORMAT, 99).unwrap();
     transaction.commit().unwrap();
     shelf.writer = None;
@@ -523,6 +524,7 @@ mod kept {
             origin: kept.id,
             reply: Some(Reply { to: kept.mailbox.clone(), packet_id: 9 }),
             place: None,
+            expected: None,
         }));
         let now = shelf.now;
         shelf.writer().settle(vec![op], now).unwrap();

@@ -1,0 +1,81 @@
+//! The database's file: opened, shared by readers, and opened again after a failure.
+//!
+//! redb takes nothing more once an operation on its file has failed, as on a full disk, until it is opened
+//! anew. Whoever reads just then waits for that.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Condvar, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
+
+use super::IndexError;
+
+/// Memory for the database's pages, in bytes.
+const CACHE: usize = 32 * 1024 * 1024;
+/// How long a reader waits for the database to be opened again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The database.
+#[derive(Debug)]
+pub(super) struct Store {
+    folder: PathBuf,
+    /// Held to begin a transaction, or to open the database again; `None` if that failed.
+    database: RwLock<Option<Database>>,
+    /// How often it was opened again. Held to count, and to wait for that.
+    renewals: Mutex<u64>,
+    renewed: Condvar,
+}
+
+impl Store {
+    pub(super) fn open(folder: &Path) -> Result<Store, IndexError> {
+        let database = RwLock::new(Some(open(folder)?));
+        Ok(Store { folder: folder.to_owned(), database, renewals: Mutex::default(), renewed: Condvar::new() })
+    }
+
+    /// Reads in one transaction. If the database has failed, reads once more when it is open again.
+    pub(super) fn read<T>(
+        &self,
+        work: impl Fn(&ReadTransaction) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
+        let seen = *self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.begin_read().and_then(|transaction| work(&transaction)) {
+            Err(error) if error.is_stale() => {
+                let renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
+                drop(self.renewed.wait_timeout_while(renewals, PATIENCE, |renewals| *renewals == seen));
+                work(&self.begin_read()?)
+            }
+            done => done,
+        }
+    }
+
+    pub(super) fn begin_read(&self) -> Result<ReadTransaction, IndexError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(database.as_ref().ok_or(IndexError::Closed)?.begin_read()?)
+    }
+
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, IndexError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(database.as_ref().ok_or(IndexError::Closed)?.begin_write()?)
+    }
+
+    /// Opens the database again. Transactions of before fail from now on.
+    pub(super) fn renew(&self) -> Result<(), IndexError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        *database = None;
+        *database = Some(open(&self.folder)?);
+        *self.renewals.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.renewed.notify_all();
+        Ok(())
+    }
+}
+
+fn open(folder: &Path) -> Result<Database, IndexError> {
+    let file = folder.join("index.redb");
+    Database::builder().set_cache_size(CACHE).create(&file).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => IndexError::InUse { path: folder.display().to_string() },
+        other => IndexError::Database(other.into()),
+    })
+}
