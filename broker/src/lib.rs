@@ -13,7 +13,7 @@
 //! subscriptions  who gets what
 //!
 //! metrics      what is counted             ── sys: the same as messages; gateway: the same over HTTP
-//! pulse        whether messages get through
+//! pulse        whether messages get through ── service: what the service manager is told of it
 //! control      the same questions to the index, whether a broker runs on it or not
 //!  └ backup       a folder that holds all of it
 //! ```
@@ -47,6 +47,7 @@ pub mod packet;
 pub mod pulse;
 pub mod registry;
 pub mod server;
+pub mod service;
 pub mod session;
 pub mod settings;
 pub mod subscriptions;

@@ -2,8 +2,8 @@
 
 mod cert;
 mod cli;
-mod init;
 mod commands;
+mod init;
 mod log;
 mod serve;
 mod user;

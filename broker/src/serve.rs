@@ -45,8 +45,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let access = if settings.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let data = settings.data.unwrap_or_else(|| DATA.into());
-    let config =
-        Config { listen, http: settings.http, tls: settings.tls.files()?, data, limits, access };
+    let config = Config { listen, http: settings.http, tls: settings.tls.files()?, data, limits, access };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.

@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     pulse::Pulse,
     registry::Registry,
-    sys,
+    service, sys,
 };
 
 /// Garbage is collected no earlier than so long after the start, in milliseconds: others are busy then.
@@ -273,11 +273,20 @@ impl Broker {
         if let Some(tls) = self.tls {
             tasks.spawn(recheck(tls.watch(), shared.clone()));
         }
+        service::ready();
+        let felt = shared.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = service::watch(&felt) => {}
+                () = felt.shutdown.cancelled() => {}
+            }
+        });
         tasks.close();
         tokio::select! {
             () = shutdown.cancelled() => tracing::info!("stopping"),
             () = failed.cancelled() => tracing::error!("a part failed: stopping"),
         }
+        service::stopping();
         stop.cancel();
         shared.registry.close();
         // Connections first, so that their wills still reach the index; then the index, then the bus.

@@ -6,7 +6,7 @@ use std::{
     net::TcpListener,
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
-        net::UnixStream,
+        net::{UnixDatagram, UnixStream},
     },
     path::Path,
     process::{Child, Command, Stdio},
@@ -18,7 +18,7 @@ use std::{
 };
 
 use mpypi_protocol::{Digest, PackageId};
-use mpypi_tests::{Client, Deadline, Options, Output, Server, World, program, run};
+use mpypi_tests::{Client, Deadline, Options, Output, PATIENCE, Server, World, program, run};
 
 fn bytes(seed: u64, size: usize) -> Vec<u8> {
     let mut bytes = vec![0; size];
@@ -522,6 +522,54 @@ fn a_file_limit_that_stops_the_database_refuses_messages_and_loses_nothing_ackno
     assert_eq!(session.message().unwrap().payload, b"early");
     drop(server);
     command(&world, &["check", "--deep"]).expect_code(0);
+}
+
+#[test]
+fn a_service_manager_hears_that_it_serves_lives_and_stops() {
+    let world = World::new();
+    let path = world.path("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = Command::new(program("mpypi-broker"));
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000");
+    let server = Server::start_as(&world, command, &[]);
+    let hear = || {
+        let mut scratch = [0; 256];
+        let count = manager.recv(&mut scratch).unwrap();
+        String::from_utf8_lossy(&scratch[..count]).trim_end().to_owned()
+    };
+    assert_eq!(hear(), "READY=1");
+    assert_eq!([hear(), hear()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    let stopped = server.stop("-TERM");
+    let last = loop {
+        match hear() {
+            beat if beat == "WATCHDOG=1" => {}
+            other => break other,
+        }
+    };
+    assert_eq!((&*last, stopped), ("STOPPING=1", Some(0)));
+}
+
+#[test]
+fn the_service_file_is_one_that_systemd_understands() {
+    let world = World::new();
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/mpypi-broker.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/")).unwrap();
+    let arguments: Vec<_> = start.split(' ').skip(1).collect();
+    // The command line is one that the broker understands, too.
+    let help = run("mpypi-broker", &[&arguments[..], &["--help"]].concat()).expect_code(0);
+    assert!(help.stdout.contains("Usage: "));
+    let installed = world.text("mpypi-broker");
+    fs::copy(program("mpypi-broker"), &installed).unwrap();
+    let path = world.write("mpypi-broker.service", unit.replace("/usr/local/bin/mpypi-broker", &installed));
+    match Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(path).output() {
+        Err(error) => eprintln!("skipped: `systemd-analyze`: {error}"),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && !said.contains("mpypi-broker.service:"), "{said}");
+        }
+    }
 }
 
 /// A small disk of its own for the world's folder `data`, if this system lets us have one.

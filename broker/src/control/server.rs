@@ -31,10 +31,10 @@ use crate::{
         collect::{REMEMBERED, Rules},
         writer::{Collect, Op, Reply, Settled, Submission},
     },
+    listen::ACCEPT_PAUSE,
     mailbox::Mailbox,
     packet::{Publish, Qos},
     pulse::BROKER,
-    listen::ACCEPT_PAUSE,
 };
 
 /// Requests served at once; more wait to be accepted.

@@ -23,8 +23,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     connection::Shared,
-    metrics::{Gauges, prometheus},
     listen::ACCEPT_PAUSE,
+    metrics::{Gauges, prometheus},
 };
 
 /// HTTP connections at once; more wait to be accepted.
