@@ -1,6 +1,10 @@
-//! Where a broker is: `mqtt://[user[:password]@]host[:port]`.
+//! Where a broker is: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS.
 
-use std::{fmt, net::Ipv6Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
 
 use percent_encoding::percent_decode_str;
 
@@ -8,25 +12,36 @@ use percent_encoding::percent_decode_str;
 /// password out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
+    /// Whether TLS is spoken there.
+    pub security: Security,
     /// A host name or address; an IPv6 address without its brackets.
     pub host: String,
-    /// The TCP port, 1883 unless given.
+    /// The TCP port; unless given, 1883, and 8883 with TLS.
     pub port: u16,
     /// User name and password, if given.
     pub credentials: Option<(String, String)>,
+}
+
+/// Whether what is said on the way to a broker and back is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Security {
+    /// `mqtt://` or `tcp://`: everybody on the way can read and change it.
+    Plain,
+    /// `mqtts://` or `ssl://`: the broker proves who it is, and nobody else can read it.
+    Tls,
 }
 
 /// Why a text is no [`BrokerUrl`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Another scheme, or none.
-    #[error("`{found}` does not start with `mqtt://`")]
+    #[error("`{found}` does not start with `mqtt://` or `mqtts://`")]
     Scheme {
         /// What was found, without credentials.
         found: String,
     },
-    /// `mqtts`, `ws` or `wss`, which this version cannot reach.
-    #[error("`{scheme}://` is not supported by this version, only `mqtt://`")]
+    /// `ws` or `wss`, which this version cannot reach.
+    #[error("`{scheme}://` is not supported by this version, only `mqtt://` and `mqtts://`")]
     Unsupported {
         /// The scheme.
         scheme: String,
@@ -60,6 +75,37 @@ pub enum AddressError {
 impl BrokerUrl {
     /// The port of MQTT over TCP.
     pub const PORT: u16 = 1883;
+    /// The port of MQTT over TLS.
+    pub const TLS_PORT: u16 = 8883;
+
+    /// Whether the host is this machine, by its address or as `localhost`: what is said stays here.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        match self.host.parse::<IpAddr>() {
+            Ok(address) => address.to_canonical().is_loopback(),
+            Err(_) => self.host.eq_ignore_ascii_case("localhost"),
+        }
+    }
+}
+
+impl Security {
+    /// The scheme of an address.
+    #[must_use]
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Security::Plain => "mqtt",
+            Security::Tls => "mqtts",
+        }
+    }
+
+    /// The port, unless an address names another.
+    #[must_use]
+    pub fn port(self) -> u16 {
+        match self {
+            Security::Plain => BrokerUrl::PORT,
+            Security::Tls => BrokerUrl::TLS_PORT,
+        }
+    }
 }
 
 impl FromStr for BrokerUrl {
@@ -73,13 +119,12 @@ impl FromStr for BrokerUrl {
                 return Err(AddressError::Scheme { found });
             }
         };
-        match scheme {
-            "mqtt" | "tcp" => {}
-            "mqtts" | "ssl" | "ws" | "wss" => {
-                return Err(AddressError::Unsupported { scheme: scheme.to_owned() });
-            }
+        let security = match scheme {
+            "mqtt" | "tcp" => Security::Plain,
+            "mqtts" | "ssl" => Security::Tls,
+            "ws" | "wss" => return Err(AddressError::Unsupported { scheme: scheme.to_owned() }),
             _ => return Err(AddressError::Scheme { found: format!("{scheme}://…") }),
-        }
+        };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (credentials, place) = match rest.rsplit_once('@') {
             Some((login, place)) => {
@@ -112,13 +157,13 @@ impl FromStr for BrokerUrl {
             return Err(AddressError::HostName { found: host.to_owned() });
         }
         let port = match port {
-            None => Self::PORT,
+            None => security.port(),
             Some(text) => match text.parse() {
                 Ok(0) | Err(_) => return Err(AddressError::Port { found: text.to_owned() }),
                 Ok(port) => port,
             },
         };
-        Ok(BrokerUrl { host: host.to_owned(), port, credentials })
+        Ok(BrokerUrl { security, host: host.to_owned(), port, credentials })
     }
 }
 
@@ -139,9 +184,10 @@ fn decode(text: &str) -> Result<String, AddressError> {
 
 impl fmt::Display for BrokerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "mqtt://[{}]:{}", self.host, self.port),
-            false => write!(f, "mqtt://{}:{}", self.host, self.port),
+        let BrokerUrl { security, host, port, .. } = self;
+        match host.contains(':') {
+            true => write!(f, "{}://[{host}]:{port}", security.scheme()),
+            false => write!(f, "{}://{host}:{port}", security.scheme()),
         }
     }
 }
@@ -165,9 +211,36 @@ mod tests {
     }
 
     #[test]
+    fn with_tls_the_port_is_another_and_the_scheme_is_shown() {
+        for (text, shown) in [
+            ("mqtts://hub.local", "mqtts://hub.local:8883"),
+            ("ssl://ann:x@[fe80::1%eth0]", "mqtts://[fe80::1%eth0]:8883"),
+            ("mqtts://10.0.0.2:1883", "mqtts://10.0.0.2:1883"),
+            ("tcp://hub", "mqtt://hub:1883"),
+        ] {
+            let url: BrokerUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(url.security == Security::Tls, shown.starts_with("mqtts"));
+        }
+    }
+
+    #[test]
+    fn only_addresses_of_this_machine_are_loopback() {
+        let is_loopback = |text: &str| text.parse::<BrokerUrl>().unwrap().is_loopback();
+        for here in
+            ["mqtt://127.0.0.1", "mqtt://127.8.9.1:1", "mqtt://[::1]", "mqtt://[::ffff:127.0.0.1]", "mqtt://LocalHost"]
+        {
+            assert!(is_loopback(here), "{here}");
+        }
+        for elsewhere in ["mqtt://hub", "mqtt://10.0.0.1", "mqtt://localhost.example", "mqtt://[::2]", "mqtt://0.0.0.0"] {
+            assert!(!is_loopback(elsewhere), "{elsewhere}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_reached_is_refused_with_the_reason() {
         let error = |text: &str| text.parse::<BrokerUrl>().unwrap_err();
-        assert_eq!(error("mqtts://hub"), AddressError::Unsupported { scheme: "mqtts".into() });
+        assert_eq!(error("wss://hub"), AddressError::Unsupported { scheme: "wss".into() });
         assert_eq!(error("ann:secret@hub"), AddressError::Scheme { found: "hub".into() });
         assert_eq!(error("mqtt://:1883"), AddressError::Host);
         assert_eq!(error("mqtt://hub:0"), AddressError::Port { found: "0".into() });

@@ -1,0 +1,27 @@
+//! How our programs reach a broker: an address, and whom to trust there, become one MQTT connection, plain or TLS.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`args`] | what the command line says about a broker |
+//! | [`trust`] | files of certificates and a key → whom to believe, and who we are |
+//! | [`endpoint`] | a broker and how it is reached → a stream of bytes, or why there is none, and what to do about it |
+//! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets and its state machines |
+//! | [`line`] | the two together: one connection, packets in and out |
+//! | [`limits`] | every limit, by name |
+//!
+//! rumqttc's own event loop is not used: its TLS brings a library with known holes, and it keeps to itself why a
+//! connection failed.
+//!
+//! Absent on purpose: a way to trust anybody.
+
+pub mod args;
+pub mod endpoint;
+pub mod limits;
+pub mod line;
+pub mod trust;
+pub mod version;
+
+pub use args::BrokerArgs;
+pub use endpoint::{ConnectError, Endpoint};
+pub use line::{Line, LineError};
+pub use version::{V4, V5};

@@ -1,0 +1,24 @@
+//! Every limit of a connection, by name. The wire's own are in [`mpypi_protocol::limits`].
+
+use std::time::Duration;
+
+/// Connecting, from the look-up of the name to the broker's greeting.
+pub const CONNECT: Duration = Duration::from_secs(5);
+
+/// A broker that takes not one byte for so long, while there are some for it, is given up.
+pub const STALL: Duration = Duration::from_secs(30);
+
+/// A broker to which nothing can be sent any more may still say why, for so long.
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The end of a stream, which TLS announces, may take so long.
+pub const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Room for what is read at a time, in bytes; a larger packet gets what it needs.
+pub const READ: usize = 8 * 1024;
+
+/// Requests are written together up to about so many bytes.
+pub const WRITE: usize = 64 * 1024;
+
+/// Largest file of certificates or of a key, in bytes. A system's whole collection has a quarter of it.
+pub const PEM: u64 = 1024 * 1024;

@@ -1,0 +1,299 @@
+//! One MQTT connection: requests in, events out, bytes and a clock between.
+
+use std::{collections::VecDeque, fmt, io, pin::Pin, time::Duration};
+
+use bytes::{Buf, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    time::{Instant, Sleep, sleep, timeout},
+};
+
+use crate::{
+    endpoint::{ConnectError, Endpoint, Stream, tls_error},
+    limits,
+    version::Version,
+};
+
+/// A connection to a broker. Dropping it closes it without a word.
+pub struct Line<V: Version> {
+    version: V,
+    reader: ReadHalf<Stream>,
+    writer: WriteHalf<Stream>,
+    input: BytesMut,
+    output: BytesMut,
+    /// Whether something may not have reached the socket: bytes of `output`, or of what is below it.
+    unsent: bool,
+    requests: VecDeque<V::Request>,
+    keep_alive: Option<(Duration, Pin<Box<Sleep>>)>,
+    /// How it ended; told after the last event.
+    end: Option<LineError<V::Error>>,
+}
+
+/// Why there is no connection, or none any more.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError<E> {
+    /// There was none.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The broker closed it.
+    #[error("the broker closed it")]
+    Closed,
+    /// It broke.
+    #[error("{0}")]
+    Io(io::Error),
+    /// The broker takes nothing any more.
+    #[error("it took nothing for {} s", limits::STALL.as_secs())]
+    Stalled,
+    /// The broker breaks the rules, or says why this is the end.
+    #[error(transparent)]
+    Mqtt(E),
+}
+
+impl<V: Version> Line<V> {
+    /// Connects and says `hello`, a CONNECT packet; returns the connection and the broker's first packet, all of it
+    /// within [`limits::CONNECT`]. Whether it is a welcome, and an [`accept`](Line::accept), is up to the caller.
+    ///
+    /// # Errors
+    /// [`LineError::Connect`], or [`LineError::Mqtt`] if what the broker says is no packet.
+    pub async fn open(
+        endpoint: &Endpoint,
+        version: V,
+        hello: V::Packet,
+    ) -> Result<(Line<V>, V::Packet), LineError<V::Error>> {
+        match timeout(limits::CONNECT, Line::greet(endpoint, version, hello)).await {
+            Ok(greeted) => greeted,
+            Err(_) => Err(ConnectError::Silent.into()),
+        }
+    }
+
+    async fn greet(
+        endpoint: &Endpoint,
+        version: V,
+        hello: V::Packet,
+    ) -> Result<(Line<V>, V::Packet), LineError<V::Error>> {
+        let (reader, writer) = tokio::io::split(endpoint.stream().await?);
+        let mut line = Line {
+            version,
+            reader,
+            writer,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            unsent: true,
+            requests: VecDeque::new(),
+            keep_alive: None,
+            end: None,
+        };
+        line.version.write(&hello, &mut line.output).map_err(LineError::Mqtt)?;
+        // A broker that does not want our certificate says so only now (TLS 1.3), and hangs up: what it said is
+        // still there to be read.
+        let sent = line.flush().await;
+        line.unsent = false;
+        let mut missing = 1;
+        loop {
+            match read(&mut line.reader, &mut line.input, missing).await {
+                Ok(0) => return Err(endpoint.hung_up().into()),
+                Ok(_) => {}
+                Err(error) => {
+                    let error = match (sent, tls_error(&error)) {
+                        (Err(LineError::Io(first)), None) => first,
+                        _ => error,
+                    };
+                    return Err(endpoint.failure(error).into());
+                }
+            }
+            // RFC 8446, 5.1: a record of type alert, which is no first packet of a broker's.
+            if line.input.first() == Some(&TLS_ALERT) && endpoint.is_plain() {
+                return Err(ConnectError::SpeaksTls.into());
+            }
+            match line.version.read(&mut line.input).map_err(LineError::Mqtt)? {
+                Ok(packet) => return Ok((line, packet)),
+                Err(more) => missing = more,
+            }
+        }
+    }
+
+    /// Takes the broker's welcome as the first event. From now on it is asked for a sign of life after
+    /// `keep_alive` without one, if that is not zero.
+    pub fn accept(&mut self, welcome: Option<V::Packet>, keep_alive: Duration) {
+        if !keep_alive.is_zero() {
+            self.keep_alive = Some((keep_alive, Box::pin(sleep(keep_alive))));
+        }
+        if let Some(packet) = welcome {
+            self.take(packet);
+        }
+        self.decode();
+    }
+
+    /// Asks for something: it is sent, in turn, while [`next`](Line::next) is waited for.
+    pub fn request(&mut self, request: V::Request) {
+        self.requests.push_back(request);
+    }
+
+    /// How many requests were not sent yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// What happens next. An event about something that was sent comes when the socket has taken it. May be
+    /// dropped and called again: nothing is lost.
+    ///
+    /// # Errors
+    /// The connection ended. Everything that came before was told before.
+    pub async fn next(&mut self) -> Result<V::Event, LineError<V::Error>> {
+        loop {
+            if !self.unsent || self.end.is_some() {
+                if let Some(event) = self.version.event() {
+                    return Ok(event);
+                }
+                if let Some(end) = self.end.take() {
+                    // Should anybody ask again.
+                    self.end = Some(LineError::Closed);
+                    return Err(end);
+                }
+                self.send_requests();
+                if self.unsent || self.end.is_some() || self.version.has_event() {
+                    continue;
+                }
+            }
+            let Line { reader, writer, input, output, keep_alive, .. } = self;
+            let alarm = async {
+                match keep_alive {
+                    Some((_, alarm)) => alarm.as_mut().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                sent = flush(writer, output), if self.unsent => match sent {
+                    Ok(()) => self.unsent = false,
+                    Err(error) => self.last_words(error).await,
+                },
+                // Nobody reads on who is not listened to.
+                read = read(reader, input, 1), if !self.version.has_event() => match read {
+                    Ok(0) => self.end = Some(LineError::Closed),
+                    Ok(_) => self.decode(),
+                    Err(error) => self.end = Some(LineError::Io(error)),
+                },
+                () = alarm, if !self.unsent => self.ping(),
+            }
+        }
+    }
+
+    /// Ends the stream, as TLS wants it, and closes the connection.
+    pub async fn close(mut self) {
+        // If it does not get through, the broker notices by itself.
+        let _ = timeout(limits::GOODBYE, self.writer.shutdown()).await;
+    }
+
+    async fn flush(&mut self) -> Result<(), LineError<V::Error>> {
+        flush(&mut self.writer, &mut self.output).await
+    }
+
+    /// Nothing can be sent any more. What the broker said before it closed the connection is better than how the
+    /// socket puts it.
+    async fn last_words(&mut self, error: LineError<V::Error>) {
+        let listen = async {
+            while self.end.is_none() {
+                match read(&mut self.reader, &mut self.input, 1).await {
+                    Ok(1..) => self.decode(),
+                    Err(error) if tls_error(&error).is_some() => self.end = Some(LineError::Io(error)),
+                    Ok(0) | Err(_) => return,
+                }
+            }
+        };
+        let _ = timeout(limits::LAST_WORDS, listen).await;
+        self.end.get_or_insert(error);
+    }
+
+    /// Takes all whole packets out of what was read.
+    fn decode(&mut self) {
+        while self.end.is_none() {
+            match self.version.read(&mut self.input) {
+                Ok(Ok(packet)) => self.take(packet),
+                Ok(Err(missing)) => {
+                    self.input.reserve(missing);
+                    return;
+                }
+                Err(error) => self.end = Some(LineError::Mqtt(error)),
+            }
+        }
+    }
+
+    fn take(&mut self, packet: V::Packet) {
+        match self.version.incoming(packet) {
+            Ok(answer) => self.write(answer),
+            Err(error) => self.end = Some(LineError::Mqtt(error)),
+        }
+    }
+
+    fn send_requests(&mut self) {
+        while self.end.is_none() && self.output.len() < limits::WRITE && !self.version.is_full() {
+            let Some(request) = self.requests.pop_front() else { return };
+            self.send(request);
+        }
+    }
+
+    fn send(&mut self, request: V::Request) {
+        match self.version.outgoing(request) {
+            Ok(packet) => self.write(packet),
+            Err(error) => self.end = Some(LineError::Mqtt(error)),
+        }
+    }
+
+    fn write(&mut self, packet: Option<V::Packet>) {
+        let Some(packet) = packet else { return };
+        match self.version.write(&packet, &mut self.output) {
+            Ok(()) => self.unsent = true,
+            Err(error) => self.end = Some(LineError::Mqtt(error)),
+        }
+    }
+
+    fn ping(&mut self) {
+        if let Some((pause, alarm)) = &mut self.keep_alive {
+            #[expect(clippy::disallowed_methods, reason = "this is the driver's clock")]
+            let now = Instant::now();
+            alarm.as_mut().reset(now + *pause);
+        }
+        self.send(V::ping());
+    }
+}
+
+impl<V: Version> fmt::Debug for Line<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("waiting", &self.requests.len()).field("unsent", &self.unsent).finish()
+    }
+}
+
+/// The first byte of a TLS record that says what is wrong.
+const TLS_ALERT: u8 = 0x15;
+
+/// Reads what is there, with room for `missing` bytes at least. 0 is the end. May be dropped: nothing is lost.
+async fn read(reader: &mut ReadHalf<Stream>, input: &mut BytesMut, missing: usize) -> io::Result<usize> {
+    if input.capacity() - input.len() < missing {
+        input.reserve(missing.max(limits::READ));
+    }
+    match reader.read_buf(input).await {
+        // A peer that hangs up without the word for it that TLS has; what it said is authentic all the same, and
+        // MQTT packets know their length.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+        read => read,
+    }
+}
+
+/// Writes all of `output`. May be dropped: what was not written is still in it.
+async fn flush<E>(writer: &mut WriteHalf<Stream>, output: &mut BytesMut) -> Result<(), LineError<E>> {
+    let write = async {
+        while output.has_remaining() {
+            match timeout(limits::STALL, writer.write_buf(output)).await {
+                Ok(Ok(0)) => return Err(LineError::Io(io::ErrorKind::WriteZero.into())),
+                Ok(written) => drop(written.map_err(LineError::Io)?),
+                Err(_) => return Err(LineError::Stalled),
+            }
+        }
+        match timeout(limits::STALL, writer.flush()).await {
+            Ok(flushed) => flushed.map_err(LineError::Io),
+            Err(_) => Err(LineError::Stalled),
+        }
+    };
+    write.await
+}
