@@ -11,7 +11,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use mpypi_agent_sim::fleet::{Bars, FleetError, FleetOptions, Lines, Summary, View};
-use mpypi_protocol::BrokerUrl;
+use mpypi_client::{BrokerArgs, Endpoint, trust::TrustError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -39,10 +39,8 @@ enum Command {
 /// Where the broker is, and what comes out.
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// The broker, as `mqtt://[user[:password]@]host[:port]`.
-    #[arg(long, value_name = "URL", env = "MPYPI_BROKER", default_value = "mqtt://127.0.0.1:1883")]
-    #[arg(hide_env_values = true)]
-    broker: BrokerUrl,
+    #[command(flatten)]
+    broker: BrokerArgs,
     /// The channel to follow.
     #[arg(long, default_value = "dev")]
     channel: mpypi_protocol::ChannelName,
@@ -60,6 +58,8 @@ Examples:
       follow channel `dev` of the broker on this machine until Ctrl-C
   mpypi-agent run --channel stable --once --json
       apply one release, print the result, exit
+  mpypi-agent run --broker mqtts://kitchen:secret@hub.local --ca ca.pem
+      over TLS, with a broker whose certificate a private CA made
   mpypi-agent fleet --nodes 50 --releases 1 --for 60s
       fifty devices; ends when each has applied or refused one release
 
@@ -86,7 +86,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
                 "remove `{}` to start this device from nothing",
                 path.join(mpypi_agent_sim::journal::FOLDER).display()
             )),
-            _ => None,
+            _ => error.downcast_ref().and_then(TrustError::hint).map(str::to_owned),
         };
         Failure { error, hint }
     }
@@ -116,6 +116,16 @@ fn print(result: &str) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The broker of the command line. Says what people should know about the way there.
+fn endpoint(args: BrokerArgs) -> Result<Endpoint, Failure> {
+    let endpoint = args.endpoint()?;
+    for warning in endpoint.warnings() {
+        // Nobody is left to tell if this fails.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    Ok(endpoint)
 }
 
 /// Runs a fleet until it is done or a signal comes; shows its progress.

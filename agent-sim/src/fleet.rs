@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use mpypi_protocol::{BrokerUrl, ChannelName, NodeId};
+use mpypi_client::Endpoint;
+use mpypi_protocol::{ChannelName, NodeId};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +28,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
     /// The broker.
-    pub broker: BrokerUrl,
+    pub broker: Endpoint,
     /// The channel all of it follows.
     pub channel: ChannelName,
     /// Its nodes, each with its root directory.

@@ -55,6 +55,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// How long a goodbye to the broker may take.
 pub const GOODBYE: Duration = Duration::from_secs(2);
 
+/// Most publishes of ours without an acknowledgement.
+pub const IN_FLIGHT: u16 = 8;
+
 /// Most requests waiting for the connection. The state machine never has as many: a window of
 /// subscriptions, their ends, and a few messages of its own.
 pub const REQUESTS: usize = 256;

@@ -9,10 +9,11 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_protocol::{BrokerUrl, ChannelName, NodeId, Topic, limits as wire, topic::NodeSubject};
+use mpypi_client::{Endpoint, Line, LineError, V4};
+use mpypi_protocol::{ChannelName, NodeId, Topic, limits as wire, topic::NodeSubject};
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, EventLoop, LastWill, MqttOptions, Outgoing, Packet, QoS,
-    SubscribeFilter, SubscribeReasonCode,
+    Connect, ConnectReturnCode, Disconnect, LastWill, Login, Outgoing, Packet, Publish, QoS, Request,
+    StateError, Subscribe, SubscribeFilter, SubscribeReasonCode, Unsubscribe,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +30,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
     /// The broker.
-    pub broker: BrokerUrl,
+    pub broker: Endpoint,
     /// The node, which is also the MQTT client id.
     pub node: NodeId,
     /// The channel it follows.
@@ -134,7 +135,7 @@ pub async fn run<F: Flash>(
             }
             Incoming::Lost(error) => {
                 // A connection that breaks at once, again and again, is no success.
-                if connection.connected && clock.now() >= since + limits::RECONNECT_MOST {
+                if connection.is_open() && clock.now() >= since + limits::RECONNECT_MOST {
                     backoff.reset();
                 }
                 let again_in = backoff.next(&mut rng);
@@ -150,9 +151,10 @@ pub async fn run<F: Flash>(
             connection.send(outputs, &mut observe);
         }
         if refused {
-            let BrokerUrl { host, port, .. } = &options.broker;
+            let url = options.broker.url();
+            let (scheme, host, port) = (url.security.scheme(), &url.host, url.port);
             observe(Happening::Log(format!(
-                "hint: use `--broker mqtt://user:password@{host}:{port}`, or let the node `{node}` read \
+                "hint: use `--broker {scheme}://user:password@{host}:{port}`, or let the node `{node}` read \
                  channels, packages and its own topics"
             )));
         }
@@ -182,22 +184,29 @@ impl NodeOptions {
         }
     }
 
-    fn mqtt(&self) -> MqttOptions {
-        // rumqttc joins host and port with `:`.
-        let host = match self.broker.host.contains(':') {
-            true => format!("[{}]", self.broker.host),
-            false => self.broker.host.clone(),
-        };
-        let mut mqtt = MqttOptions::new(self.node.as_str(), host, self.broker.port);
-        mqtt.set_keep_alive(limits::KEEP_ALIVE)
-            .set_clean_session(true)
-            .set_max_packet_size(wire::PACKET, wire::PACKET)
-            .set_inflight(8)
-            .set_last_will(LastWill::new(self.topic(NodeSubject::Online), "0", QoS::AtLeastOnce, true));
-        if let Some((user, password)) = &self.broker.credentials {
-            mqtt.set_credentials(user.clone(), password.clone());
+    fn hello(&self) -> Packet {
+        let mut hello = Connect::new(self.node.as_str());
+        hello.keep_alive = limits::KEEP_ALIVE.as_secs() as u16;
+        hello.clean_session = true;
+        hello.last_will = Some(LastWill::new(self.topic(NodeSubject::Online), "0", QoS::AtLeastOnce, true));
+        let credentials = self.broker.url().credentials.as_ref();
+        hello.login = credentials.map(|(user, password)| Login::new(user, password));
+        Packet::Connect(hello)
+    }
+
+    /// Connects after a pause.
+    async fn connect(self, pause: Duration) -> Result<Line<V4>, Loss> {
+        tokio::time::sleep(pause).await;
+        let version = V4::new(limits::IN_FLIGHT, wire::PACKET);
+        let (mut line, packet) = Line::open(&self.broker, version, self.hello()).await?;
+        match packet {
+            Packet::ConnAck(greeting) if greeting.code == ConnectReturnCode::Success => {
+                line.accept(None, limits::KEEP_ALIVE);
+                Ok(line)
+            }
+            Packet::ConnAck(refusal) => Err(Loss::Refused(refusal.code)),
+            _ => Err(Loss::NotMqtt),
         }
-        mqtt
     }
 }
 
@@ -205,54 +214,62 @@ impl NodeOptions {
 /// one is ever sent on the new one.
 struct Connection {
     node: NodeId,
-    client: AsyncClient,
-    /// The event loop is moved through this future, so that nothing is lost when another branch of the
-    /// `select!` wins.
-    polling: Polling,
-    connected: bool,
+    stage: Stage,
     /// Filters of SUBSCRIBE packets that were queued, and then sent with an id.
     queued: VecDeque<Vec<String>>,
     sent: HashMap<u16, Vec<String>>,
 }
 
-type Polling = Pin<Box<dyn Future<Output = (EventLoop, Result<rumqttc::Event, ConnectionError>)> + Send>>;
+enum Stage {
+    Opening(Pin<Box<dyn Future<Output = Result<Line<V4>, Loss>> + Send>>),
+    Open(Box<Line<V4>>),
+}
+
+/// Why there is no connection, or none any more.
+#[derive(Debug)]
+enum Loss {
+    Line(LineError<StateError>),
+    Refused(ConnectReturnCode),
+    NotMqtt,
+}
+
+impl From<LineError<StateError>> for Loss {
+    fn from(error: LineError<StateError>) -> Loss {
+        Loss::Line(error)
+    }
+}
 
 enum Incoming {
     Events(Vec<Event>),
     Message { topic: String, payload: Bytes, retained: bool },
     Connected,
-    Lost(ConnectionError),
+    Lost(Loss),
 }
 
 impl Connection {
     fn open(options: &NodeOptions, after: Duration) -> Connection {
-        let (client, mut event_loop) = AsyncClient::new(options.mqtt(), limits::REQUESTS);
-        let mut network = event_loop.network_options();
-        network.set_tcp_nodelay(true);
-        event_loop.set_network_options(network);
-        let polling = Box::pin(async move {
-            tokio::time::sleep(after).await;
-            poll(event_loop).await
-        });
         Connection {
             node: options.node.clone(),
-            client,
-            polling,
-            connected: false,
+            stage: Stage::Opening(Box::pin(options.clone().connect(after))),
             queued: VecDeque::new(),
             sent: HashMap::new(),
         }
     }
 
+    /// What happens next. May be dropped and called again: nothing is lost.
     async fn next(&mut self) -> Incoming {
-        let (event_loop, event) = (&mut self.polling).await;
-        self.polling = Box::pin(poll(event_loop));
+        let event = match &mut self.stage {
+            Stage::Opening(opening) => match opening.await {
+                Ok(line) => {
+                    self.stage = Stage::Open(Box::new(line));
+                    return Incoming::Connected;
+                }
+                Err(loss) => return Incoming::Lost(loss),
+            },
+            Stage::Open(line) => line.next().await,
+        };
         match event {
-            Err(error) => Incoming::Lost(error),
-            Ok(rumqttc::Event::Incoming(Packet::ConnAck(_))) => {
-                self.connected = true;
-                Incoming::Connected
-            }
+            Err(error) => Incoming::Lost(error.into()),
             Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => {
                 Incoming::Message { topic: publish.topic, payload: publish.payload, retained: publish.retain }
             }
@@ -275,6 +292,10 @@ impl Connection {
         }
     }
 
+    fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
+
     /// Queues what the device wants to say. Never waits: this is the task that sends it.
     fn send(&mut self, outputs: Vec<Output>, observe: &mut impl FnMut(Happening)) {
         for output in outputs {
@@ -284,80 +305,81 @@ impl Connection {
                 _ => {}
             }
             // Without a connection nothing is kept: the device says it all again when there is one.
-            if self.connected
-                && let Err(error) = self.request(output)
-            {
-                observe(Happening::Log(format!("cannot queue a request: {error}")));
+            if let Stage::Open(line) = &self.stage {
+                match line.waiting() < limits::REQUESTS {
+                    true => self.request(output),
+                    false => observe(Happening::Log("cannot queue a request: too many wait".to_owned())),
+                }
             }
         }
     }
 
-    fn request(&mut self, output: Output) -> Result<(), rumqttc::ClientError> {
-        let topic = |subject| self.node.topic(subject);
+    fn request(&mut self, output: Output) {
         match output {
             Output::Subscribe(filters) => {
                 let wanted =
                     filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
-                self.client.try_subscribe_many(wanted)?;
+                self.ask(Request::Subscribe(Subscribe::new_many(wanted)));
                 self.queued.push_back(filters);
-                Ok(())
             }
             Output::Unsubscribe(filters) => {
-                filters.into_iter().try_for_each(|filter| self.client.try_unsubscribe(filter))
+                for filter in filters {
+                    self.ask(Request::Unsubscribe(Unsubscribe::new(filter)));
+                }
             }
             Output::Introduce(info) => {
-                let online = topic(NodeSubject::Online);
-                self.client.try_publish(online, QoS::AtLeastOnce, true, "1")?;
-                self.client.try_publish(topic(NodeSubject::Info), QoS::AtLeastOnce, true, info.to_bytes())
+                self.retain(NodeSubject::Online, "1");
+                self.retain(NodeSubject::Info, info.to_bytes());
             }
-            Output::Report(report) => {
-                let state = report.state.to_bytes();
-                self.client.try_publish(topic(NodeSubject::State), QoS::AtLeastOnce, true, state)
-            }
+            Output::Report(report) => self.retain(NodeSubject::State, report.state.to_bytes()),
             Output::Log(line) => {
-                self.client.try_publish(topic(NodeSubject::Log), QoS::AtMostOnce, false, line)
+                self.ask(Request::Publish(Publish::new(
+                    self.node.topic(NodeSubject::Log),
+                    QoS::AtMostOnce,
+                    line,
+                )));
             }
+        }
+    }
+
+    fn retain(&mut self, subject: NodeSubject, payload: impl Into<Vec<u8>>) {
+        let mut publish = Publish::new(self.node.topic(subject), QoS::AtLeastOnce, payload);
+        publish.retain = true;
+        self.ask(Request::Publish(publish));
+    }
+
+    fn ask(&mut self, request: Request) {
+        if let Stage::Open(line) = &mut self.stage {
+            line.request(request);
         }
     }
 
     /// Publishes `online` = `0` and disconnects, within [`limits::GOODBYE`].
     async fn say_goodbye(mut self) {
-        let online = self.node.topic(NodeSubject::Online);
-        if !self.connected
-            || self.client.try_publish(online, QoS::AtLeastOnce, true, "0").is_err()
-            || self.client.try_disconnect().is_err()
-        {
+        if !self.is_open() {
             return;
         }
-        let gone = async {
-            loop {
-                let (event_loop, event) = (&mut self.polling).await;
-                self.polling = Box::pin(poll(event_loop));
-                // The broker closes the connection when it has read everything. Closing it here, with its
-                // last acknowledgements unread, would reset it, and lose what the broker has not read.
-                if event.is_err() {
-                    return;
-                }
-            }
-        };
+        self.retain(NodeSubject::Online, "0");
+        self.ask(Request::Disconnect(Disconnect));
+        let Stage::Open(mut line) = self.stage else { return };
+        // The broker closes the connection when it has read everything. Closing it here, with its
+        // last acknowledgements unread, would reset it, and lose what the broker has not read.
+        let gone = async { while line.next().await.is_ok() {} };
         // Too slow a broker notices by itself.
         let _ = tokio::time::timeout(limits::GOODBYE, gone).await;
     }
 }
 
-async fn poll(mut event_loop: EventLoop) -> (EventLoop, Result<rumqttc::Event, ConnectionError>) {
-    let event = event_loop.poll().await;
-    (event_loop, event)
-}
-
-fn explain(error: &ConnectionError, broker: &BrokerUrl) -> Trouble {
-    let is_there = format!("is there a broker at {broker}? start one with `mpypi-broker serve`");
-    let (error, hint) = match error {
-        ConnectionError::Io(error) => (format!("cannot reach {broker}: {error}"), is_there),
-        ConnectionError::NetworkTimeout | ConnectionError::FlushTimeout => {
-            (format!("{broker} does not answer"), is_there)
+fn explain(loss: &Loss, broker: &Endpoint) -> Trouble {
+    let url = broker.url();
+    let is_there = || format!("is there a broker at {url}? start one with `mpypi-broker serve`");
+    let (error, hint) = match loss {
+        Loss::Line(LineError::Connect(error)) => {
+            (format!("cannot reach {url}: {error}"), error.hint().unwrap_or_else(is_there))
         }
-        ConnectionError::ConnectionRefused(code) => {
+        Loss::Line(error) => (format!("lost the connection to {url}: {error}"), is_there()),
+        Loss::NotMqtt => (format!("{url} does not answer as a broker"), is_there()),
+        Loss::Refused(code) => {
             let (reason, hint) = match code {
                 ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => (
                     "it wants another user name or password",
@@ -369,10 +391,8 @@ fn explain(error: &ConnectionError, broker: &BrokerUrl) -> Trouble {
                 ConnectReturnCode::ServiceUnavailable => ("it is not available", "look at its log"),
                 _ => ("it does not speak MQTT 3.1.1", "use a broker that does"),
             };
-            (format!("{broker} refused the connection: {reason}"), hint.to_owned())
+            (format!("{url} refused the connection: {reason}"), hint.to_owned())
         }
-        ConnectionError::MqttState(error) => (format!("lost the connection to {broker}: {error}"), is_there),
-        other => (format!("lost the connection to {broker}: {other}"), is_there),
     };
     Trouble { error, hint }
 }

@@ -63,7 +63,8 @@ impl Endpoint {
                     ));
                 }
                 if trust.cert.is_some() {
-                    warnings.push(format!("{url} speaks no TLS, so the client certificate is not shown to it"));
+                    warnings
+                        .push(format!("{url} speaks no TLS, so the client certificate is not shown to it"));
                 }
                 None
             }
@@ -106,19 +107,19 @@ impl Endpoint {
         let connector = TlsConnector::from(Arc::clone(&tls.config));
         match connector.connect(tls.name.clone(), stream).await {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => Err(self.failure(error)),
+            Err(error) => Err(self.failure(error, Moment::Handshake)),
         }
     }
 
-    /// What an error of the stream means before the broker's greeting.
-    pub(crate) fn failure(&self, error: io::Error) -> ConnectError {
+    /// What an error of the stream means, at a moment before the broker's greeting.
+    pub(crate) fn failure(&self, error: io::Error, moment: Moment) -> ConnectError {
         match (self.tls.as_ref(), tls_error(&error)) {
             (Some(tls), Some(error)) => ConnectError::Tls(TlsError::of(error, tls)),
             _ => match error.kind() {
                 io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::ConnectionReset
                 | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::BrokenPipe => self.hung_up(),
+                | io::ErrorKind::BrokenPipe => ConnectError::HungUp(moment),
                 _ => ConnectError::Tcp(error),
             },
         }
@@ -126,10 +127,6 @@ impl Endpoint {
 
     pub(crate) fn is_plain(&self) -> bool {
         self.tls.is_none()
-    }
-
-    pub(crate) fn hung_up(&self) -> ConnectError {
-        ConnectError::HungUp(self.url.security)
     }
 }
 
@@ -153,6 +150,17 @@ pub(crate) fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
+/// When a broker hangs up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// After our CONNECT, without TLS.
+    Plain,
+    /// In the TLS handshake.
+    Handshake,
+    /// After our CONNECT, with TLS.
+    Secured,
+}
+
 /// Why there is no connection to a broker.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -166,8 +174,8 @@ pub enum ConnectError {
     #[error("no answer for {} s", limits::CONNECT.as_secs())]
     Silent,
     /// It hung up before it said anything of use.
-    #[error("it closed the connection{}", match .0 { Security::Plain => "", Security::Tls => " in the TLS handshake" })]
-    HungUp(Security),
+    #[error("it closed the connection{}", match .0 { Moment::Handshake => " in the TLS handshake", _ => "" })]
+    HungUp(Moment),
     /// A plain connection to a port of TLS.
     #[error("it speaks TLS there")]
     SpeaksTls,
@@ -188,11 +196,14 @@ impl ConnectError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             ConnectError::Lookup(_) | ConnectError::Tcp(_) | ConnectError::Silent => return None,
-            ConnectError::HungUp(Security::Plain) => {
+            ConnectError::HungUp(Moment::Plain) => {
                 "is it a broker? If that port speaks TLS, write `mqtts://` instead of `mqtt://`"
             }
-            ConnectError::HungUp(Security::Tls) => {
-                "does that port speak TLS? If not, write `mqtt://` instead of `mqtts://`; if it does, its log says why"
+            ConnectError::HungUp(Moment::Handshake) => {
+                "if that port speaks no TLS, write `mqtt://` instead of `mqtts://`; if it does, its log says why"
+            }
+            ConnectError::HungUp(Moment::Secured) => {
+                "its log says why; if it wants a client certificate, give one with `--cert` and `--key`"
             }
             ConnectError::SpeaksTls => "write `mqtts://` instead of `mqtt://`",
             ConnectError::Tls(error) => return error.hint(),
@@ -271,7 +282,9 @@ impl TlsError {
                     TlsError::Name { host: tls.name.to_str().into_owned(), presented: presented.clone() }
                 }
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => TlsError::Expired,
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => TlsError::NotYet,
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    TlsError::NotYet
+                }
                 other => TlsError::Certificate(other.to_string()),
             },
             Error::InvalidMessage(_) => TlsError::NotTls,
@@ -309,8 +322,12 @@ impl TlsError {
                 ));
             }
             TlsError::Name { presented, .. } => match presented.is_empty() {
-                true => "make it a certificate with its host in subjectAltName; other names in it do not count",
-                false => "connect to the broker by a name that its certificate is for, or give it another one",
+                true => {
+                    "make it a certificate with its host in subjectAltName; other names in it do not count"
+                }
+                false => {
+                    "connect to the broker by a name that its certificate is for, or give it another one"
+                }
             },
             TlsError::Expired => "renew the broker's certificate; or is this machine's clock wrong?",
             TlsError::NotYet => "is this machine's clock wrong?",
@@ -323,7 +340,9 @@ impl TlsError {
                  says which"
             }
             TlsError::Wanted => "give one with `--cert` and its key with `--key`",
-            TlsError::Refused(_) => "give one with `--cert` and `--key` that the broker's CA made, and that is valid",
+            TlsError::Refused(_) => {
+                "give one with `--cert` and `--key` that the broker's CA made, and that is valid"
+            }
             TlsError::Other(_) => return None,
         };
         Some(hint.to_owned())

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    endpoint::{ConnectError, Endpoint, Stream, tls_error},
+    endpoint::{ConnectError, Endpoint, Moment, Stream, tls_error},
     limits,
     version::Version,
 };
@@ -20,6 +20,8 @@ pub struct Line<V: Version> {
     reader: ReadHalf<Stream>,
     writer: WriteHalf<Stream>,
     input: BytesMut,
+    /// How much the first packet of `input` lacks, at least.
+    missing: usize,
     output: BytesMut,
     /// Whether something may not have reached the socket: bytes of `output`, or of what is below it.
     unsent: bool,
@@ -77,6 +79,7 @@ impl<V: Version> Line<V> {
             reader,
             writer,
             input: BytesMut::new(),
+            missing: 1,
             output: BytesMut::new(),
             unsent: true,
             requests: VecDeque::new(),
@@ -84,22 +87,19 @@ impl<V: Version> Line<V> {
             end: None,
         };
         line.version.write(&hello, &mut line.output).map_err(LineError::Mqtt)?;
-        // A broker that does not want our certificate says so only now (TLS 1.3), and hangs up: what it said is
-        // still there to be read.
-        let sent = line.flush().await;
+        // In TLS 1.3 a broker that does not want our certificate says so only now, and hangs up. If this fails,
+        // reading tells why.
+        let _ = flush::<V::Error>(&mut line.writer, &mut line.output).await;
         line.unsent = false;
-        let mut missing = 1;
         loop {
-            match read(&mut line.reader, &mut line.input, missing).await {
-                Ok(0) => return Err(endpoint.hung_up().into()),
+            let moment = match endpoint.is_plain() {
+                true => Moment::Plain,
+                false => Moment::Secured,
+            };
+            match read(&mut line.reader, &mut line.input, line.missing).await {
+                Ok(0) => return Err(ConnectError::HungUp(moment).into()),
                 Ok(_) => {}
-                Err(error) => {
-                    let error = match (sent, tls_error(&error)) {
-                        (Err(LineError::Io(first)), None) => first,
-                        _ => error,
-                    };
-                    return Err(endpoint.failure(error).into());
-                }
+                Err(error) => return Err(endpoint.failure(error, moment).into()),
             }
             // RFC 8446, 5.1: a record of type alert, which is no first packet of a broker's.
             if line.input.first() == Some(&TLS_ALERT) && endpoint.is_plain() {
@@ -107,7 +107,7 @@ impl<V: Version> Line<V> {
             }
             match line.version.read(&mut line.input).map_err(LineError::Mqtt)? {
                 Ok(packet) => return Ok((line, packet)),
-                Err(more) => missing = more,
+                Err(missing) => line.missing = missing,
             }
         }
     }
@@ -156,7 +156,7 @@ impl<V: Version> Line<V> {
                     continue;
                 }
             }
-            let Line { reader, writer, input, output, keep_alive, .. } = self;
+            let Line { reader, writer, input, missing, output, keep_alive, .. } = self;
             let alarm = async {
                 match keep_alive {
                     Some((_, alarm)) => alarm.as_mut().await,
@@ -169,7 +169,7 @@ impl<V: Version> Line<V> {
                     Err(error) => self.last_words(error).await,
                 },
                 // Nobody reads on who is not listened to.
-                read = read(reader, input, 1), if !self.version.has_event() => match read {
+                read = read(reader, input, *missing), if !self.version.has_event() => match read {
                     Ok(0) => self.end = Some(LineError::Closed),
                     Ok(_) => self.decode(),
                     Err(error) => self.end = Some(LineError::Io(error)),
@@ -185,16 +185,12 @@ impl<V: Version> Line<V> {
         let _ = timeout(limits::GOODBYE, self.writer.shutdown()).await;
     }
 
-    async fn flush(&mut self) -> Result<(), LineError<V::Error>> {
-        flush(&mut self.writer, &mut self.output).await
-    }
-
     /// Nothing can be sent any more. What the broker said before it closed the connection is better than how the
     /// socket puts it.
     async fn last_words(&mut self, error: LineError<V::Error>) {
         let listen = async {
             while self.end.is_none() {
-                match read(&mut self.reader, &mut self.input, 1).await {
+                match read(&mut self.reader, &mut self.input, self.missing).await {
                     Ok(1..) => self.decode(),
                     Err(error) if tls_error(&error).is_some() => self.end = Some(LineError::Io(error)),
                     Ok(0) | Err(_) => return,
@@ -211,7 +207,7 @@ impl<V: Version> Line<V> {
             match self.version.read(&mut self.input) {
                 Ok(Ok(packet)) => self.take(packet),
                 Ok(Err(missing)) => {
-                    self.input.reserve(missing);
+                    self.missing = missing;
                     return;
                 }
                 Err(error) => self.end = Some(LineError::Mqtt(error)),

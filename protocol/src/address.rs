@@ -227,12 +227,18 @@ mod tests {
     #[test]
     fn only_addresses_of_this_machine_are_loopback() {
         let is_loopback = |text: &str| text.parse::<BrokerUrl>().unwrap().is_loopback();
-        for here in
-            ["mqtt://127.0.0.1", "mqtt://127.8.9.1:1", "mqtt://[::1]", "mqtt://[::ffff:127.0.0.1]", "mqtt://LocalHost"]
-        {
+        for here in [
+            "mqtt://127.0.0.1",
+            "mqtt://127.8.9.1:1",
+            "mqtt://[::1]",
+            "mqtt://[::ffff:127.0.0.1]",
+            "mqtt://LocalHost",
+        ] {
             assert!(is_loopback(here), "{here}");
         }
-        for elsewhere in ["mqtt://hub", "mqtt://10.0.0.1", "mqtt://localhost.example", "mqtt://[::2]", "mqtt://0.0.0.0"] {
+        for elsewhere in
+            ["mqtt://hub", "mqtt://10.0.0.1", "mqtt://localhost.example", "mqtt://[::2]", "mqtt://0.0.0.0"]
+        {
             assert!(!is_loopback(elsewhere), "{elsewhere}");
         }
     }

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use mpypi_protocol::{BrokerUrl, ChannelName};
+use mpypi_client::BrokerArgs;
+use mpypi_protocol::ChannelName;
 
 use crate::commands::{publish, status, watch};
 
@@ -21,6 +22,8 @@ Examples:
   mpypi publish channels/dev --dry-run    show what would be sent
   mpypi watch channels/dev                publish at every change
   mpypi status dev                        show the release of a channel and its devices
+  mpypi status --broker mqtts://hub.local --ca ca.pem
+                                          ask a broker over TLS, whose certificate a private CA made
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -34,27 +37,13 @@ enum Command {
     Status(status::Args),
 }
 
-/// Where the broker is, for every command.
-#[derive(Debug, Args)]
-pub(crate) struct Broker {
-    /// The broker, as `mqtt://[USER[:PASSWORD]@]HOST[:PORT]`
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "MPYPI_BROKER",
-        hide_env_values = true,
-        default_value = "mqtt://127.0.0.1:1883"
-    )]
-    pub(crate) broker: BrokerUrl,
-}
-
 /// What is published, and where, by `publish` and `watch`.
 #[derive(Debug, Args)]
 pub(crate) struct Source {
     /// The channel's folder
     pub(crate) folder: PathBuf,
     #[command(flatten)]
-    pub(crate) broker: Broker,
+    pub(crate) broker: BrokerArgs,
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) channel: Option<ChannelName>,

@@ -1,8 +1,4 @@
-//! One MQTT 5 connection, by rumqttc: packets out, signals in.
-//!
-//! rumqttc's `poll` must not be dropped half-way: a packet that waits for the socket would be lost. So a task
-//! of its own polls, and this side only ever waits on channels, which may be abandoned at any time. Neither
-//! direction can block the other: what is asked for at a time is bounded, and the queues have room for it.
+//! One MQTT 5 connection: what a publisher asks for, and what it is told.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,25 +6,22 @@ use std::{
 };
 
 use bytes::Bytes;
+use mpypi_client::{ConnectError, Endpoint, Line, LineError, V5};
 use mpypi_protocol::{BrokerUrl, limits::PACKET};
 use rumqttc::{
-    NetworkOptions, Outgoing,
+    Outgoing,
     v5::{
-        AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError,
+        Event, Request, StateError,
         mqttbytes::{
-            Error, QoS,
+            QoS,
             v5::{
-                ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, Packet, PubAckReason,
-                SubscribeReasonCode,
+                ConnAck, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, Login,
+                Packet, PubAckReason, Publish, Subscribe, SubscribeReasonCode, Unsubscribe,
             },
         },
     },
 };
-use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use crate::limits;
 
@@ -39,9 +32,7 @@ const OVERHEAD: usize = 10;
 #[derive(Debug)]
 pub struct Link {
     url: BrokerUrl,
-    client: AsyncClient,
-    events: UnboundedReceiver<Result<Event, ConnectionError>>,
-    task: JoinHandle<()>,
+    line: Line<V5>,
     /// The broker's largest packet.
     packet: usize,
     /// Publishes that have no packet id yet, in order.
@@ -92,13 +83,19 @@ impl std::fmt::Display for Refusal {
 /// What went wrong with a connection.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// Nobody answers there.
-    #[error("broker {url} cannot be reached: {reason}")]
+    /// Nobody answers there, or not in a way that can be trusted.
+    #[error("broker {url} cannot be reached: {problem}")]
     Unreachable {
         /// The broker.
         url: String,
         /// Why.
-        reason: String,
+        problem: ConnectError,
+    },
+    /// The broker has no time for us.
+    #[error("broker {url} cannot be reached: it is busy")]
+    Busy {
+        /// The broker.
+        url: String,
     },
     /// The broker does not want us.
     #[error("broker {url} refused the connection: {reason}")]
@@ -157,7 +154,8 @@ impl LinkError {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            LinkError::Unreachable { .. } | LinkError::Lost { .. } | LinkError::Silent { .. } => true,
+            LinkError::Unreachable { problem, .. } => problem.is_passing(),
+            LinkError::Busy { .. } | LinkError::Lost { .. } | LinkError::Silent { .. } => true,
             // Server busy, shutting down, keep-alive timeout, rate too high, administrative action.
             LinkError::Closed { refusal, .. } => {
                 matches!(refusal.code, 0x00 | 0x80 | 0x89 | 0x8b | 0x8d | 0x96 | 0x98 | 0x9f | 0xa0)
@@ -170,7 +168,8 @@ impl LinkError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            LinkError::Unreachable { .. } => {
+            LinkError::Unreachable { problem, .. } if problem.hint().is_some() => return problem.hint(),
+            LinkError::Unreachable { .. } | LinkError::Busy { .. } => {
                 "is the broker running? Start one with `make broker`, or name another with `--broker` or \
                  MPYPI_BROKER"
             }
@@ -209,80 +208,69 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError::Unreachable`], [`LinkError::Refused`] or [`LinkError::NotMqtt`]
-    pub async fn connect(url: &BrokerUrl) -> Result<Link, LinkError> {
-        let id = format!("mpypi-{}-{:08x}", std::process::id(), fastrand::u32(..));
-        let host = match url.host.contains(':') {
-            true => format!("[{}]", url.host),
-            false => url.host.clone(),
+    pub async fn connect(endpoint: &Endpoint) -> Result<Link, LinkError> {
+        let url = endpoint.url();
+        let properties =
+            ConnectProperties { max_packet_size: Some(PACKET as u32), ..ConnectProperties::new() };
+        let hello = Connect {
+            keep_alive: limits::KEEP_ALIVE.as_secs() as u16,
+            client_id: format!("mpypi-{}-{:08x}", std::process::id(), fastrand::u32(..)),
+            clean_start: true,
+            properties: Some(properties),
         };
-        let mut options = MqttOptions::new(id, host, url.port);
-        options.set_clean_start(true).set_keep_alive(limits::KEEP_ALIVE);
-        options.set_connection_timeout(limits::CONNECT.as_secs());
-        let mut network = NetworkOptions::new();
-        network.set_tcp_nodelay(true);
-        options.set_network_options(network);
-        let mut properties = ConnectProperties::new();
-        properties.max_packet_size = Some(PACKET as u32);
-        options.set_connect_properties(properties);
-        if let Some((user, password)) = &url.credentials {
-            options.set_credentials(user, password);
-        }
-        // Room for every request that is under way at a time, so that asking seldom waits.
-        let (client, event_loop) = AsyncClient::new(options, limits::UNASKS_IN_FLIGHT);
-        let (sender, events) = unbounded_channel();
-        let task = tokio::spawn(poll(event_loop, sender));
-        let mut link = Link {
+        let login = url.credentials.as_ref().map(|(user, password)| Login::new(user, password));
+        let hello = Packet::Connect(hello, None, login);
+        let opened = Line::open(endpoint, V5::new(PACKET as u32), hello).await;
+        let (mut line, packet) = opened.map_err(|error| connect_error(url, error))?;
+        let greeting = match packet {
+            Packet::ConnAck(greeting) if greeting.code == ConnectReturnCode::Success => greeting,
+            Packet::ConnAck(refusal) => return Err(refused(url, &refusal)),
+            other => {
+                return Err(LinkError::NotMqtt {
+                    url: url.to_string(),
+                    reason: format!("it says {other:?}"),
+                });
+            }
+        };
+        let properties = greeting.properties.as_ref();
+        let limit = properties.and_then(|properties| properties.max_packet_size);
+        // MQTT 5, 3.2.2.3.14: the broker's keep-alive takes the place of ours.
+        let keep_alive = properties.and_then(|properties| properties.server_keep_alive);
+        let keep_alive = keep_alive.map_or(limits::KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()));
+        line.accept(Some(Packet::ConnAck(greeting)), keep_alive);
+        Ok(Link {
             url: url.clone(),
-            client,
-            events,
-            task,
-            packet: PACKET,
+            line,
+            packet: limit.map_or(PACKET, |limit| PACKET.min(limit as usize)),
             submitted: VecDeque::new(),
             unacknowledged: HashMap::new(),
             next: 0,
-        };
-        match link.events.recv().await {
-            Some(Ok(Event::Incoming(Packet::ConnAck(greeting)))) => {
-                let limit = greeting.properties.and_then(|properties| properties.max_packet_size);
-                link.packet = limit.map_or(PACKET, |limit| PACKET.min(limit as usize));
-                Ok(link)
-            }
-            Some(Err(error)) => Err(link.connect_error(error)),
-            other => Err(LinkError::NotMqtt { url: url.to_string(), reason: format!("{other:?}") }),
-        }
+        })
     }
 
     /// Subscribes at QoS 0; answered by [`Signal::Subscribed`].
-    ///
-    /// # Errors
-    /// [`LinkError::Lost`]
-    pub async fn subscribe(&mut self, filters: &[String]) -> Result<(), LinkError> {
-        let filters: Vec<Filter> =
-            filters.iter().map(|filter| Filter::new(filter.as_str(), QoS::AtMostOnce)).collect();
-        let sent = self.client.subscribe_many(filters).await;
-        sent.map_err(|_| self.ended())
+    pub fn subscribe(&mut self, filters: &[String]) {
+        let filters = filters.iter().map(|filter| Filter::new(filter.as_str(), QoS::AtMostOnce));
+        self.line.request(Request::Subscribe(Subscribe::new_many(filters, None)));
     }
 
     /// Unsubscribes; answered by [`Signal::Unsubscribed`].
-    ///
-    /// # Errors
-    /// [`LinkError::Lost`]
-    pub async fn unsubscribe(&mut self, filter: &str) -> Result<(), LinkError> {
-        let sent = self.client.unsubscribe(filter).await;
-        sent.map_err(|_| self.ended())
+    pub fn unsubscribe(&mut self, filter: &str) {
+        self.line.request(Request::Unsubscribe(Unsubscribe::new(filter, None)));
     }
 
     /// Publishes retained at QoS 1; answered by [`Signal::Acknowledged`] with the number returned.
     ///
     /// # Errors
-    /// [`LinkError::TooLarge`] or [`LinkError::Lost`]
-    pub async fn publish(&mut self, topic: &str, payload: Bytes) -> Result<u64, LinkError> {
+    /// [`LinkError::TooLarge`]
+    pub fn publish(&mut self, topic: &str, payload: Bytes) -> Result<u64, LinkError> {
         let size = topic.len() + payload.len() + OVERHEAD;
         if size > self.packet {
             return Err(LinkError::TooLarge { url: self.url.to_string(), size, limit: self.packet });
         }
-        let sent = self.client.publish_bytes(topic, QoS::AtLeastOnce, true, payload).await;
-        sent.map_err(|_| self.ended())?;
+        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
+        publish.retain = true;
+        self.line.request(Request::Publish(publish));
         self.next += 1;
         self.submitted.push_back(self.next);
         Ok(self.next)
@@ -303,30 +291,24 @@ impl Link {
     /// The connection ended.
     pub async fn next_within(&mut self, quiet: Duration) -> Result<Option<Signal>, LinkError> {
         loop {
-            let Ok(event) = timeout(quiet, self.events.recv()).await else { return Ok(None) };
-            match event {
-                Some(Ok(event)) => {
-                    if let Some(signal) = self.signal(event) {
-                        return Ok(Some(signal));
-                    }
-                }
-                Some(Err(error)) => return Err(self.end_error(error)),
-                None => return Err(self.ended()),
+            let Ok(event) = timeout(quiet, self.line.next()).await else { return Ok(None) };
+            let event = event.map_err(|error| self.end_error(error))?;
+            if let Some(signal) = self.signal(event) {
+                return Ok(Some(signal));
             }
         }
     }
 
     /// Says goodbye and closes the connection.
     pub async fn close(mut self) {
-        if self.client.disconnect().await.is_err() {
-            return;
-        }
+        self.line.request(Request::Disconnect);
         let gone = async {
-            while let Some(Ok(event)) = self.events.recv().await {
+            while let Ok(event) = self.line.next().await {
                 if event == Event::Outgoing(Outgoing::Disconnect) {
                     break;
                 }
             }
+            self.line.close().await;
         };
         // If the goodbye does not get through, the broker notices by itself.
         let _ = timeout(limits::GOODBYE, gone).await;
@@ -362,44 +344,13 @@ impl Link {
         }
     }
 
-    /// Why nobody polls any more.
-    fn ended(&mut self) -> LinkError {
-        while let Ok(event) = self.events.try_recv() {
-            if let Err(error) = event {
-                return self.end_error(error);
-            }
-        }
-        self.lost("it ended")
-    }
-
     fn lost(&self, reason: impl Into<String>) -> LinkError {
         LinkError::Lost { url: self.url.to_string(), reason: reason.into() }
     }
 
-    fn connect_error(&self, error: ConnectionError) -> LinkError {
-        let url = self.url.to_string();
+    fn end_error(&self, error: LineError<StateError>) -> LinkError {
         match error {
-            ConnectionError::Io(error) => LinkError::Unreachable { url, reason: error.to_string() },
-            ConnectionError::Timeout(_) => LinkError::Unreachable {
-                url,
-                reason: format!("no answer for {} s", limits::CONNECT.as_secs()),
-            },
-            ConnectionError::ConnectionRefused(code) => match code {
-                ConnectReturnCode::ServerUnavailable | ConnectReturnCode::ServerBusy => {
-                    LinkError::Unreachable { url, reason: "it is busy".to_owned() }
-                }
-                code => LinkError::Refused { url, reason: connect_code(code) },
-            },
-            ConnectionError::MqttState(StateError::ConnectionAborted | StateError::Io(_)) => {
-                LinkError::Unreachable { url, reason: "it closed the connection".to_owned() }
-            }
-            error => LinkError::NotMqtt { url, reason: error.to_string() },
-        }
-    }
-
-    fn end_error(&self, error: ConnectionError) -> LinkError {
-        match error {
-            ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
+            LineError::Mqtt(StateError::ServerDisconnect { reason_code, reason_string }) => {
                 let refusal = Refusal {
                     code: reason_code as u8,
                     meaning: disconnect_code(reason_code),
@@ -407,40 +358,25 @@ impl Link {
                 };
                 LinkError::Closed { url: self.url.to_string(), refusal }
             }
-            ConnectionError::MqttState(StateError::ConnectionAborted) => self.lost("the broker closed it"),
-            ConnectionError::MqttState(StateError::AwaitPingResp) => self.lost("no answer to a ping"),
-            ConnectionError::MqttState(
-                StateError::Io(error) | StateError::Deserialization(Error::Io(error)),
-            )
-            | ConnectionError::Io(error) => self.lost(error.to_string()),
+            LineError::Mqtt(StateError::AwaitPingResp) => self.lost("no answer to a ping"),
             error => self.lost(error.to_string()),
         }
     }
 }
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.task.abort();
+fn connect_error(url: &BrokerUrl, error: LineError<StateError>) -> LinkError {
+    let url = url.to_string();
+    match error {
+        LineError::Connect(problem) => LinkError::Unreachable { url, problem },
+        error => LinkError::NotMqtt { url, reason: error.to_string() },
     }
 }
 
-/// Polls until the connection ends. What arrived before the end comes before the error.
-async fn poll(mut event_loop: EventLoop, events: UnboundedSender<Result<Event, ConnectionError>>) {
-    loop {
-        match event_loop.poll().await {
-            Ok(event) => {
-                if events.send(Ok(event)).is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                for event in event_loop.state.events.drain(..) {
-                    let _ = events.send(Ok(event));
-                }
-                let _ = events.send(Err(error));
-                return;
-            }
-        }
+fn refused(url: &BrokerUrl, refusal: &ConnAck) -> LinkError {
+    let url = url.to_string();
+    match refusal.code {
+        ConnectReturnCode::ServerUnavailable | ConnectReturnCode::ServerBusy => LinkError::Busy { url },
+        code => LinkError::Refused { url, reason: connect_code(code) },
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use mpypi_client::Endpoint;
 use mpypi_protocol::{
-    BrokerUrl, ChannelName, PackageId, UpdateList,
+    ChannelName, PackageId, UpdateList,
     list::{ListError, Release},
 };
 
@@ -26,7 +27,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The broker.
-    pub broker: BrokerUrl,
+    pub broker: Endpoint,
     /// The channel's name, before what the folder says.
     pub channel: Option<ChannelName>,
     /// Whether anything is sent.
@@ -441,7 +442,7 @@ impl<O: Observer> Run<'_, O> {
     /// else may publish to the channel.
     async fn send(&mut self, link: &mut Link, mut queue: VecDeque<&Package>) -> Result<(), PublishError> {
         let channel = self.channel.name.topic();
-        link.subscribe(std::slice::from_ref(&channel)).await?;
+        link.subscribe(std::slice::from_ref(&channel));
         let mut in_flight: HashMap<u64, &Package> = HashMap::new();
         let mut bytes = 0;
         let mut left = false;
@@ -450,13 +451,13 @@ impl<O: Observer> Run<'_, O> {
                 && in_flight.len() < limits::IN_FLIGHT
                 && (in_flight.is_empty() || bytes + package.size <= limits::IN_FLIGHT_BYTES)
             {
-                let number = link.publish(&package.id.topic(), package.bytes()?).await?;
+                let number = link.publish(&package.id.topic(), package.bytes()?)?;
                 in_flight.insert(number, package);
                 bytes += package.size;
                 queue.pop_front();
             }
             if in_flight.is_empty() && !left {
-                link.unsubscribe(&channel).await?;
+                link.unsubscribe(&channel);
                 left = true;
             }
             let (number, result) = match link.next().await? {
@@ -486,7 +487,7 @@ impl<O: Observer> Run<'_, O> {
 
     /// Sends the list and waits until the broker has it.
     async fn commit(&mut self, link: &mut Link, plan: &Plan) -> Result<(), PublishError> {
-        let number = link.publish(&self.channel.name.topic(), plan.list.clone()).await?;
+        let number = link.publish(&self.channel.name.topic(), plan.list.clone())?;
         let refusal = loop {
             match link.next().await? {
                 Signal::Acknowledged(done, Ok(())) if done == number => return Ok(()),

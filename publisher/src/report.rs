@@ -6,6 +6,7 @@ use std::{
     io::{IsTerminal, Write as _, stderr},
 };
 
+use mpypi_client::trust::TrustError;
 use serde_json::{Value, json};
 
 use crate::{
@@ -107,6 +108,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<AskError>() {
         return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<TrustError>() {
+        return error.hint().map(str::to_owned);
     }
     let stopped = error.downcast_ref::<Stopped>()?;
     stopped.hint()

@@ -35,7 +35,7 @@ pub async fn list(link: &mut Link, channel: &ChannelName) -> Result<Option<Bytes
     let filter = channel.topic();
     let mut found = None;
     let mut subscribed = false;
-    link.subscribe(std::slice::from_ref(&filter)).await?;
+    link.subscribe(std::slice::from_ref(&filter));
     while !subscribed || found.is_none() {
         let signal = match subscribed {
             true => link.next_within(limits::QUIET).await?,
@@ -52,7 +52,7 @@ pub async fn list(link: &mut Link, channel: &ChannelName) -> Result<Option<Bytes
         }
     }
     // On a slow line the answer may take longer than the quiet; it cannot take longer than this.
-    link.unsubscribe(&filter).await?;
+    link.unsubscribe(&filter);
     loop {
         match link.next().await? {
             Signal::Message { topic, payload } if topic == filter => found = Some(payload),
@@ -98,7 +98,7 @@ pub async fn packages(
                 take(&signal);
                 owed -= usize::from(matches!(signal, Signal::Subscribed(_)));
             }
-            link.subscribe(&window).await?;
+            link.subscribe(&window);
             owed += 1;
         }
         let mut over = !answers;
@@ -118,7 +118,7 @@ pub async fn packages(
                 take(&signal);
                 owed -= usize::from(signal == Signal::Unsubscribed);
             }
-            link.unsubscribe(topic).await?;
+            link.unsubscribe(topic);
             owed += 1;
         }
         while owed > 0 {
@@ -140,7 +140,7 @@ pub async fn all(link: &mut Link, filters: &[String]) -> Result<Vec<(String, Byt
     let mut found = Vec::new();
     let mut owed = 0;
     for filter in filters.iter().chain([&fence]) {
-        link.subscribe(std::slice::from_ref(filter)).await?;
+        link.subscribe(std::slice::from_ref(filter));
         owed += 1;
     }
     let mut answered = 0;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use mpypi_client::Endpoint;
 use mpypi_protocol::{
-    BrokerUrl, ChannelName, NodeId, Topic, UpdateList,
+    ChannelName, NodeId, Topic, UpdateList,
     node::{Info, State},
     topic::NodeSubject,
 };
@@ -49,7 +50,7 @@ pub struct NodeStatus {
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn status(broker: &BrokerUrl, channels: &[ChannelName]) -> Result<Status, AskError> {
+pub async fn status(broker: &Endpoint, channels: &[ChannelName]) -> Result<Status, AskError> {
     let mut link = Link::connect(broker).await?;
     let mut filters: Vec<String> = channels.iter().map(ChannelName::topic).collect();
     if channels.is_empty() {

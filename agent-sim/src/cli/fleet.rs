@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use mpypi_agent_sim::{fleet::FleetOptions, limits, update::Timing};
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, parse_time, print, run_fleet};
+use super::{Common, Failure, endpoint, parse_time, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         members.push((node, root));
     }
     let summary = run_fleet(FleetOptions {
-        broker: args.common.broker,
+        broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         members,
         timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },

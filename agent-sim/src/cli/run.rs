@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use mpypi_agent_sim::{fleet::FleetOptions, update::Timing};
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, print, run_fleet};
+use super::{Common, Failure, endpoint, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,7 +40,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let node = args.node.unwrap_or_else(this_machine);
     let summary = run_fleet(FleetOptions {
-        broker: args.common.broker,
+        broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         seed: node
             .as_str()

@@ -4,7 +4,11 @@ pub(crate) mod publish;
 pub(crate) mod status;
 pub(crate) mod watch;
 
-use std::io::{self, Write};
+use std::io::{self, Write, stderr};
+
+use mpypi_client::{BrokerArgs, Endpoint};
+
+use crate::report::{painted, say, wants_color};
 
 /// SIGINT or SIGTERM came before the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +34,15 @@ impl Stopped {
             Stopped::Reading => None,
         }
     }
+}
+
+/// The broker of the command line. Says what people should know about the way there.
+fn endpoint(args: BrokerArgs) -> anyhow::Result<Endpoint> {
+    let endpoint = args.endpoint()?;
+    for warning in endpoint.warnings() {
+        say(&format!("{} {warning}", painted("warning:", "33;1", wants_color(&stderr()))));
+    }
+    Ok(endpoint)
 }
 
 /// Writes to stdout. A reader that went away (`mpypi status | head`) is no error.

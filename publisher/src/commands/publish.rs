@@ -2,7 +2,7 @@
 
 use std::io::stdout;
 
-use super::{Stopped, interrupted, print};
+use super::{Stopped, endpoint, interrupted, print};
 use crate::{
     cli::Source,
     plan::Trust,
@@ -21,7 +21,7 @@ channel.toml is optional: name, version, tag, ignore = [\"*.md\"], expires (days
 
 Examples:
   mpypi publish channels/dev
-  mpypi publish channels/dev --broker mqtt://ann:secret@hub.local:1883
+  mpypi publish channels/dev --broker mqtts://ann:secret@hub.local --ca ca.pem
   mpypi publish build/out --channel nightly --json";
 
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options {
-        broker: args.source.broker.broker,
+        broker: endpoint(args.source.broker)?,
         channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },

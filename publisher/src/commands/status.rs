@@ -3,12 +3,12 @@
 use std::io::stdout;
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
+use mpypi_client::BrokerArgs;
 use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList};
 use serde_json::{Value, json};
 
-use super::{Stopped, interrupted, print};
+use super::{Stopped, endpoint, interrupted, print};
 use crate::{
-    cli::Broker,
     report::{count, painted, size, wants_color},
     status::{ChannelStatus, NodeStatus, Status, status},
 };
@@ -26,15 +26,16 @@ pub(crate) struct Args {
     #[arg(value_name = "CHANNEL")]
     channels: Vec<ChannelName>,
     #[command(flatten)]
-    broker: Broker,
+    broker: BrokerArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let broker = endpoint(args.broker)?;
     let status = tokio::select! {
-        status = status(&args.broker.broker, &args.channels) => status?,
+        status = status(&broker, &args.channels) => status?,
         stop = interrupted() => {
             stop?;
             return Err(Stopped::Reading.into());

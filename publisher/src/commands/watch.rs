@@ -2,7 +2,7 @@
 
 use std::io::{stderr, stdout};
 
-use super::{interrupted, print};
+use super::{endpoint, interrupted, print};
 use crate::{
     cli::Source,
     plan::Trust,
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options {
-        broker: args.source.broker.broker,
+        broker: endpoint(args.source.broker)?,
         channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,
