@@ -11,3 +11,4 @@ mod listeners;
 mod operations;
 mod publish;
 mod sessions;
+mod tls;

@@ -2,20 +2,23 @@
 //!
 //! [`World`] is a scratch folder; a [`Server`] is a broker of ours or mosquitto on a free loopback port, and
 //! dies with the test; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
-//! told, also what no proper client does; a [`Proxy`] sits on the line and counts, cuts or corrupts.
+//! told, also what no proper client does; an [`Authority`] makes certificates, and a [`Secure`] broker shows one; a
+//! [`Proxy`] sits on the line and counts, cuts or corrupts.
 
 // Here a failed expectation is a failed test.
 #![allow(clippy::unwrap_used, reason = "a helper that fails should fail the test, where it stands")]
 
+mod authority;
 mod client;
 mod programs;
 mod proxy;
 mod server;
 
+pub use authority::{Authority, Validity};
 pub use client::{Client, Options, Received};
-pub use programs::{Output, Running, World, program, run};
+pub use programs::{Output, Running, World, program, run, run_with};
 pub use proxy::{Proxy, Verdict};
-pub use server::{Deadline, Server};
+pub use server::{Deadline, Kind, Secure, Server};
 
 use std::time::Duration;
 

@@ -121,6 +121,11 @@ pub fn run(name: &str, arguments: &[&str]) -> Output {
     Running::start(name, arguments).wait()
 }
 
+/// Runs one of our programs to its end, with more variables in its environment.
+pub fn run_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Running::start_with(name, arguments, variables).wait()
+}
+
 /// A program that runs beside the test, and ends with it.
 #[derive(Debug)]
 pub struct Running {
@@ -132,9 +137,16 @@ impl Running {
     /// Starts a program.
     #[must_use]
     pub fn start(name: &str, arguments: &[&str]) -> Running {
+        Running::start_with(name, arguments, &[])
+    }
+
+    /// Starts a program with more variables in its environment.
+    #[must_use]
+    pub fn start_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
         let path = if name.starts_with("mosquitto") { peer(name) } else { program(name) };
         let mut child = Command::new(path)
             .args(arguments)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

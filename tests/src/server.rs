@@ -83,9 +83,11 @@ impl Server {
     /// mosquitto on a free port, with more settings; what it keeps lies in the world's folder.
     #[must_use]
     pub fn mosquitto_with(world: &World, more: &str) -> Server {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
+        Server::mosquitto_on(world, free_address(), more)
+    }
+
+    /// mosquitto at `address`, with more settings.
+    fn mosquitto_on(world: &World, address: SocketAddr, more: &str) -> Server {
         let settings = format!(
             "listener {} 127.0.0.1\nallow_anonymous true\nuser root\nset_tcp_nodelay true\npersistence_location {}/\n{more}",
             address.port(),
@@ -193,6 +195,77 @@ impl Deadline {
     pub fn check(&self, complaint: &str) {
         assert!(now() < self.0, "{complaint}");
     }
+}
+
+/// Whose broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// mosquitto.
+    Mosquitto,
+}
+
+/// A broker that also speaks TLS, with the certificate `broker.pem` and the key `broker.key` of its world.
+#[derive(Debug)]
+pub struct Secure {
+    /// The broker; its own address is plain.
+    pub server: Server,
+    /// Where it speaks TLS.
+    pub address: SocketAddr,
+    kind: Kind,
+    clients: Option<String>,
+}
+
+impl Secure {
+    /// Every broker that these tests are about.
+    pub const KINDS: [Kind; 1] = [Kind::Mosquitto];
+
+    /// Starts a broker; given `clients`, the file of a CA, it lets only clients in for whom that CA vouches.
+    #[must_use]
+    pub fn start(kind: Kind, world: &World, clients: Option<&str>) -> Secure {
+        Secure::start_on(kind, world, clients.map(str::to_owned), [free_address(), free_address()])
+    }
+
+    fn start_on(
+        kind: Kind,
+        world: &World,
+        clients: Option<String>,
+        [plain, address]: [SocketAddr; 2],
+    ) -> Secure {
+        let (cert, key) = (world.text("broker.pem"), world.text("broker.key"));
+        let server = match kind {
+            Kind::Mosquitto => {
+                let mut more = format!(
+                    "persistence false\nlistener {} 127.0.0.1\ncertfile {cert}\nkeyfile {key}\n",
+                    address.port()
+                );
+                if let Some(ca) = &clients {
+                    more += &format!("cafile {ca}\nrequire_certificate true\n");
+                }
+                Server::mosquitto_on(world, plain, &more)
+            }
+        };
+        Secure { server, address, kind, clients }
+    }
+
+    /// Ends it as a power cut would, and starts it again at the same addresses, with what its world has now.
+    #[must_use]
+    pub fn restart(self, world: &World) -> Secure {
+        let Secure { server, address, kind, clients } = self;
+        let plain = server.address;
+        server.kill();
+        Secure::start_on(kind, world, clients, [plain, address])
+    }
+
+    /// Its URL for TLS, by the name or address `host`.
+    #[must_use]
+    pub fn url(&self, host: &str) -> String {
+        format!("mqtts://{host}:{}", self.address.port())
+    }
+}
+
+/// A loopback address that nobody uses now, and hardly anybody will in the next moment.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test's patience is real time")]
