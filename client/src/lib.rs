@@ -6,7 +6,7 @@
 //! | [`trust`] | files of certificates and a key → whom to believe, and who we are |
 //! | [`endpoint`] | a broker and how it is reached → a stream of bytes, or why there is none, and what to do about it |
 //! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets and its state machines |
-//! | [`line`] | the two together: one connection, packets in and out |
+//! | [`mod@line`] | the two together: one connection, packets in and out |
 //! | [`limits`] | every limit, by name |
 //!
 //! rumqttc's own event loop is not used: its TLS brings a library with known holes, and it keeps to itself why a

@@ -293,3 +293,178 @@ async fn flush<E>(writer: &mut WriteHalf<Stream>, output: &mut BytesMut) -> Resu
     };
     write.await
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use rumqttc::{
+        Outgoing,
+        v5::{
+            Event, Request, StateError,
+            mqttbytes::{
+                QoS,
+                v5::{Connect, ConnectReturnCode, DisconnectReasonCode, Packet, Publish},
+            },
+        },
+    };
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::{args::TrustArgs, version::V5};
+
+    /// CONNACK, success, no properties.
+    const WELCOME: [u8; 5] = [0x20, 3, 0, 0, 0];
+    /// DISCONNECT, packet too large.
+    const TOO_LARGE: [u8; 4] = [0xe0, 2, 0x95, 0];
+    /// PUBLISH of `x` on `t`, QoS 0, no properties.
+    const MESSAGE: [u8; 7] = [0x30, 5, 0, 1, b't', 0, b'x'];
+
+    async fn listen() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    async fn open(address: SocketAddr) -> Result<Line<V5>, LineError<StateError>> {
+        let url = format!("mqtt://{address}").parse().unwrap();
+        let endpoint = Endpoint::new(url, &TrustArgs::default()).unwrap();
+        let hello = Connect { keep_alive: 60, client_id: "test".into(), clean_start: true, properties: None };
+        let (mut line, welcome) =
+            Line::open(&endpoint, V5::new(1024 * 1024), Packet::Connect(hello, None, None)).await?;
+        line.accept(Some(welcome), Duration::ZERO);
+        assert!(matches!(
+            line.next().await?,
+            Event::Incoming(Packet::ConnAck(welcome)) if welcome.code == ConnectReturnCode::Success
+        ));
+        Ok(line)
+    }
+
+    fn publish(bytes: usize) -> Request {
+        Request::Publish(Publish::new("t", QoS::AtMostOnce, vec![0; bytes], None))
+    }
+
+    /// Accepts a client and reads its CONNECT.
+    async fn accept(listener: &TcpListener) -> TcpStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut header = [0; 2];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut rest = vec![0; header[1].into()];
+        stream.read_exact(&mut rest).await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn what_a_broker_said_before_it_hung_up_on_a_large_packet_is_told() {
+        let (listener, address) = listen().await;
+        let broker = async {
+            let mut stream = accept(&listener).await;
+            stream.write_all(&WELCOME).await.unwrap();
+            stream.read_exact(&mut [0; 100]).await.unwrap();
+            stream.write_all(&TOO_LARGE).await.unwrap();
+            // With the rest of the packet unread: the connection is reset.
+        };
+        let client = async {
+            let mut line = open(address).await.unwrap();
+            line.request(publish(64 * 1024 * 1024));
+            loop {
+                match line.next().await {
+                    // It was sent before the other side looked at it.
+                    Ok(_) => {}
+                    Err(error) => return error,
+                }
+            }
+        };
+        let ((), error) = tokio::join!(broker, client);
+        let LineError::Mqtt(StateError::ServerDisconnect { reason_code, .. }) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(reason_code, DisconnectReasonCode::PacketTooLarge);
+    }
+
+    #[tokio::test]
+    async fn messages_in_pieces_are_whole_however_often_the_wait_for_them_is_given_up() {
+        let (listener, address) = listen().await;
+        let broker = async {
+            let mut stream = accept(&listener).await;
+            stream.set_nodelay(true).unwrap();
+            stream.write_all(&WELCOME).await.unwrap();
+            for byte in MESSAGE.repeat(20) {
+                stream.write_all(&[byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            // The client's message comes through all the same.
+            let mut found = Vec::new();
+            stream.read_to_end(&mut found).await.unwrap();
+            found
+        };
+        let client = async {
+            let mut line = open(address).await.unwrap();
+            line.request(publish(1000));
+            let (mut messages, mut sent) = (0, 0);
+            while messages < 20 || sent < 1 {
+                // Gives up after each poll that is not ready.
+                let event = tokio::select! {
+                    biased;
+                    event = line.next() => event.unwrap(),
+                    () = tokio::task::yield_now() => continue,
+                };
+                match event {
+                    Event::Incoming(Packet::Publish(message)) => {
+                        assert_eq!((&*message.topic, &*message.payload), (&b"t"[..], &b"x"[..]));
+                        messages += 1;
+                    }
+                    Event::Outgoing(Outgoing::Publish(_)) => sent += 1,
+                    other => panic!("{other:?}"),
+                }
+            }
+            line.close().await;
+        };
+        let (found, ()) = tokio::join!(broker, client);
+        assert_eq!(found.len(), 1000 + 3 + 3 + 1, "header, topic, properties and payload");
+    }
+
+    #[tokio::test]
+    async fn everything_that_came_before_the_end_is_told_before_it() {
+        let (listener, address) = listen().await;
+        let broker = async {
+            let mut stream = accept(&listener).await;
+            stream.write_all(&[&WELCOME[..], &MESSAGE, &MESSAGE].concat()).await.unwrap();
+        };
+        let client = async {
+            let mut line = open(address).await.unwrap();
+            for _ in 0..2 {
+                assert!(matches!(line.next().await, Ok(Event::Incoming(Packet::Publish(_)))));
+            }
+            assert!(matches!(line.next().await, Err(LineError::Closed)));
+            assert!(matches!(line.next().await, Err(LineError::Closed)));
+        };
+        tokio::join!(broker, client);
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_hangs_up_at_once_may_be_one_that_speaks_tls() {
+        let (listener, address) = listen().await;
+        let broker = async { drop(accept(&listener).await) };
+        let ((), opened) = tokio::join!(broker, open(address));
+        let Err(LineError::Connect(error)) = opened else { panic!("{opened:?}") };
+        assert!(error.is_passing());
+        assert!(error.hint().unwrap().contains("write `mqtts://`"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_says_nothing_is_given_up() {
+        let (listener, address) = listen().await;
+        let silent = async {
+            let stream = accept(&listener).await;
+            std::future::pending::<()>().await;
+            drop(stream);
+        };
+        tokio::select! {
+            () = silent => {}
+            opened = open(address) => {
+                assert!(matches!(opened, Err(LineError::Connect(ConnectError::Silent))), "{opened:?}");
+            }
+        }
+    }
+}
