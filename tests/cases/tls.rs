@@ -157,8 +157,10 @@ fn a_broker_that_wants_certificates_gets_them_and_says_when_they_are_wrong() {
             ("it does not accept our client certificate", "give one with `--cert` and `--key`");
         fails(&world, &broker.server, &url, &stranger, message, hint);
         let _ = publish(&world, &url, &kitchen).expect_code(0);
-        let devices = fleet(&world, &url, "60s", &[&kitchen[..], &["--releases", "1"]].concat());
-        let _ = devices.wait().expect_code(0);
+        let root = world.text("kitchen");
+        let device = ["run", "--broker", &url, "--node", "kitchen", "--root", &root, "--once"];
+        let _ = run("mpypi-agent", &[&device[..], &kitchen].concat()).expect_code(0);
+        assert_eq!(world.files("kitchen"), world.files("dev/src"));
     });
 }
 
