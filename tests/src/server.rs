@@ -200,6 +200,8 @@ impl Deadline {
 /// Whose broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// This one.
+    Ours,
     /// mosquitto.
     Mosquitto,
 }
@@ -217,7 +219,7 @@ pub struct Secure {
 
 impl Secure {
     /// Every broker that these tests are about.
-    pub const KINDS: [Kind; 1] = [Kind::Mosquitto];
+    pub const KINDS: [Kind; 2] = [Kind::Ours, Kind::Mosquitto];
 
     /// Starts a broker; given `clients`, the file of a CA, it lets only clients in for whom that CA vouches.
     #[must_use]
@@ -233,6 +235,16 @@ impl Secure {
     ) -> Secure {
         let (cert, key) = (world.text("broker.pem"), world.text("broker.key"));
         let server = match kind {
+            Kind::Ours => {
+                let listen = [plain.to_string(), format!("mqtts://{address}")];
+                let data = world.text("data");
+                let usual = ["serve", "--data", &data, "--tls-cert", &cert, "--tls-key", &key];
+                let mut arguments = [&usual[..], &["--listen", &listen[0], "--listen", &listen[1]]].concat();
+                if let Some(ca) = &clients {
+                    arguments.extend(["--tls-client-ca", ca, "--tls-client-auth", "required"]);
+                }
+                Server::launch(world, &arguments, 2)
+            }
             Kind::Mosquitto => {
                 let mut more = format!(
                     "persistence false\nlistener {} 127.0.0.1\ncertfile {cert}\nkeyfile {key}\n",
