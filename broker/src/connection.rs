@@ -171,6 +171,19 @@ async fn enter<'s>(
         _ => format!("auto-{:016x}", fastrand::u64(..)),
     });
     let client_id = assigned.as_ref().unwrap_or(&connect.client_id).clone();
+    let granted = Session::granted_expiry(connect.session_expiry, &shared.limits);
+    let mut welcome = Welcome {
+        session_present: false,
+        session_expiry: (granted != connect.session_expiry).then_some(granted),
+        assigned_id: assigned,
+    };
+    let size = packet::accept(connect.version, &shared.limits, &welcome).len();
+    if connect.maximum_packet_size.is_some_and(|largest| size > largest as usize) {
+        // [MQTT-3.1.2-24]
+        let text = "our CONNACK is larger than the largest packet that the client takes";
+        refuse(reader, writer, peer, &Refused::answered(&connect, Reason::PacketTooLarge, text)).await;
+        return None;
+    }
     let owner = login.as_ref().map(|login| login.name.clone());
     let by_right = matches!(identity, Identity::Node(..));
     let membership = match shared.registry.enter(&client_id, id, login, by_right).await {
@@ -199,12 +212,7 @@ async fn enter<'s>(
     };
     shared.metrics.connects.one();
     tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
-    let granted = Session::granted_expiry(connect.session_expiry, &shared.limits);
-    let welcome = Welcome {
-        session_present: kept.as_ref().is_some_and(|kept| kept.present),
-        session_expiry: (granted != connect.session_expiry).then_some(granted),
-        assigned_id: assigned,
-    };
+    welcome.session_present = kept.as_ref().is_some_and(|kept| kept.present);
     let now = clock::now().instant;
     let id = kept.as_ref().map_or(membership.member.id, |kept| kept.id);
     let mailbox = kept.as_ref().map(|kept| kept.mailbox.clone());
@@ -374,6 +382,10 @@ async fn handshake(
             return refuse(Reason::NotAuthorized, &text);
         }
         if let Err(refusal) = admit(will.clone(), limits) {
+            // 3.1.1 has no code for it, and says to close: [MQTT-3.1.4-1].
+            if connect.version == Version::V3 && refusal.reason == Reason::TopicNameInvalid {
+                return Err(Refused::silent(format!("the will: {refusal}")));
+            }
             return refuse(refusal.reason, &format!("the will: {refusal}"));
         }
     }
@@ -519,6 +531,10 @@ impl Connection<'_> {
                         (_, true) => (Reason::NotAuthorized, "no longer let in as this user"),
                         _ => (Reason::SessionTakenOver, "the client id connected again"),
                     };
+                    if reason == Reason::SessionTakenOver {
+                        // On the heap: this must not make every connection's task larger.
+                        Box::pin(self.hear_out(reader)).await;
+                    }
                     self.session.end(reason, text, &mut effects);
                 }
                 Woken::Nothing => {}
@@ -526,6 +542,19 @@ impl Connection<'_> {
             self.session.tick(now, &mut effects);
             self.check_stalls(now, &mut effects)?;
             self.carry_out(effects).await;
+        }
+    }
+
+    /// Takes what the client has sent already. Whoever says DISCONNECT and connects again at once must not
+    /// find that the second came first: its will would be published, and its session kept.
+    async fn hear_out(&mut self, reader: &mut (impl AsyncRead + Unpin)) {
+        if self.session.wants_packets() && !self.place.is_waiting() {
+            self.buffer.reserve(READ);
+            tokio::select! {
+                biased;
+                _ = reader.read_buf(&mut self.buffer) => self.receive().await,
+                () = std::future::ready(()) => {}
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mpypi_protocol::topic;
+use mpypi_protocol::topic::{self, TopicError};
 
 use crate::{
     access::Identity,
@@ -65,6 +65,8 @@ pub struct Session {
     last_packet_id: u16,
     replays: VecDeque<Replay>,
     live_first: bool,
+    /// A SUBSCRIBE that came before the index had settled what the client published.
+    subscribing: Option<Box<Subscribe>>,
     /// What only a kept session has.
     queue: Option<Box<Queue>>,
     closing: bool,
@@ -186,6 +188,7 @@ impl Session {
             last_packet_id: 0,
             replays: VecDeque::new(),
             live_first: false,
+            subscribing: None,
             queue: None,
             closing: false,
             ended: None,
@@ -245,7 +248,8 @@ impl Session {
     /// Whether the session has room for another packet of the client.
     #[must_use]
     pub fn wants_packets(&self) -> bool {
-        !self.closing && self.unsettled < usize::from(self.limits.inbound_window)
+        let has_room = self.unsettled < usize::from(self.limits.inbound_window);
+        !self.closing && self.subscribing.is_none() && has_room
     }
 
     /// Whether nothing of the client waits for the index any more.
@@ -319,10 +323,15 @@ impl Session {
                 let reason = if is_known { Reason::Success } else { Reason::PacketIdentifierNotFound };
                 effects.push(Effect::Send(packet::pubcomp(self.version, id, reason)));
             }
-            Packet::PubComp(id) => {
-                if self.in_flight.get(&id).is_some_and(|flight| flight.stage == Stage::Released) {
-                    self.done(id, effects);
-                }
+            Packet::PubComp(id) => match self.in_flight.get(&id).map(|flight| flight.stage) {
+                Some(Stage::Released) => self.done(id, effects),
+                Some(_) => self.end(Reason::ProtocolError, "PUBCOMP without PUBREL", effects),
+                None => {}
+            },
+            // What the client has published before it subscribes is then retained, and no live message. A kept
+            // session's subscription takes its turn in the index anyway.
+            Packet::Subscribe(subscribe) if self.queue.is_none() && self.unsettled > 0 => {
+                self.subscribing = Some(Box::new(subscribe));
             }
             Packet::Subscribe(subscribe) => self.subscribe(subscribe, effects),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, effects),
@@ -355,6 +364,9 @@ impl Session {
 
     fn received(&mut self, id: u16, refused: bool, effects: &mut Vec<Effect>) {
         let Some(flight) = self.in_flight.get_mut(&id) else {
+            if refused {
+                return; // [MQTT-4.3.3-4]: PUBREL answers only what is no refusal
+            }
             let answer = packet::pubrel(self.version, id, Reason::PacketIdentifierNotFound);
             return effects.push(Effect::Send(answer));
         };
@@ -417,6 +429,12 @@ impl Session {
         match settled {
             Settled::Published { packet_id, result } => self.published(packet_id, result, effects),
             Settled::Changed(change) => self.changed(change, effects),
+        }
+        if self.unsettled == 0
+            && !self.closing
+            && let Some(subscribe) = self.subscribing.take()
+        {
+            self.subscribe(*subscribe, effects);
         }
     }
 
@@ -720,7 +738,13 @@ impl Session {
                 // [MQTT-3.8.3-4]
                 return self.end(Reason::ProtocolError, "a shared subscription without local", effects);
             }
-            let verdict = if topic::check_filter(&filter).is_err() {
+            let check = topic::check_filter(&filter);
+            if let Err(error) = &check
+                && self.is_violation(error)
+            {
+                return self.end(Reason::MalformedPacket, &error.to_string(), effects);
+            }
+            let verdict = if check.is_err() {
                 Err(Reason::TopicFilterInvalid)
             } else if !self.identity.may_subscribe(without_share(&filter)) {
                 tracing::info!(client = self.client_id, filter, "{} may not subscribe", self.identity);
@@ -760,6 +784,16 @@ impl Session {
         }
     }
 
+    /// Whether a filter is one that no client may send, which ends the connection (4.13.1; in 3.1.1
+    /// [MQTT-4.8.0-1]); all others are merely refused. 3.1.1 knows no shared subscriptions.
+    fn is_violation(&self, error: &TopicError) -> bool {
+        match error {
+            TopicError::Empty | TopicError::Wildcard { .. } => true, // [MQTT-4.7.3-1], [MQTT-4.7.1-1]
+            TopicError::Shared { .. } => self.version == Version::V5, // [MQTT-4.8.2-1]
+            _ => false,
+        }
+    }
+
     /// Has the retained messages of a subscription sent, from the first on.
     fn replay(&mut self, filter: String, options: SubscriptionOptions) {
         self.replays.retain(|replay| replay.filter != filter || replay.catching_up);
@@ -770,6 +804,11 @@ impl Session {
         let mut answer = Vec::with_capacity(unsubscribe.filters.len());
         let mut filters = Vec::new();
         for filter in unsubscribe.filters {
+            if let Err(error) = topic::check_filter(&filter)
+                && self.is_violation(&error)
+            {
+                return self.end(Reason::MalformedPacket, &error.to_string(), effects);
+            }
             if self.subscriptions.remove(&filter).is_none() {
                 answer.push(Reason::NoSubscriptionExisted);
                 continue;

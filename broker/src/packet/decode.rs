@@ -31,8 +31,10 @@ pub enum Framing {
 /// Takes the first packet from `buffer` if it is there whole. Nothing is reserved on the word of a header.
 ///
 /// # Errors
-/// The length is malformed, or the packet is larger than the limit for its type.
+/// No client sends what the first byte says, the length is malformed, or the packet is larger than the limit
+/// for its type.
 pub fn frame(buffer: &mut BytesMut, limits: &Limits) -> Result<Framing, PacketError> {
+    buffer.first().map_or(Ok(()), |first| check_first(*first))?;
     let is_publish = buffer.first().is_some_and(|first| first >> 4 == 3);
     let limit = if is_publish { limits.packet } else { limits.control_packet };
     let mut length = 0_usize;
@@ -66,35 +68,26 @@ pub fn frame(buffer: &mut BytesMut, limits: &Limits) -> Result<Framing, PacketEr
 /// The frame is malformed, or of a type that clients do not send.
 pub fn decode(frame: Frame, version: Version, limits: &Limits) -> Result<Packet, PacketError> {
     let mut reader = Reader { bytes: frame.body, version, most_properties: limits.properties };
-    let flags = frame.first & 0x0f;
-    let kind = frame.first >> 4;
-    let expected = match kind {
-        3 => flags,
-        6 | 8 | 10 => 0b0010,
-        _ => 0,
-    };
-    if flags != expected {
-        return Err(PacketError::malformed(format!("flags {flags:#06b} in a packet of type {kind}")));
-    }
+    check_first(frame.first)?;
+    let (kind, flags) = (frame.first >> 4, frame.first & 0x0f);
     let packet = match kind {
         1 => Packet::Connect(Box::new(connect(&mut reader)?)),
         3 => {
             let (publish, alias) = publish(&mut reader, flags)?;
             Packet::Publish(publish, alias)
         }
-        4 => Packet::PubAck(acknowledgement(&mut reader)?.0),
+        4 => Packet::PubAck(acknowledgement(&mut reader, REASONS_OF_RECEIVER)?.0),
         5 => {
-            let (id, reason) = acknowledgement(&mut reader)?;
+            let (id, reason) = acknowledgement(&mut reader, REASONS_OF_RECEIVER)?;
             Packet::PubRec { id, refused: reason >= 0x80 }
         }
-        6 => Packet::PubRel(acknowledgement(&mut reader)?.0),
-        7 => Packet::PubComp(acknowledgement(&mut reader)?.0),
+        6 => Packet::PubRel(acknowledgement(&mut reader, REASONS_OF_RELEASE)?.0),
+        7 => Packet::PubComp(acknowledgement(&mut reader, REASONS_OF_RELEASE)?.0),
         8 => Packet::Subscribe(subscribe(&mut reader)?),
         10 => Packet::Unsubscribe(unsubscribe(&mut reader)?),
         12 => Packet::PingReq,
         14 => disconnect(&mut reader)?,
-        15 => return Err(PacketError::protocol("AUTH was never agreed on")),
-        _ => return Err(PacketError::protocol(format!("a client does not send packets of type {kind}"))),
+        _ => return Err(unexpected(kind)),
     };
     if reader.bytes.has_remaining() {
         return Err(PacketError::malformed(format!(
@@ -105,6 +98,28 @@ pub fn decode(frame: Frame, version: Version, limits: &Limits) -> Result<Packet,
     Ok(packet)
 }
 
+/// 2.1.2 and 2.1.3: types that a client sends, and their flags.
+fn check_first(first: u8) -> Result<(), PacketError> {
+    let (kind, flags) = (first >> 4, first & 0x0f);
+    let expected = match kind {
+        1 | 4 | 5 | 7 | 12 | 14 => 0,
+        3 => flags,
+        6 | 8 | 10 => 0b0010,
+        _ => return Err(unexpected(kind)),
+    };
+    match flags == expected {
+        true => Ok(()),
+        false => Err(PacketError::malformed(format!("flags {flags:#06b} in a packet of type {kind}"))),
+    }
+}
+
+fn unexpected(kind: u8) -> PacketError {
+    PacketError::protocol(match kind {
+        15 => "AUTH was never agreed on".to_owned(),
+        _ => format!("a client does not send packets of type {kind}"),
+    })
+}
+
 fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
     /// Characters of an unknown protocol's name that are shown.
     const SHOWN: usize = 16;
@@ -113,7 +128,7 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
     let version = match (name.as_str(), level) {
         ("MQTT", 4) => Version::V3,
         ("MQTT", 5) => Version::V5,
-        _ => {
+        ("MQTT" | "MQIsdp", _) => {
             return Err(PacketError {
                 reason: Reason::UnsupportedProtocolVersion,
                 text: format!(
@@ -122,6 +137,8 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
                 ),
             });
         }
+        // [MQTT-3.1.2-1]: perhaps it speaks something else; [MQTT-3.1.4-1] of 3.1.1: no CONNACK.
+        _ => return Err(PacketError::protocol("a CONNECT of another protocol")),
     };
     reader.version = version;
     let flags = reader.byte()?;
@@ -153,14 +170,14 @@ fn connect(reader: &mut Reader) -> Result<Connect, PacketError> {
     };
     reader.properties(|id, value| {
         match (id, value) {
-            (property::RECEIVE_MAXIMUM, Value::Short(number @ 1..)) => connect.receive_maximum = number,
-            (property::MAXIMUM_PACKET_SIZE, Value::Long(number @ 1..)) => {
+            (property::RECEIVE_MAXIMUM, Value::Short(number)) => connect.receive_maximum = number,
+            (property::MAXIMUM_PACKET_SIZE, Value::Long(number)) => {
                 connect.maximum_packet_size = Some(number);
             }
             (property::AUTH_METHOD, Value::Text(_)) => connect.wants_auth_exchange = true,
-            (property::REQUEST_PROBLEM, Value::Byte(byte @ (0 | 1))) => connect.wants_problems = byte == 1,
+            (property::REQUEST_PROBLEM, Value::Byte(byte)) => connect.wants_problems = byte == 1,
             (property::SESSION_EXPIRY, Value::Long(seconds)) => connect.session_expiry = seconds,
-            (property::REQUEST_RESPONSE, Value::Byte(0 | 1))
+            (property::REQUEST_RESPONSE, Value::Byte(_))
             | (property::TOPIC_ALIAS_MAXIMUM, Value::Short(_))
             | (property::AUTH_DATA, Value::Binary(_))
             | (property::USER, Value::Pair(..)) => {}
@@ -221,13 +238,21 @@ fn publish(reader: &mut Reader, flags: u8) -> Result<(Publish, Option<u16>), Pac
     Ok((Publish { topic, payload, qos, retain, packet_id, duplicate, properties }, alias))
 }
 
-/// PUBACK, PUBREC, PUBREL and PUBCOMP: an id and, in MQTT 5, perhaps a reason, and properties that change
-/// nothing for a broker.
-fn acknowledgement(reader: &mut Reader) -> Result<(u16, u8), PacketError> {
+/// [MQTT-3.4.2-1], [MQTT-3.5.2-1]: the reasons in a PUBACK and a PUBREC.
+const REASONS_OF_RECEIVER: &[u8] = &[0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99];
+/// [MQTT-3.6.2-1], [MQTT-3.7.2-1]: the reasons in a PUBREL and a PUBCOMP.
+const REASONS_OF_RELEASE: &[u8] = &[0x00, 0x92];
+
+/// PUBACK, PUBREC, PUBREL and PUBCOMP: an id and, in MQTT 5, perhaps one of `reasons`, and properties that
+/// change nothing for a broker.
+fn acknowledgement(reader: &mut Reader, reasons: &[u8]) -> Result<(u16, u8), PacketError> {
     let id = reader.packet_id()?;
     let mut reason = 0;
     if reader.version == Version::V5 && reader.bytes.has_remaining() {
         reason = reader.byte()?;
+        if !reasons.contains(&reason) {
+            return Err(PacketError::protocol(format!("reason {reason:#04x} does not belong here")));
+        }
         if reader.bytes.has_remaining() {
             reader.properties(|id, value| {
                 matches!(
@@ -244,7 +269,7 @@ fn subscribe(reader: &mut Reader) -> Result<Subscribe, PacketError> {
     let packet_id = reader.packet_id()?;
     let mut identifier = None;
     reader.properties(|id, value| match (id, value) {
-        (property::SUBSCRIPTION_ID, Value::Variable(number @ 1..)) => {
+        (property::SUBSCRIPTION_ID, Value::Variable(number)) => {
             identifier = NonZeroU32::new(number);
             true
         }
@@ -322,11 +347,28 @@ enum Value {
     Pair(String, String),
 }
 
+impl Value {
+    /// Whether the property `id` can have this value: flags are 0 or 1 (3.1.2.11.6, 3.1.2.11.7, 3.3.2.3.2), and
+    /// these maxima (3.1.2.11.3, 3.1.2.11.4) and identifiers (3.8.2.1.2) are not 0.
+    fn is_possible(&self, id: u8) -> bool {
+        match (id, self) {
+            (
+                property::PAYLOAD_FORMAT | property::REQUEST_PROBLEM | property::REQUEST_RESPONSE,
+                Value::Byte(byte),
+            ) => *byte <= 1,
+            (property::RECEIVE_MAXIMUM, Value::Short(number)) => *number > 0,
+            (property::MAXIMUM_PACKET_SIZE, Value::Long(number))
+            | (property::SUBSCRIPTION_ID, Value::Variable(number)) => *number > 0,
+            _ => true,
+        }
+    }
+}
+
 impl Properties {
     /// Takes a property of a message; false if it is none.
     fn take(&mut self, id: u8, value: Value) -> bool {
         match (id, value) {
-            (property::PAYLOAD_FORMAT, Value::Byte(byte @ (0 | 1))) => self.payload_format = Some(byte),
+            (property::PAYLOAD_FORMAT, Value::Byte(byte)) => self.payload_format = Some(byte),
             (property::MESSAGE_EXPIRY, Value::Long(seconds)) => self.expiry = Some(seconds),
             (property::CONTENT_TYPE, Value::Text(text)) => self.content_type = Some(text),
             (property::RESPONSE_TOPIC, Value::Text(text)) => self.response_topic = Some(text),
@@ -437,8 +479,12 @@ impl Reader {
                 return Err(PacketError::protocol(format!("property {id:#04x} stands twice")));
             }
             seen |= 1 << id;
+            if !value.is_possible(id) {
+                return Err(PacketError::protocol(format!("property {id:#04x} cannot have this value")));
+            }
+            // 2.2.2.2: malformed, where what stands twice is a protocol error.
             if !take(id, value) {
-                return Err(PacketError::protocol(format!("property {id:#04x} does not belong here")));
+                return Err(PacketError::malformed(format!("property {id:#04x} does not belong here")));
             }
         }
         Ok(())

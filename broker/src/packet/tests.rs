@@ -294,9 +294,10 @@ fn a_3_1_1_session_is_kept_for_ever_unless_it_is_clean_and_a_5_one_for_as_long_a
 fn a_connect_that_breaks_a_rule_is_refused() {
     let id = [0, 1, b'x'];
     let refused = |bytes: Vec<u8>| decode_one(&bytes, Version::V3).unwrap_err().reason;
-    for (name, level) in [(&b"MQIsdp"[..], 3), (b"MQTT", 3), (b"MQTT", 6), (b"MQTT", 0x84), (b"HTTP", 4)] {
+    for (name, level) in [(&b"MQIsdp"[..], 3), (b"MQTT", 3), (b"MQTT", 6), (b"MQTT", 0x84)] {
         assert_eq!(refused(connect(name, level, 2, &id)), Reason::UnsupportedProtocolVersion);
     }
+    assert_eq!(refused(connect(b"HTTP", 4, 2, &id)), Reason::ProtocolError, "another protocol");
     assert_eq!(refused(connect(b"MQTT", 4, 0x03, &id)), Reason::MalformedPacket, "the reserved flag");
     assert_eq!(
         refused(connect(b"MQTT", 4, 0x0a, &id)),
@@ -317,6 +318,24 @@ fn a_connect_that_breaks_a_rule_is_refused() {
     assert_eq!(refused(connect(b"MQTT", 5, 2, &twice)), Reason::ProtocolError, "a property twice");
     let zero = [&[3, 0x21, 0, 0][..], &id].concat();
     assert_eq!(refused(connect(b"MQTT", 5, 2, &zero)), Reason::ProtocolError, "receive maximum 0");
+    let foreign = [&[3, 0x23, 0, 1][..], &id].concat();
+    assert_eq!(refused(connect(b"MQTT", 5, 2, &foreign)), Reason::MalformedPacket, "a topic alias");
+}
+
+#[test]
+fn what_no_client_sends_is_refused_at_its_first_byte() {
+    for first in [0x00, 0x0a, 0x11, 0x20, 0x61, 0x80, 0x90, 0xb0, 0xc1, 0xd0, 0xf0] {
+        let mut start = BytesMut::from(&[first][..]);
+        assert!(frame(&mut start, &Limits::default()).is_err(), "{first:#x}");
+    }
+}
+
+#[test]
+fn an_acknowledgement_has_one_of_its_own_reasons() {
+    for (first, good, bad) in [(0x40, 0x97, 0x92), (0x50, 0x10, 0x01), (0x62, 0x92, 0x80), (0x70, 0x92, 0x10)] {
+        assert!(decode_one(&[first, 3, 0, 1, good], Version::V5).is_ok(), "{first:#x} {good:#x}");
+        assert!(decode_one(&[first, 3, 0, 1, bad], Version::V5).is_err(), "{first:#x} {bad:#x}");
+    }
 }
 
 #[test]

@@ -380,12 +380,59 @@ fn each_filter_of_a_subscribe_is_answered_for_itself_and_live_messages_come_firs
         retain_handling: RetainHandling::Send,
         identifier: None,
     };
-    let filters = ["a/#", "a/#/b", "$share/g/a/#", "$share/g"].map(|filter| (filter.to_owned(), options));
+    let filters = ["a/#", "a/\u{1}", "$share/g/a/#", "$share/g/\u{1}"].map(|filter| (filter.to_owned(), options));
     let effects = driven.packet(Packet::Subscribe(Subscribe { packet_id: 9, filters: filters.into() }));
     assert!(matches!(&effects[0], Effect::Subscribe(filter, _) if filter == "a/#"));
     assert!(matches!(&effects[1], Effect::Subscribe(filter, _) if filter == "$share/g/a/#"));
     assert_eq!(sent(&effects), [[0x90, 7, 0, 9, 0, 2, 0x8f, 2, 0x8f]]);
     assert_eq!(driven.replay(&[message("a/b", 1), message("b", 2)]), ["a/b"]);
+}
+
+#[test]
+fn a_filter_that_no_client_may_send_ends_the_session() {
+    for (filter, closed_in_3, closed_in_5) in [
+        ("", true, true),
+        ("a/#/b", true, true),
+        ("a+", true, true),
+        ("$share/g", false, true), // 3.1.1 knows no shared subscriptions
+        ("$share/g/", false, true),
+        ("a/\u{7f}", false, false),
+    ] {
+        for (version, closed) in [(Version::V3, closed_in_3), (Version::V5, closed_in_5)] {
+            let subscribe = subscribe(filter, RetainHandling::Send);
+            let unsubscribe =
+                Packet::Unsubscribe(Unsubscribe { packet_id: 9, filters: vec![filter.to_owned()] });
+            for packet in [subscribe, unsubscribe] {
+                let effects = Driven::new(version).packet(packet.clone());
+                assert_eq!(closes(&effects), closed, "{version:?} {packet:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn who_subscribes_after_publishing_gets_what_it_published_as_retained() {
+    let mut driven = Driven::new(Version::V5);
+    driven.packet(Packet::Publish(Publish { retain: true, ..publish("a", Qos::AtMostOnce, 0) }, None));
+    driven.packet(Packet::Publish(publish("a", Qos::AtLeastOnce, 7), None));
+    assert!(driven.packet(subscribe("a", RetainHandling::Send)).is_empty(), "the index has not settled both");
+    assert!(!driven.session.wants_packets(), "what follows comes after it");
+    assert!(driven.settled(0, Ok(())).is_empty());
+    let effects = driven.settled(7, Ok(()));
+    assert_eq!(sent(&effects)[0][..2], [0x40, 2]);
+    assert!(matches!(&effects[1], Effect::Subscribe(filter, _) if filter == "a"));
+    assert_eq!(sent(&effects)[1][0], 0x90);
+    assert!(driven.session.wants_packets());
+    assert_eq!(driven.replay(&[message("a", 1)]), ["a"]);
+}
+
+#[test]
+fn answers_that_fit_no_message_are_ignored_and_those_out_of_order_end_the_session() {
+    let mut driven = Driven::new(Version::V5);
+    assert!(driven.packet(Packet::PubRec { id: 1, refused: true }).is_empty(), "nothing follows a refusal");
+    assert!(driven.packet(Packet::PubComp(1)).is_empty());
+    driven.deliver(message("t", 0)); // with packet id 1, at QoS 1
+    assert!(closes(&driven.packet(Packet::PubComp(1))));
 }
 
 #[test]
@@ -534,7 +581,6 @@ fn what_waits_in_the_queue_is_sent_with_its_id_and_leaves_the_queue_when_the_cli
     let pubrec = Packet::PubRec { id: 8, refused: false };
     assert_eq!(driven.packet(pubrec.clone()), [Effect::Change(Change::Received(11, 8))]);
     assert!(driven.packet(pubrec).is_empty(), "the index is not done");
-    assert!(driven.packet(Packet::PubComp(8)).is_empty(), "too early");
     assert_eq!(sent(&driven.changed(Change::Received(11, 8))), [[0x62, 2, 0, 8]]);
     assert_eq!(driven.packet(Packet::PubComp(8)), [Effect::Change(Change::Acknowledged(11))]);
     assert_eq!(driven.packet(Packet::PubComp(9)), [Effect::Change(Change::Acknowledged(12))]);
