@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use mpypi_protocol::topic::{self, TopicError};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -382,8 +383,11 @@ async fn handshake(
             return refuse(Reason::NotAuthorized, &text);
         }
         if let Err(refusal) = admit(will.clone(), limits) {
-            // 3.1.1 has no code for it, and says to close: [MQTT-3.1.4-1].
-            if connect.version == Version::V3 && refusal.reason == Reason::TopicNameInvalid {
+            // 3.1.1 has no code for what must not be there at all, and says to close: [MQTT-3.1.4-1].
+            let check = topic::check_name(&will.topic);
+            if connect.version == Version::V3
+                && matches!(check, Err(TopicError::Empty | TopicError::Wildcard { .. }))
+            {
                 return Err(Refused::silent(format!("the will: {refusal}")));
             }
             return refuse(refusal.reason, &format!("the will: {refusal}"));

@@ -380,12 +380,17 @@ fn a_topic_that_names_a_digest_in_an_earlier_layout_takes_only_those_bytes() {
 fn a_will_that_could_not_be_published_is_refused_at_once() {
     let world = World::new();
     let server = Server::start(&world);
-    for (topic, message) in
-        [("a/#", "x"), ("$SYS/x", "x"), ("mpypi/channels/dev", "{}"), (&wheel_topic(b"right"), "wrong")]
+    let connect = |topic: &str, message: &str| {
+        let will = Some((topic.to_owned(), message.to_owned()));
+        Client::try_connect(server.address, &Options { will, ..Options::id("will") })
+    };
+    for (topic, message) in [("$SYS/x", "x"), ("mpypi/channels/dev", "{}"), (&wheel_topic(b"right"), "wrong")]
     {
-        let will = Options { will: Some((topic.to_owned(), message.to_owned())), ..Options::id("will") };
-        let (_, code) = Client::try_connect(server.address, &will).unwrap();
+        let (_, code) = connect(topic, message).unwrap();
         assert_ne!(code, 0, "{topic}");
+    }
+    for topic in ["a/#", ""] {
+        assert!(connect(topic, "x").is_none(), "[MQTT-3.1.4-1]: {topic}");
     }
 }
 

@@ -354,7 +354,9 @@ impl Sessions {
             self.numbers.insert(client_id.clone(), number);
             let mailbox = Arc::new(Mailbox::new(&self.limits));
             mailbox.close();
-            let saved = Saved { client_id, record, mailbox, waiting: BTreeMap::new(), bytes: 0, next: FIRST };
+            // A place is not taken twice: what is new there would pass for what was sent before.
+            let next = FIRST.max(record.sent + 1);
+            let saved = Saved { client_id, record, mailbox, waiting: BTreeMap::new(), bytes: 0, next };
             self.saved.insert(number, saved);
         }
         for item in tables.queues.iter()? {
@@ -387,7 +389,7 @@ impl Sessions {
         for number in lost {
             let Some(saved) = self.saved.get_mut(&number) else { continue };
             saved.record.ended_ms = Some(now_ms);
-            saved.record.sent = saved.next;
+            saved.record.sent = saved.next - 1;
             tables.save(&saved.client_id, &saved.record)?;
         }
         Ok(())

@@ -332,7 +332,8 @@ fn what_no_client_sends_is_refused_at_its_first_byte() {
 
 #[test]
 fn an_acknowledgement_has_one_of_its_own_reasons() {
-    for (first, good, bad) in [(0x40, 0x97, 0x92), (0x50, 0x10, 0x01), (0x62, 0x92, 0x80), (0x70, 0x92, 0x10)] {
+    for (first, good, bad) in [(0x40, 0x97, 0x92), (0x50, 0x10, 0x01), (0x62, 0x92, 0x80), (0x70, 0x92, 0x10)]
+    {
         assert!(decode_one(&[first, 3, 0, 1, good], Version::V5).is_ok(), "{first:#x} {good:#x}");
         assert!(decode_one(&[first, 3, 0, 1, bad], Version::V5).is_err(), "{first:#x} {bad:#x}");
     }

@@ -380,7 +380,8 @@ fn each_filter_of_a_subscribe_is_answered_for_itself_and_live_messages_come_firs
         retain_handling: RetainHandling::Send,
         identifier: None,
     };
-    let filters = ["a/#", "a/\u{1}", "$share/g/a/#", "$share/g/\u{1}"].map(|filter| (filter.to_owned(), options));
+    let filters =
+        ["a/#", "a/\u{1}", "$share/g/a/#", "$share/g/\u{1}"].map(|filter| (filter.to_owned(), options));
     let effects = driven.packet(Packet::Subscribe(Subscribe { packet_id: 9, filters: filters.into() }));
     assert!(matches!(&effects[0], Effect::Subscribe(filter, _) if filter == "a/#"));
     assert!(matches!(&effects[1], Effect::Subscribe(filter, _) if filter == "$share/g/a/#"));
