@@ -49,12 +49,16 @@ build:
 	@cargo build --quiet --workspace --bins
 
 ##@ Check it
-.PHONY: test bench fmt fmt-check lint doc deny readme ci clean
+.PHONY: test judges bench fmt fmt-check lint doc deny readme ci clean
 test: build ## All tests; those with foreign programs use mosquitto, fetched if it is not there
 	@bash tests/peers.sh
 	cargo test -q --workspace --doc
 	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests; fi
+
+judges: ## Others' suites and clients against the broker, fetched once; CASES='gmqtt/*' for some
+	@cargo build --quiet -p mpypi-broker --bins
+	@python3 tests/judges/judge.py --broker $(programs)/mpypi-broker --only $(or $(CASES),'*')
 
 bench: ## The broker beside mosquitto; BENCH=--quick for a look
 	@bash tests/peers.sh
@@ -83,7 +87,7 @@ readme: build
 	@bash tests/readme.sh
 
 # The tests come last, so that their summary is the last thing CI says.
-ci: fmt-check lint doc deny readme test ## Everything CI does
+ci: fmt-check lint doc deny readme judges test ## Everything CI does
 
 clean: ## Remove what was built and what broker, agent and fleet left
 	cargo clean

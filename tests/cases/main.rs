@@ -7,6 +7,7 @@ mod broker;
 mod durability;
 mod fleet;
 mod hostile;
+mod judges;
 mod listeners;
 mod operations;
 mod publish;

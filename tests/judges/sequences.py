@@ -102,3 +102,8 @@ def run(folder, port):
             yield name, None
         except AssertionError as error:
             yield name, str(error)
+
+
+if __name__ == "__main__":
+    for name, complaint in run(sys.argv[1], int(sys.argv[2])):
+        print(name, complaint or "", sep="\n", end="\0")
