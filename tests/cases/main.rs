@@ -8,5 +8,6 @@ mod durability;
 mod fleet;
 mod hostile;
 mod listeners;
+mod powerloss;
 mod publish;
 mod sessions;

@@ -1,10 +1,11 @@
 //! A broker in a process of its own.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -42,9 +43,25 @@ impl Server {
     /// Our broker with exactly these arguments, with which it has so many listeners, the first over TCP.
     #[must_use]
     pub fn launch(world: &World, arguments: &[&str], listeners: usize) -> Server {
-        let log = world.path("broker.log");
+        Server::spawn(world.path("broker.log"), arguments, listeners, &[])
+    }
+
+    /// Our broker with its index in the folder `data`, its log, and more environment.
+    #[must_use]
+    pub fn start_on(data: &Path, log: PathBuf, environment: &[(&str, OsString)]) -> Server {
+        let data = data.to_str().unwrap();
+        Server::spawn(log, &["serve", "--listen", "127.0.0.1:0", "--data", data], 1, environment)
+    }
+
+    fn spawn(
+        log: PathBuf,
+        arguments: &[&str],
+        listeners: usize,
+        environment: &[(&str, OsString)],
+    ) -> Server {
         let mut command = Command::new(program("mpypi-broker"));
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         let log_file = File::options().create(true).append(true).open(&log).unwrap();
         let mut child = command.stderr(log_file).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
