@@ -26,7 +26,7 @@ use rumqttc::v5::mqttbytes::{
     },
 };
 
-/// Cuts in all.
+/// Cuts in all; `MPYPI_ROUNDS` asks for another number.
 const ROUNDS: usize = 200;
 /// Brokers that live and die beside each other.
 const LANES: usize = 2;
@@ -150,7 +150,11 @@ impl Publisher<'_> {
         };
         let mut old: Vec<String> = {
             let known = self.known.lock().unwrap();
-            known.iter().filter(|(topic, history)| has(topic, history)).map(|(topic, _)| topic.clone()).collect()
+            known
+                .iter()
+                .filter(|(topic, history)| has(topic, history))
+                .map(|(topic, _)| topic.clone())
+                .collect()
         };
         let mut names: Vec<Digest> = Vec::new();
         for _ in 0..self.random.usize(1..5) {
@@ -297,7 +301,10 @@ fn check(server: &Server, all: &[Mutex<Known>], cut: u64) -> Vec<Known> {
                 (Some(_), None) if topic.starts_with("mpypi/packages/") => {}
                 (sent, found) => panic!("`{topic}` expires in {found:?} s, sent with {sent:?}"),
             }
-            now.insert(topic.clone(), vec![Sent { expiry: found.expiry, acknowledged: Some(0), ..sent.clone() }]);
+            now.insert(
+                topic.clone(),
+                vec![Sent { expiry: found.expiry, acknowledged: Some(0), ..sent.clone() }],
+            );
         }
     }
     for (topic, message) in &found {
@@ -324,11 +331,9 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
     };
     let mut data = folder(format!("{seed}-start"));
     for life in 0..rounds.div_ceil(CUTS) {
-        let before = all.iter().map(|known| known.lock().unwrap().clone()).collect::<Vec<_>>();
         let log = world.path(&format!("{seed}.log"));
         let journal = Journal::new(shim, world.path(&format!("{seed}-{life}.journal")), &data);
-        let disk = || Disk::of(&data);
-        let base = disk();
+        let mut disk = Disk::of(&data);
         let server = Server::start_on(&data, log.clone(), &[], &journal.environment());
         let started = journal.position();
         let acknowledged = AtomicUsize::new(0);
@@ -356,7 +361,7 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
         let mut cuts: Vec<_> = (0..CUTS).map(|_| random.usize(..=records.len())).collect();
         cuts.sort_unstable();
         let continued = random.usize(..CUTS);
-        let (mut disk, mut applied) = (base, 0);
+        let mut applied = 0;
         for (round, at) in cuts.into_iter().enumerate() {
             records[applied..at].iter().for_each(|record| disk.apply(record));
             applied = at;
@@ -373,18 +378,19 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
             let server = Server::start_on(&left, log.clone(), &[], &[]);
             let now = check(&server, &all, position);
             server.kill();
-            *tally.entry(match cut {
-                Cut::LosesAll => "lost all that was not synced",
-                Cut::LosesSome => "lost some of it",
-                Cut::LosesNothing => "killed",
-            }).or_default() += 1;
+            *tally
+                .entry(match cut {
+                    Cut::LosesAll => "lost all that was not synced",
+                    Cut::LosesSome => "lost some of it",
+                    Cut::LosesNothing => "killed",
+                })
+                .or_default() += 1;
             if round == continued {
                 next = Some((left, now));
             } else {
                 fs::remove_dir_all(left).unwrap();
             }
         }
-        drop(before);
         fs::remove_dir_all(&data).unwrap();
         let (left, now) = next.unwrap();
         data = left;
@@ -394,18 +400,21 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
 }
 
 #[test]
-fn what_was_acknowledged_is_there_after_200_power_cuts_under_load() {
+fn what_was_acknowledged_is_there_after_hundreds_of_power_cuts_under_load() {
     let seed = std::env::var("MPYPI_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("MPYPI_SEED={seed}");
     let world = World::new();
     let shim = world.path("journal.so");
     Journal::build_shim(&shim);
+    let rounds = std::env::var("MPYPI_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     thread::scope(|scope| {
         let lanes: Vec<_> = (0..LANES as u64)
-            .map(|n| scope.spawn({
-                let (world, shim) = (&world, &shim);
-                move || lane(world, shim, seed.wrapping_add(n), ROUNDS / LANES)
-            }))
+            .map(|n| {
+                scope.spawn({
+                    let (world, shim) = (&world, &shim);
+                    move || lane(world, shim, seed.wrapping_add(n), rounds.div_ceil(LANES))
+                })
+            })
             .collect();
         for lane in lanes {
             println!("{:?}", lane.join().unwrap());
@@ -430,7 +439,8 @@ fn the_journal_of_a_broker_tells_all_that_it_did_to_its_files() {
         scope.spawn(move || {
             let random = fastrand::Rng::with_seed(7);
             let under_way = BTreeMap::new();
-            Publisher { client, n: 0, random, known, journal, acknowledged, last_id: 0, under_way }.work(&mut 0);
+            Publisher { client, n: 0, random, known, journal, acknowledged, last_id: 0, under_way }
+                .work(&mut 0);
         });
         while acknowledged.load(Ordering::SeqCst) < ACKNOWLEDGED {
             thread::yield_now();
@@ -443,4 +453,35 @@ fn the_journal_of_a_broker_tells_all_that_it_did_to_its_files() {
     let files = world.files("data");
     assert!(files.len() > 10, "{:?}", files.keys());
     assert!(files == world.files("again"), "the journal does not tell all");
+}
+
+#[test]
+fn a_power_cut_at_any_moment_of_the_first_two_starts_leaves_an_index_that_opens() {
+    let world = World::new();
+    let shim = world.path("journal.so");
+    Journal::build_shim(&shim);
+    fs::create_dir(world.path("data")).unwrap();
+    let mut random = fastrand::Rng::with_seed(1);
+    for start in 0..2 {
+        let journal = Journal::new(&shim, world.path(&format!("journal-{start}")), &world.path("data"));
+        let mut disk = Disk::of(&world.path("data"));
+        let server =
+            Server::start_on(&world.path("data"), world.path("broker.log"), &[], &journal.environment());
+        server.kill();
+        let records = journal.records();
+        assert!(records.len() > 3);
+        for at in 0..=records.len() {
+            for cut in [Cut::LosesAll, Cut::LosesSome, Cut::LosesNothing] {
+                println!("start {start}: {cut:?} after {at} of {} changes", records.len());
+                let left = world.path("left");
+                fs::create_dir(&left).unwrap();
+                disk.write_after(cut, &mut random, &left);
+                let server = Server::start_on(&left, world.path("left.log"), &[], &[]);
+                assert!(everything(&server).is_empty());
+                server.kill();
+                fs::remove_dir_all(&left).unwrap();
+            }
+            records.get(at).iter().for_each(|record| disk.apply(record));
+        }
+    }
 }

@@ -200,10 +200,8 @@ impl Disk {
                 self.numbers.insert(record.first, entry);
                 self.name(&path(&record.one), Some(entry));
             }
-            3 => self.change(record.first, Change::Write {
-                at: record.second as usize,
-                data: record.one.clone(),
-            }),
+            3 => self
+                .change(record.first, Change::Write { at: record.second as usize, data: record.one.clone() }),
             4 => self.change(record.first, Change::Length(record.second as usize)),
             5 => match self.numbers[&record.first] {
                 Entry::File(id) => {

@@ -9,7 +9,13 @@ mod record;
 pub mod sessions;
 pub mod writer;
 
-use std::{ops::Bound, path::Path, sync::Arc};
+use std::{
+    fs::{self, File, TryLockError},
+    io::ErrorKind,
+    ops::Bound,
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use mpypi_protocol::{
@@ -108,13 +114,16 @@ impl Index {
         };
         blobs::create_folder(folder).map_err(at(folder))?;
         let file = folder.join("index.redb");
-        let database =
-            Database::builder().set_cache_size(CACHE).create(&file).map_err(|error| match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => {
-                    IndexError::InUse { path: folder.display().to_string() }
-                }
-                other => IndexError::Database(other.into()),
-            })?;
+        let in_use = |error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                IndexError::InUse { path: folder.display().to_string() }
+            }
+            other => IndexError::Database(other.into()),
+        };
+        if !file.exists() {
+            create_database(folder, &file).map_err(in_use)?;
+        }
+        let database = Database::builder().set_cache_size(CACHE).open(&file).map_err(in_use)?;
         let blobs = Blobs::open(folder).map_err(at(folder))?;
         let transaction = database.begin_write()?;
         {
@@ -139,7 +148,7 @@ impl Index {
             }
         }
         transaction.commit()?;
-        // The new file's name must survive a power cut as surely as what is written into it.
+        // A new file's name must survive a power cut as surely as what is written into it.
         blobs::sync_folder(folder).map_err(at(folder))?;
         Ok(Index { database: Arc::new(database), blobs: Arc::new(blobs) })
     }
@@ -263,6 +272,25 @@ impl Index {
     pub fn chunk(&self, digest: &Digest, len: u64, offset: u64) -> std::io::Result<Bytes> {
         self.blobs.chunk(digest, len, offset)
     }
+}
+
+/// Makes an empty database as `file` in `folder`. One that a crash left half made would not open: it has its name
+/// once it is whole.
+fn create_database(folder: &Path, file: &Path) -> Result<(), redb::DatabaseError> {
+    let storage = |error| redb::DatabaseError::Storage(redb::StorageError::Io(error));
+    let lock = File::open(folder).map_err(storage)?;
+    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        return Err(redb::DatabaseError::DatabaseAlreadyOpen);
+    }
+    if file.exists() {
+        return Ok(()); // made by another broker, which has it open or has gone
+    }
+    let beside = file.with_extension("redb.new");
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(storage(error)),
+        _ => drop(Database::create(&beside)?),
+    }
+    fs::rename(&beside, file).map_err(storage)
 }
 
 /// Memory for the database's pages, in bytes.
