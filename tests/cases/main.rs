@@ -6,6 +6,7 @@ mod access;
 mod broker;
 mod durability;
 mod fleet;
+mod flood;
 mod hostile;
 mod listeners;
 mod powerloss;

@@ -17,7 +17,7 @@ mod server;
 pub use client::{Client, Options, Received};
 pub use programs::{Output, Running, World, program, run};
 pub use proxy::{Proxy, Verdict};
-pub use server::{Deadline, Server};
+pub use server::{Deadline, Server, clock};
 
 use std::time::Duration;
 

@@ -104,7 +104,7 @@ impl Server {
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let started = now();
+        let started = clock();
         while TcpStream::connect(address).is_err() {
             assert_eq!(child.try_wait().unwrap(), None, "mosquitto did not start");
             assert!(started.elapsed() < PATIENCE, "mosquitto does not listen");
@@ -176,18 +176,20 @@ impl Deadline {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "the time of its making matters")]
     pub fn new() -> Deadline {
-        Deadline(now() + PATIENCE)
+        Deadline(clock() + PATIENCE)
     }
 
     /// Fails if the time is over.
     #[track_caller]
     pub fn check(&self, complaint: &str) {
-        assert!(now() < self.0, "{complaint}");
+        assert!(clock() < self.0, "{complaint}");
     }
 }
 
+/// The time, where a test measures or loses its patience.
 #[expect(clippy::disallowed_methods, reason = "a test's patience is real time")]
-pub(crate) fn now() -> Instant {
+#[must_use]
+pub fn clock() -> Instant {
     Instant::now()
 }
 
