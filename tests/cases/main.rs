@@ -11,4 +11,5 @@ mod hostile;
 mod listeners;
 mod powerloss;
 mod publish;
+mod readers;
 mod sessions;
