@@ -63,6 +63,10 @@ bench: ## The broker beside mosquitto; BENCH=--quick for a look
 	cargo build --release -p mpypi-broker
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
 
+soak: ## Ten times as many hostile packets and power cuts as the tests have
+	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \
+	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
+
 fuzz: ## Fuzz what reads bytes of strangers, each target for SECONDS
 	@bash .ci/fuzz $(SECONDS)
 
