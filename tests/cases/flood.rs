@@ -118,7 +118,7 @@ impl Batch<'_> {
             }
             // Refused, with a reason that only MQTT 5 has words for.
             _ if self.version == Version::V5 => {
-                let topic = ["$SYS/x", "a/#", "mpypi/channels/dev", "mpypi/channels/no such", "", "+"];
+                let topic = ["$SYS/x", "a/#", "mpypi/channels/dev", "mpypi/channels/no such", "+"];
                 let topic = topic[self.random.usize(..topic.len())];
                 let id = self.id();
                 self.publish(0x33, topic.as_bytes(), Some(id));

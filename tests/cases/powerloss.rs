@@ -22,7 +22,8 @@ use mpypi_tests::{
 use rumqttc::v5::mqttbytes::{
     Error, QoS, qos,
     v5::{
-        Connect, Filter, Packet, PubAckReason, PubRecReason, PubRel, Publish, PublishProperties, Subscribe,
+        Connect, ConnectProperties, Filter, Packet, PubAck, PubAckReason, PubComp, PubRec, PubRecReason,
+        PubRel, Publish, PublishProperties, Subscribe,
     },
 };
 
@@ -45,6 +46,11 @@ const LARGE: usize = 90_000;
 /// An expiry that no test lives to see, and one that it may, in seconds.
 const LONG: u32 = 10_000;
 const SHORT: u32 = 1;
+
+/// Topics of messages that are not retained, for a client that is away; each message has one of its own.
+const QUEUE: &str = "queue/";
+/// The client that is away.
+const AWAY: &str = "away";
 
 /// What became of a topic: everything that was sent there, in order.
 type History = Vec<Sent>;
@@ -69,14 +75,31 @@ struct Client {
 
 impl Client {
     fn connect(to: SocketAddr, id: &str) -> Option<Client> {
+        Client::connect_with(to, id, true)
+    }
+
+    /// Goes on in a session that is kept for ever, or starts one.
+    fn resume(to: SocketAddr, id: &str) -> Option<Client> {
+        Client::connect_with(to, id, false)
+    }
+
+    fn connect_with(to: SocketAddr, id: &str, clean_start: bool) -> Option<Client> {
         let stream = TcpStream::connect(to).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut client = Client { stream, buffer: BytesMut::new() };
+        let expiry = (!clean_start).then_some(u32::MAX);
+        let properties = ConnectProperties { session_expiry_interval: expiry, ..ConnectProperties::new() };
         let connect =
-            Connect { keep_alive: 0, client_id: id.to_owned(), clean_start: true, properties: None };
+            Connect { keep_alive: 0, client_id: id.to_owned(), clean_start, properties: Some(properties) };
         client.send(&Packet::Connect(connect, None, None))?;
         matches!(client.packet()?, Packet::ConnAck(_)).then_some(client)
+    }
+
+    fn subscribe_to_queue(&mut self) {
+        let mut subscribe = Subscribe::new(Filter::new(format!("{QUEUE}#"), QoS::ExactlyOnce), None);
+        subscribe.pkid = 1;
+        self.send(&Packet::Subscribe(subscribe)).unwrap();
     }
 
     fn send(&mut self, packet: &Packet) -> Option<()> {
@@ -115,6 +138,8 @@ struct Publisher<'w> {
     journal: &'w Journal,
     acknowledged: &'w AtomicUsize,
     last_id: u16,
+    /// Messages sent to the client that is away.
+    queued: usize,
     /// Packet id → topic and place in its history.
     under_way: BTreeMap<u16, (String, usize)>,
 }
@@ -125,6 +150,15 @@ impl Publisher<'_> {
         loop {
             if self.random.u8(..10) == 0 {
                 self.release(sequence)?;
+                continue;
+            }
+            if self.random.u8(..5) == 0 {
+                // For a client that is away: its session takes it.
+                self.queued += 1;
+                let topic = format!("{QUEUE}{}/{:08}", self.n, self.queued);
+                let size = self.random.usize(1..20_000);
+                let payload: Vec<u8> = (0..size).map(|_| self.random.u8(..)).collect();
+                self.publish(topic, payload, None)?;
                 continue;
             }
             let topic = format!("load/{}/{}", self.n, self.random.usize(..TOPICS));
@@ -193,7 +227,7 @@ impl Publisher<'_> {
         let digest = (!payload.is_empty()).then(|| Digest::of(&payload));
         let level = qos(self.random.u8(1..3)).unwrap();
         let mut publish = Publish::new(&topic, level, payload, expiry.map(|_| properties));
-        (publish.retain, publish.pkid) = (true, self.last_id);
+        (publish.retain, publish.pkid) = (!topic.starts_with(QUEUE), self.last_id);
         {
             let mut known = self.known.lock().unwrap();
             let history = known.entry(topic.clone()).or_default();
@@ -272,12 +306,73 @@ fn everything(server: &Server) -> BTreeMap<String, Found> {
     }
 }
 
+/// Subscribes the client that is away, and sees that the broker knows it.
+fn subscribe_away(to: SocketAddr) {
+    let mut client = Client::resume(to, AWAY).unwrap();
+    client.subscribe_to_queue();
+    while !matches!(client.packet().unwrap(), Packet::SubAck(_)) {}
+}
+
+/// Everything that waits for the client that is away, by topic, and takes it.
+fn everything_queued(server: &Server) -> BTreeMap<String, Digest> {
+    /// Published last, so that it comes when all others have.
+    const LAST: &str = "queue/last";
+    let mut client = Client::resume(server.address, AWAY).unwrap();
+    // The cut may have come before the session, or its subscription, was there.
+    client.subscribe_to_queue();
+    let end = fastrand::u64(..).to_string();
+    let mut last = Publish::new(LAST, QoS::AtLeastOnce, end.clone(), None);
+    last.pkid = 2;
+    client.send(&Packet::Publish(last)).unwrap();
+    let (mut found, mut newest) = (BTreeMap::new(), BTreeMap::new());
+    loop {
+        match client.packet().expect("a broker that goes on") {
+            Packet::Publish(publish) => {
+                match publish.qos {
+                    QoS::AtMostOnce => panic!("{publish:?}"),
+                    QoS::AtLeastOnce => client.send(&Packet::PubAck(PubAck::new(publish.pkid, None))),
+                    QoS::ExactlyOnce => client.send(&Packet::PubRec(PubRec::new(publish.pkid, None))),
+                }
+                .unwrap();
+                if publish.topic == LAST {
+                    match publish.payload == end {
+                        true => return found,
+                        false => continue, // of an earlier life, whose end came before it was taken for good
+                    }
+                }
+                let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
+                let (publisher, _) = topic.rsplit_once('/').unwrap();
+                let before = newest.insert(publisher.to_owned(), topic.clone());
+                assert!(before.as_ref().is_none_or(|before| *before < topic), "{topic} after {before:?}");
+                found.insert(topic, Digest::of(&publish.payload));
+            }
+            Packet::PubRel(release) => {
+                client.send(&Packet::PubComp(PubComp::new(release.pkid, None))).unwrap();
+            }
+            Packet::PubAck(_) | Packet::SubAck(_) => {}
+            other => panic!("expected a message, got {other:?}"),
+        }
+    }
+}
+
 /// Compares what a broker holds with what was acknowledged before `cut`, and returns it as what is known now.
 fn check(server: &Server, all: &[Mutex<Known>], cut: u64) -> Vec<Known> {
     let found = everything(server);
+    let mut queued = everything_queued(server);
     let mut now = vec![Known::new(); all.len()];
     for (known, now) in all.iter().zip(&mut now) {
         for (topic, history) in known.lock().unwrap().iter() {
+            if topic.starts_with(QUEUE) {
+                let sent = &history[0];
+                let is_acknowledged = sent.acknowledged.is_some_and(|position| position <= cut);
+                match queued.remove(topic) {
+                    Some(digest) => assert_eq!(sent.payload, Some(digest), "`{topic}` is not what was sent"),
+                    None => assert!(!is_acknowledged, "what was acknowledged is lost: `{topic}`"),
+                }
+                // It may come once more: the next cut may lose that it was taken.
+                now.insert(topic.clone(), vec![Sent { acknowledged: None, ..sent.clone() }]);
+                continue;
+            }
             let is_before = |sent: &Sent| sent.acknowledged.is_some_and(|position| position <= cut);
             let last = history.iter().rposition(is_before);
             // Nothing was there before the first message, unless an answer says that it has been replaced.
@@ -307,6 +402,7 @@ fn check(server: &Server, all: &[Mutex<Known>], cut: u64) -> Vec<Known> {
             );
         }
     }
+    assert!(queued.is_empty(), "never sent: {:?}", queued.keys());
     for (topic, message) in &found {
         assert!(now.iter().any(|known| known.contains_key(topic)), "`{topic}` was never sent");
         if topic.starts_with("mpypi/channels/") {
@@ -336,6 +432,7 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
         let mut disk = Disk::of(&data);
         let server = Server::start_on(&data, log.clone(), &[], &journal.environment());
         let started = journal.position();
+        subscribe_away(server.address);
         let acknowledged = AtomicUsize::new(0);
         let enough = random.usize(1..ACKNOWLEDGED);
         let address = server.address;
@@ -346,8 +443,18 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
                 scope.spawn(move || {
                     let client = Client::connect(address, &format!("publisher-{n}")).unwrap();
                     let under_way = BTreeMap::new();
-                    Publisher { client, n, random, known, journal, acknowledged, last_id: 0, under_way }
-                        .work(sequence);
+                    Publisher {
+                        client,
+                        n,
+                        random,
+                        known,
+                        journal,
+                        acknowledged,
+                        last_id: 0,
+                        queued: life * 10_000,
+                        under_way,
+                    }
+                    .work(sequence);
                 });
             }
             while acknowledged.load(Ordering::SeqCst) < enough {
@@ -439,8 +546,18 @@ fn the_journal_of_a_broker_tells_all_that_it_did_to_its_files() {
         scope.spawn(move || {
             let random = fastrand::Rng::with_seed(7);
             let under_way = BTreeMap::new();
-            Publisher { client, n: 0, random, known, journal, acknowledged, last_id: 0, under_way }
-                .work(&mut 0);
+            Publisher {
+                client,
+                n: 0,
+                random,
+                known,
+                journal,
+                acknowledged,
+                last_id: 0,
+                queued: 0,
+                under_way,
+            }
+            .work(&mut 0);
         });
         while acknowledged.load(Ordering::SeqCst) < ACKNOWLEDGED {
             thread::yield_now();
