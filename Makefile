@@ -62,6 +62,7 @@ bench: ## The broker beside mosquitto; BENCH=--quick for a look
 	@bash tests/peers.sh
 	cargo build --release -p mpypi-broker
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
+	cargo bench -p mpypi-tests --bench readers -- $(BENCH)
 
 soak: ## Ten times as many hostile packets and power cuts as the tests have
 	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \

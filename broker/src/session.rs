@@ -702,15 +702,18 @@ impl Session {
         if subscribe.filters.len() > self.limits.subscriptions {
             return self.end(Reason::QuotaExceeded, "more filters at once than one client may have", effects);
         }
+        // [MQTT-3.8.3-4]
+        let is_wrong = |(filter, options): &(String, SubscriptionOptions)| {
+            options.no_local && topic::split_shared(filter).is_some()
+        };
+        if subscribe.filters.iter().any(is_wrong) {
+            return self.end(Reason::ProtocolError, "a shared subscription without local", effects);
+        }
         let mut answer = Vec::with_capacity(subscribe.filters.len());
         let mut accepted = Vec::new();
         for (filter, options) in subscribe.filters {
             let is_new = !self.subscriptions.contains_key(&filter);
             let is_shared = topic::split_shared(&filter).is_some();
-            if is_shared && options.no_local {
-                // [MQTT-3.8.3-4]
-                return self.end(Reason::ProtocolError, "a shared subscription without local", effects);
-            }
             let verdict = if topic::check_filter(&filter).is_err() {
                 Err(Reason::TopicFilterInvalid)
             } else if !self.identity.may_subscribe(without_share(&filter)) {

@@ -8,7 +8,7 @@ use bytes::{BufMut, BytesMut};
 use libfuzzer_sys::fuzz_target;
 use mpypi_broker::{
     Limits,
-    packet::{Frame, Framing, Packet, PacketError, Publish, Version, decode, frame, publish_head},
+    packet::{Frame, Framing, Head, Packet, PacketError, Publish, Version, decode, frame},
 };
 
 /// Small, so that a few bytes reach beyond them.
@@ -59,11 +59,11 @@ fn check(frame: &Frame, packet: &Packet, version: Version, limits: &Limits) {
                 again(will, connect.version, limits);
             }
         }
-        Packet::Publish(publish) => {
+        Packet::Publish(publish, _) => {
             assert_eq!(publish.packet_id == 0, publish.qos as u8 == 0);
             again(publish, version, limits);
         }
-        Packet::PubAck(id) | Packet::PubRec(id) | Packet::PubRel(id) | Packet::PubComp(id) => {
+        Packet::PubAck(id) | Packet::PubRec { id, .. } | Packet::PubRel(id) | Packet::PubComp(id) => {
             assert_ne!(*id, 0);
         }
         Packet::Subscribe(subscribe) => {
@@ -85,17 +85,25 @@ fn again(publish: &Publish, version: Version, limits: &Limits) {
     // A will has no packet id.
     let id = if publish.qos as u8 == 0 { 0 } else { publish.packet_id.max(1) };
     let size = publish.payload.len() as u64;
-    let head =
-        publish_head(version, &publish.topic, publish.qos, publish.retain, id, &publish.properties, size);
-    let mut bytes = BytesMut::from(&head[..]);
+    let head = Head {
+        topic: &publish.topic,
+        qos: publish.qos,
+        retain: publish.retain,
+        duplicate: publish.duplicate,
+        packet_id: id,
+        properties: &publish.properties,
+        expiry: publish.properties.expiry,
+        identifiers: &[],
+    };
+    let mut bytes = BytesMut::from(&head.to_bytes(version, size)[..]);
     bytes.put_slice(&publish.payload);
     // Ours may say more than it was told, as the length of no properties.
     let wide = Limits { packet: limits.packet + 64, ..limits.clone() };
     let Ok(Framing::Whole(whole)) = frame(&mut bytes, &wide) else { panic!("not a packet: {bytes:?}") };
     assert!(bytes.is_empty(), "the head announces another size");
     match decode(whole, version, &wide) {
-        Ok(Packet::Publish(mut read)) => {
-            (read.duplicate, read.packet_id) = (publish.duplicate, publish.packet_id);
+        Ok(Packet::Publish(mut read, None)) => {
+            read.packet_id = publish.packet_id;
             assert_eq!(&read, publish);
         }
         other => panic!("written as {other:?}: {publish:?}"),
