@@ -430,7 +430,7 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
         let log = world.path(&format!("{seed}.log"));
         let journal = Journal::new(shim, world.path(&format!("{seed}-{life}.journal")), &data);
         let mut disk = Disk::of(&data);
-        let server = Server::start_on(&data, log.clone(), &[], &journal.environment());
+        let server = Server::start_on(&data, log.clone(), &journal.environment());
         let started = journal.position();
         subscribe_away(server.address);
         let acknowledged = AtomicUsize::new(0);
@@ -482,7 +482,7 @@ fn lane(world: &World, shim: &std::path::Path, seed: u64, rounds: usize) -> BTre
                 records.len(),
                 left.display()
             );
-            let server = Server::start_on(&left, log.clone(), &[], &[]);
+            let server = Server::start_on(&left, log.clone(), &[]);
             let now = check(&server, &all, position);
             server.kill();
             *tally
@@ -537,7 +537,7 @@ fn the_journal_of_a_broker_tells_all_that_it_did_to_its_files() {
     fs::create_dir(world.path("data")).unwrap();
     let journal = Journal::new(&shim, world.path("journal"), &world.path("data"));
     let mut disk = Disk::of(&world.path("data"));
-    let server = Server::start_on(&world.path("data"), world.path("broker.log"), &[], &journal.environment());
+    let server = Server::start_on(&world.path("data"), world.path("broker.log"), &journal.environment());
     let known = Mutex::default();
     let acknowledged = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -582,8 +582,7 @@ fn a_power_cut_at_any_moment_of_the_first_two_starts_leaves_an_index_that_opens(
     for start in 0..2 {
         let journal = Journal::new(&shim, world.path(&format!("journal-{start}")), &world.path("data"));
         let mut disk = Disk::of(&world.path("data"));
-        let server =
-            Server::start_on(&world.path("data"), world.path("broker.log"), &[], &journal.environment());
+        let server = Server::start_on(&world.path("data"), world.path("broker.log"), &journal.environment());
         server.kill();
         let records = journal.records();
         assert!(records.len() > 3);
@@ -593,7 +592,7 @@ fn a_power_cut_at_any_moment_of_the_first_two_starts_leaves_an_index_that_opens(
                 let left = world.path("left");
                 fs::create_dir(&left).unwrap();
                 disk.write_after(cut, &mut random, &left);
-                let server = Server::start_on(&left, world.path("left.log"), &[], &[]);
+                let server = Server::start_on(&left, world.path("left.log"), &[]);
                 assert!(everything(&server).is_empty());
                 server.kill();
                 fs::remove_dir_all(&left).unwrap();

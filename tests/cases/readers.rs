@@ -3,8 +3,7 @@
 
 use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
-use mpypi_broker::{Access, Broker, Config, Limits};
-use mpypi_tests::{Client, Options, PATIENCE, World};
+use mpypi_tests::{Client, Options, PATIENCE, Server, World};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -12,7 +11,6 @@ use tokio::{
     task::JoinSet,
     time::{interval, timeout},
 };
-use tokio_util::sync::CancellationToken;
 
 const FAST: usize = 600;
 const SLOW: usize = 200;
@@ -27,8 +25,8 @@ const SLOWLY: usize = 200_000;
 const SIPS: usize = 20;
 /// What a reader's socket holds, in bytes; the system doubles it.
 const SOCKET: u32 = 32 * 1024;
-/// What the process may grow by, in KiB, clients included. All payloads together are a thousand times as much.
-const GROWTH: u64 = 96 * 1024;
+/// What the broker may grow by, in KiB. All that they ask for together is a million.
+const GROWTH: u64 = 48 * 1024;
 
 async fn subscribed(to: SocketAddr, id: String) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
@@ -61,8 +59,8 @@ async fn drink(stream: &mut TcpStream, sip: usize, pace: Option<Duration>) -> us
     taken
 }
 
-fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
+fn resident(server: &Server) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
@@ -72,22 +70,16 @@ fn resident() -> u64 {
 async fn stuck_readers_are_sent_away_slow_ones_stay_and_fast_ones_get_everything() {
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let world = World::new();
-    let broker = Broker::bind(Config {
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
-        data: world.path("data"),
-        limits: Limits { write_stall: STALL, ..Limits::default() },
-        access: Access::Loopback,
-    });
-    let broker = broker.await.unwrap();
-    let to = broker.addresses()[0];
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(broker.run(stop.clone()));
+    let limits = format!("[limits]\nwrite_stall = {}\n", STALL.as_secs());
+    world.write("broker.toml", limits);
+    let server = Server::start_with(&world, &["--config", &world.text("broker.toml")]);
+    let to = server.address;
     tokio::task::spawn_blocking(move || {
         assert!(Client::connect(to, "writer").retain("large", &[7; PAYLOAD]))
     })
     .await
     .unwrap();
-    let before = resident();
+    let before = resident(&server);
 
     let all = Arc::new(Barrier::new(FAST + SLOW + STUCK + 1));
     let (mut fast, mut slow, mut stuck) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
@@ -111,7 +103,7 @@ async fn stuck_readers_are_sent_away_slow_ones_stay_and_fast_ones_get_everything
     all.wait().await;
     let fast = timeout(PATIENCE, fast.join_all()).await.expect("fast readers do not wait for others");
     assert!(fast.iter().all(|taken| *taken >= PAYLOAD), "a fast reader was sent away: {fast:?}");
-    let grown = resident().saturating_sub(before);
+    let grown = resident(&server).saturating_sub(before);
     let slow = timeout(PATIENCE, slow.join_all()).await.expect("slow readers get there");
     assert!(slow.iter().all(|taken| *taken >= PAYLOAD), "a slow reader was sent away: {slow:?}");
     // Long after the deadline: what was already on its way to the stuck ones comes, and then the end.
@@ -121,6 +113,5 @@ async fn stuck_readers_are_sent_away_slow_ones_stay_and_fast_ones_get_everything
     }
     println!("{grown} KiB for {} readers", FAST + SLOW + STUCK);
     assert!(grown < GROWTH, "{grown} KiB more");
-    stop.cancel();
-    serving.await.unwrap().unwrap();
+    assert_eq!(server.stop("-TERM"), Some(0));
 }

@@ -53,12 +53,7 @@ impl Server {
         Server::spawn(log, &["serve", "--listen", "127.0.0.1:0", "--data", data], 1, environment)
     }
 
-    fn spawn(
-        log: PathBuf,
-        arguments: &[&str],
-        listeners: usize,
-        environment: &[(&str, OsString)],
-    ) -> Server {
+    fn spawn(log: PathBuf, arguments: &[&str], listeners: usize, environment: &[(&str, OsString)]) -> Server {
         let mut command = Command::new(program("mpypi-broker"));
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         command.envs(environment.iter().map(|(name, value)| (name, value)));
