@@ -4,6 +4,7 @@ CHANNEL ?= dev
 BROKER ?= mqtt://127.0.0.1:1883
 NODE ?= node-1
 NODES ?= 50
+SECONDS ?= 60
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +20,8 @@ help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
 	  /^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@printf '\nCHANNEL=%s BROKER=%s NODE=%s NODES=%s\n' '$(CHANNEL)' '$(BROKER)' '$(NODE)' '$(NODES)'
+	@printf '\nCHANNEL=%s BROKER=%s NODE=%s NODES=%s SECONDS=%s\n' \
+	  '$(CHANNEL)' '$(BROKER)' '$(NODE)' '$(NODES)' '$(SECONDS)'
 
 demo: build ## A release, from a folder through a broker to five devices, and an update of it
 	@bash tests/demo.sh
@@ -49,7 +51,7 @@ build:
 	@cargo build --quiet --workspace --bins
 
 ##@ Check it
-.PHONY: test judges bench fmt fmt-check lint doc deny readme ci clean
+.PHONY: test judges bench fuzz soak fmt fmt-check lint doc deny readme ci clean
 test: build ## All tests; those with foreign programs use mosquitto, fetched if it is not there
 	@bash tests/peers.sh
 	cargo test -q --workspace --doc
@@ -64,12 +66,22 @@ bench: ## The broker beside mosquitto; BENCH=--quick for a look
 	@bash tests/peers.sh
 	cargo build --release -p mpypi-broker
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
+	cargo bench -p mpypi-tests --bench readers -- $(BENCH)
+
+soak: ## Ten times as many hostile packets and power cuts as the tests have
+	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \
+	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
+
+fuzz: ## Fuzz what reads bytes of strangers, each target for SECONDS
+	@bash .ci/fuzz $(SECONDS)
 
 fmt: ## Format the code
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 fmt-check:
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 
 lint: ## Clippy with warnings denied, and what the crates must not depend on
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -87,7 +99,10 @@ readme: build
 	@bash tests/readme.sh
 
 # The tests come last, so that their summary is the last thing CI says.
-ci: fmt-check lint doc deny readme judges test ## Everything CI does
+ci: fmt-check lint doc deny readme fuzz-a-little judges test ## Everything CI does
+
+fuzz-a-little:
+	@bash .ci/fuzz 10
 
 clean: ## Remove what was built and what broker, agent and fleet left
 	cargo clean

@@ -182,7 +182,14 @@ async fn enter<'s>(
     if connect.maximum_packet_size.is_some_and(|largest| size > largest as usize) {
         // [MQTT-3.1.2-24]
         let text = "our CONNACK is larger than the largest packet that the client takes";
-        refuse(reader, writer, peer, &Refused::answered(&connect, Reason::PacketTooLarge, text)).await;
+        refuse(
+            reader,
+            writer,
+            peer,
+            &Refused::answered(&connect, Reason::PacketTooLarge, text),
+            &shared.metrics,
+        )
+        .await;
         return None;
     }
     let owner = login.as_ref().map(|login| login.name.clone());

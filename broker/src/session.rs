@@ -729,22 +729,24 @@ impl Session {
         if subscribe.filters.len() > self.limits.subscriptions {
             return self.end(Reason::QuotaExceeded, "more filters at once than one client may have", effects);
         }
+        // All of them before any counts.
+        for (filter, options) in &subscribe.filters {
+            if options.no_local && topic::split_shared(filter).is_some() {
+                // [MQTT-3.8.3-4]
+                return self.end(Reason::ProtocolError, "a shared subscription without local", effects);
+            }
+            if let Err(error) = topic::check_filter(filter)
+                && self.is_violation(&error)
+            {
+                return self.end(Reason::MalformedPacket, &error.to_string(), effects);
+            }
+        }
         let mut answer = Vec::with_capacity(subscribe.filters.len());
         let mut accepted = Vec::new();
         for (filter, options) in subscribe.filters {
             let is_new = !self.subscriptions.contains_key(&filter);
             let is_shared = topic::split_shared(&filter).is_some();
-            if is_shared && options.no_local {
-                // [MQTT-3.8.3-4]
-                return self.end(Reason::ProtocolError, "a shared subscription without local", effects);
-            }
-            let check = topic::check_filter(&filter);
-            if let Err(error) = &check
-                && self.is_violation(error)
-            {
-                return self.end(Reason::MalformedPacket, &error.to_string(), effects);
-            }
-            let verdict = if check.is_err() {
+            let verdict = if topic::check_filter(&filter).is_err() {
                 Err(Reason::TopicFilterInvalid)
             } else if !self.identity.may_subscribe(without_share(&filter)) {
                 tracing::info!(client = self.client_id, filter, "{} may not subscribe", self.identity);

@@ -3,13 +3,14 @@
 //! [`World`] is a scratch folder; a [`Server`] is a broker of ours or mosquitto on a free loopback port, and
 //! dies with the test; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
 //! told, also what no proper client does; an [`Authority`] makes certificates, and a [`Secure`] broker shows one; a
-//! [`Proxy`] sits on the line and counts, cuts or corrupts.
+//! [`Proxy`] sits on the line and counts, cuts or corrupts; a [`disk::Disk`] tells what a power cut leaves.
 
 // Here a failed expectation is a failed test.
 #![allow(clippy::unwrap_used, reason = "a helper that fails should fail the test, where it stands")]
 
 mod authority;
 mod client;
+pub mod disk;
 mod programs;
 mod proxy;
 mod server;
@@ -18,7 +19,7 @@ pub use authority::{Authority, Validity};
 pub use client::{Client, Options, Received};
 pub use programs::{Output, Running, World, program, run, run_with};
 pub use proxy::{Proxy, Verdict};
-pub use server::{Deadline, Kind, Secure, Server};
+pub use server::{Deadline, Kind, Secure, Server, clock};
 
 use std::time::Duration;
 

@@ -1,10 +1,11 @@
 //! A broker in a process of its own.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -44,7 +45,7 @@ impl Server {
         let more = arguments.iter().filter(|argument| ["--listen", "--http"].contains(argument)).count();
         let data = world.text("data");
         command.args(["serve", "--listen", "127.0.0.1:0", "--data", &data]).args(arguments);
-        Server::spawn(world, command, 1 + more)
+        Server::spawn(world.path("broker.log"), command, 1 + more)
     }
 
     /// Our broker with exactly these arguments, with which it has so many listeners, the first over TCP.
@@ -52,11 +53,19 @@ impl Server {
     pub fn launch(world: &World, arguments: &[&str], listeners: usize) -> Server {
         let mut command = Command::new(program("mpypi-broker"));
         command.args(arguments);
-        Server::spawn(world, command, listeners)
+        Server::spawn(world.path("broker.log"), command, listeners)
     }
 
-    fn spawn(world: &World, mut command: Command, listeners: usize) -> Server {
-        let log = world.path("broker.log");
+    /// Our broker with its index in the folder `data`, its log, and more environment.
+    #[must_use]
+    pub fn start_on(data: &Path, log: PathBuf, environment: &[(&str, OsString)]) -> Server {
+        let mut command = Command::new(program("mpypi-broker"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        Server::spawn(log, command, 1)
+    }
+
+    fn spawn(log: PathBuf, mut command: Command, listeners: usize) -> Server {
         let log_file = File::options().create(true).append(true).open(&log).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log_file);
         let mut child = command.spawn().unwrap();
@@ -103,7 +112,7 @@ impl Server {
             .stderr(File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        let started = now();
+        let started = clock();
         while TcpStream::connect(address).is_err() {
             assert_eq!(child.try_wait().unwrap(), None, "mosquitto did not start");
             assert!(started.elapsed() < PATIENCE, "mosquitto does not listen");
@@ -187,13 +196,13 @@ impl Deadline {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "the time of its making matters")]
     pub fn new() -> Deadline {
-        Deadline(now() + PATIENCE)
+        Deadline(clock() + PATIENCE)
     }
 
     /// Fails if the time is over.
     #[track_caller]
     pub fn check(&self, complaint: &str) {
-        assert!(now() < self.0, "{complaint}");
+        assert!(clock() < self.0, "{complaint}");
     }
 }
 
@@ -280,8 +289,10 @@ fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
+/// The time, where a test measures or loses its patience.
 #[expect(clippy::disallowed_methods, reason = "a test's patience is real time")]
-pub(crate) fn now() -> Instant {
+#[must_use]
+pub fn clock() -> Instant {
     Instant::now()
 }
 

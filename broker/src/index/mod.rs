@@ -193,7 +193,7 @@ impl Index {
             }
         }
         transaction.commit()?;
-        // The new file's name must survive a power cut as surely as what is written into it.
+        // A new file's name must survive a power cut as surely as what is written into it.
         blobs::sync_folder(folder).map_err(at(folder))?;
         Ok(Index {
             store: Arc::new(store),

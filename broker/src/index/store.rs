@@ -4,6 +4,8 @@
 //! anew. Whoever reads just then waits for that.
 
 use std::{
+    fs::{self, File, TryLockError},
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Condvar, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -74,8 +76,31 @@ impl Store {
 
 fn open(folder: &Path) -> Result<Database, IndexError> {
     let file = folder.join("index.redb");
-    Database::builder().set_cache_size(CACHE).create(&file).map_err(|error| match error {
+    let failed = |error| match error {
         redb::DatabaseError::DatabaseAlreadyOpen => IndexError::InUse { path: folder.display().to_string() },
         other => IndexError::Database(other.into()),
-    })
+    };
+    if !file.exists() {
+        create(folder, &file).map_err(failed)?;
+    }
+    Database::builder().set_cache_size(CACHE).open(&file).map_err(failed)
+}
+
+/// Makes an empty database as `file` in `folder`. One that a crash left half made would not open: it has its name
+/// once it is whole.
+fn create(folder: &Path, file: &Path) -> Result<(), redb::DatabaseError> {
+    let storage = |error| redb::DatabaseError::Storage(redb::StorageError::Io(error));
+    let lock = File::open(folder).map_err(storage)?;
+    if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+        return Err(redb::DatabaseError::DatabaseAlreadyOpen);
+    }
+    if file.exists() {
+        return Ok(()); // made by another broker, which has it open or has gone
+    }
+    let beside = file.with_extension("redb.new");
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(storage(error)),
+        _ => drop(Database::create(&beside)?),
+    }
+    fs::rename(&beside, file).map_err(storage)
 }

@@ -671,3 +671,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_subscribe_that_ends_the_session_leaves_no_subscription() {
+    let (mut kept, _) = Driven::kept(|_| {});
+    for driven in [&mut Driven::new(Version::V5), &mut kept] {
+        let options = SubscriptionOptions {
+            qos: Qos::AtLeastOnce,
+            no_local: true,
+            retain_as_published: false,
+            retain_handling: RetainHandling::Send,
+            identifier: None,
+        };
+        let filters = ["a", "$share/g/b"].map(|filter| (filter.to_owned(), options)).to_vec();
+        let effects = driven.packet(Packet::Subscribe(Subscribe { packet_id: 9, filters }));
+        assert!(closes(&effects) && effects.len() == 2, "{effects:?}");
+        assert_eq!(driven.session.filters().count(), 0);
+    }
+}
