@@ -386,10 +386,14 @@ impl Sessions {
                 self.trie().insert(filter, SessionId::kept(number), receiver);
             }
         }
-        for number in lost {
-            let Some(saved) = self.saved.get_mut(&number) else { continue };
-            saved.record.ended_ms = Some(now_ms);
-            saved.record.sent = saved.next - 1;
+        for number in &lost {
+            if let Some(saved) = self.saved.get_mut(number) {
+                saved.record.ended_ms = Some(now_ms);
+                saved.record.sent = saved.next - 1;
+            }
+        }
+        // Last, since the disk may be full: all that counts is in memory by now.
+        for saved in lost.iter().filter_map(|number| self.saved.get(number)) {
             tables.save(&saved.client_id, &saved.record)?;
         }
         Ok(())

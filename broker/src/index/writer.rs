@@ -220,9 +220,11 @@ impl Writer {
     }
 
     fn load(&mut self, now: Now) -> Result<(), IndexError> {
-        let transaction = self.index.store.begin_write()?;
-        self.sessions.load(&mut sessions::Tables::open(&transaction)?, now.unix_ms)?;
-        transaction.commit()?;
+        match self.load_sessions(now) {
+            // Nobody could read any more otherwise.
+            Err(error) if error.is_full() => self.index.store.renew()?,
+            done => done?,
+        }
         let transaction = self.index.store.begin_read()?;
         let meta = transaction.open_table(META)?;
         self.version = meta.get(VERSION)?.map_or(0, |version| version.value());
@@ -242,6 +244,13 @@ impl Writer {
                 Err(error) => tracing::error!(%channel, %error, "the channel's retained list is damaged"),
             }
         }
+        Ok(())
+    }
+
+    fn load_sessions(&mut self, now: Now) -> Result<(), IndexError> {
+        let transaction = self.index.store.begin_write()?;
+        self.sessions.load(&mut sessions::Tables::open(&transaction)?, now.unix_ms)?;
+        transaction.commit()?;
         Ok(())
     }
 
