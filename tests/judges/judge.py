@@ -8,12 +8,14 @@ fail, or if one is missing. What the judges need is fetched into `target/judges`
 import argparse
 import ast
 import concurrent.futures
+import contextlib
 import fnmatch
 import hashlib
 import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -159,17 +161,27 @@ def text_of(output):
 
 
 def execute(command, cwd, **environment):
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
+    """Runs a program to its end, which is also that of all it has started and of its scratch folder."""
+    with tempfile.TemporaryDirectory(prefix="mpypi-judge-") as scratch:
         # Some cases start others by their first line.
-        env={**os.environ, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1", **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=PATIENCE,
-        check=False,
-    )
+        path = f"{VENV / 'bin'}:{os.environ['PATH']}"
+        own = {"PATH": path, "TMPDIR": scratch, "PYTHONDONTWRITEBYTECODE": "1", **environment}
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=cwd,
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=PATIENCE)
+            return subprocess.CompletedProcess(command, process.returncode, output)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def verdict(name, done):

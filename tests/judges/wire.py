@@ -10,7 +10,8 @@ choice. Here two packets are the same if they differ only in such a choice:
   with a topic (4.13.1: it SHOULD say which; suites and brokers draw the line differently);
 - 0x00 for 0x10, which a server MAY say to a message without subscribers (3.4.2.1, table 3-4);
 - the order of properties other than user properties (2.2.2.2);
-- the packet ids a broker chooses (2.2.1), as long as one message keeps its id.
+- the packet ids a broker chooses (2.2.1), as long as one message keeps its id;
+- whether the answer to a client's message or a message for it comes first (4.6 orders each, not both).
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ NAMES = (
     "SUBSCRIBE SUBACK UNSUBSCRIBE UNSUBACK PINGREQ PINGRESP DISCONNECT AUTH"
 ).split()
 
+ANSWERS = {PUBACK, PUBREC, PUBCOMP}
 REASON_STRING, USER_PROPERTY = 0x1F, 0x26
 # Session expiry, receive and alias maximum, maximum QoS, retain available, maximum packet size, wildcards,
 # subscription identifiers, shared subscriptions: 3.2.2.3.
@@ -206,6 +208,7 @@ class Line:
         self._recv = recv
         self._data = b""
         self._packets = []
+        self._held = []
         self.version = 4
         self.client_id = b""
 
@@ -225,8 +228,21 @@ class Line:
         except Malformed:
             pass  # sent on purpose
 
-    def packet(self):
-        """The next packet; raises `Closed`, `Malformed` or `TimeoutError`."""
+    def packet(self, wanted=None):
+        """The next packet; raises `Closed`, `Malformed` or `TimeoutError`.
+
+        If an answer is `wanted`, messages wait, and the other way round.
+        """
+        others = {PUBLISH} if wanted in ANSWERS else ANSWERS if wanted == PUBLISH else set()
+        for packet in self._held:
+            if packet.type not in others:
+                self._held.remove(packet)
+                return packet
+        while (packet := self._next()).type in others:
+            self._held.append(packet)
+        return packet
+
+    def _next(self):
         while not self._packets:
             try:
                 data = self._recv(65536)
@@ -239,7 +255,9 @@ class Line:
 
     def bytes(self, count):
         """At most so many bytes, as they came."""
-        data = b"".join(raw for _, _, raw in self._packets) + self._data or self._recv(count)
+        waiting = [packet.raw for packet in self._held] + [raw for _, _, raw in self._packets]
+        data = b"".join(waiting) + self._data or self._recv(count)
+        self._held = []
         self._packets, self._data = split(data[count:])
         return data[:count]
 
@@ -252,7 +270,7 @@ class Line:
         for one in packets:
             wanted = decode(*one, self.version)
             try:
-                came = self.packet()
+                came = self.packet(wanted.type)
             except Closed:
                 return f"closed, expected {wanted}"
             except TimeoutError:
