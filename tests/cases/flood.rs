@@ -158,20 +158,8 @@ impl Batch<'_> {
     }
 
     fn filters(&mut self, first: u8, options: bool) {
-        const FILTERS: [&str; 12] = [
-            "a/#/b",
-            "a#",
-            "",
-            "+a",
-            "#/",
-            "$share/g/a",
-            "$share//",
-            "x/+/+/+/y",
-            "+/é",
-            "$SYS/#",
-            "z/#",
-            "/",
-        ];
+        const FILTERS: [&str; 8] =
+            ["$share/g/a", "x/+/+/+/y", "+/é", "$SYS/#", "z/#", "/", "🦀/ /+", "+/+/+/+/+/+/+/+/+/+"];
         let id = self.id();
         let mut body = id.to_be_bytes().to_vec();
         if self.version == Version::V5 {
@@ -188,7 +176,9 @@ impl Batch<'_> {
 
     /// Ends the connection: no broker may go on after it.
     fn fatal(&mut self) {
-        let ends: [&[u8]; 14] = [
+        let ends: [&[u8]; 16] = [
+            &[0x82, 7, 0, 1, 0, 2, b'a', b'#', 0],
+            &[0xa2, 4, 0, 1, 0, 0],
             &[0x00, 0],
             &[0x20, 2, 0, 0],
             &[0x90, 3, 0, 1, 0],

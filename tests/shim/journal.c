@@ -15,14 +15,17 @@
 #include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { CREATE = 1, FOLDER, WRITE, LENGTH, SYNC, RENAME, UNLINK, RMDIR, LINK, UNSUPPORTED = 255 };
@@ -267,6 +270,24 @@ EXPORT int renameat(int folder, const char *path, int to_folder, const char *to)
 EXPORT int renameat2(int folder, const char *path, int to_folder, const char *to, unsigned flags) { return named(RENAME, folder, path, to_folder, to, flags); }
 EXPORT int link(const char *path, const char *to) { return named(LINK, AT_FDCWD, path, AT_FDCWD, to, 0); }
 EXPORT int linkat(int folder, const char *path, int to_folder, const char *to, int flags) { return named(LINK, folder, path, to_folder, to, (unsigned)flags); }
+
+/* A socket's name is one more name; what it names has no content. */
+EXPORT int bind(int socket, const struct sockaddr *address, socklen_t length) {
+  char path[sizeof(struct sockaddr_un) + 1] = {0}, whole[PATH_MAX * 2];
+  if (address->sa_family != AF_UNIX || length <= offsetof(struct sockaddr_un, sun_path)) {
+    return (int)syscall(SYS_bind, socket, address, length);
+  }
+  memcpy(path, ((const struct sockaddr_un *)address)->sun_path, length - offsetof(struct sockaddr_un, sun_path));
+  pthread_mutex_lock(&lock);
+  int done = (int)syscall(SYS_bind, socket, address, length);
+  struct stat found;
+  if (!done && path[0] && is_ours(AT_FDCWD, path, whole)) {
+    if (lstat(whole, &found)) abort();
+    record_path(CREATE, found.st_ino, whole);
+  }
+  pthread_mutex_unlock(&lock);
+  return done;
+}
 
 /* What no test can follow. */
 #define GUARD(file, name)              \

@@ -173,7 +173,10 @@ impl Disk {
                     Entry::Folder(id)
                 }
                 false => {
-                    self.files.push(File { synced: fs::read(item.path()).unwrap(), later: Vec::new() });
+                    // A socket has no content.
+                    let is_file = item.file_type().unwrap().is_file();
+                    let synced = if is_file { fs::read(item.path()).unwrap() } else { Vec::new() };
+                    self.files.push(File { synced, later: Vec::new() });
                     Entry::File(self.files.len() - 1)
                 }
             };
