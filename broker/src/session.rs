@@ -803,14 +803,17 @@ impl Session {
     }
 
     fn unsubscribe(&mut self, unsubscribe: Unsubscribe, effects: &mut Vec<Effect>) {
-        let mut answer = Vec::with_capacity(unsubscribe.filters.len());
-        let mut filters = Vec::new();
-        for filter in unsubscribe.filters {
-            if let Err(error) = topic::check_filter(&filter)
+        // All of them before any counts: who is gone from here is not looked for when the connection ends.
+        for filter in &unsubscribe.filters {
+            if let Err(error) = topic::check_filter(filter)
                 && self.is_violation(&error)
             {
                 return self.end(Reason::MalformedPacket, &error.to_string(), effects);
             }
+        }
+        let mut answer = Vec::with_capacity(unsubscribe.filters.len());
+        let mut filters = Vec::new();
+        for filter in unsubscribe.filters {
             if self.subscriptions.remove(&filter).is_none() {
                 answer.push(Reason::NoSubscriptionExisted);
                 continue;

@@ -689,3 +689,16 @@ fn a_subscribe_that_ends_the_session_leaves_no_subscription() {
         assert_eq!(driven.session.filters().count(), 0);
     }
 }
+
+#[test]
+fn an_unsubscribe_that_ends_the_session_leaves_every_subscription_to_its_end() {
+    const LIST: &str = "mpypi/channels/dev";
+    let (mut kept, _) = Driven::kept(|_| {});
+    for driven in [&mut Driven::new(Version::V5), &mut kept] {
+        let _ = driven.packet(subscribe(LIST, RetainHandling::DoNotSend));
+        let filters = vec![LIST.to_owned(), "b/#/c".to_owned()];
+        let effects = driven.packet(Packet::Unsubscribe(Unsubscribe { packet_id: 9, filters }));
+        assert!(closes(&effects) && !effects.contains(&Effect::Unsubscribe(LIST.to_owned())), "{effects:?}");
+        assert_eq!(driven.session.filters().collect::<Vec<_>>(), [LIST]);
+    }
+}
