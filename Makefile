@@ -71,7 +71,7 @@ bench: ## The broker beside mosquitto; BENCH=--quick for a look
 .PHONY: bench-broker
 bench-broker: bench
 
-soak: ## Ten times as many hostile packets and power cuts as the tests have
+soak: build ## Ten times as many hostile packets and power cuts as the tests have
 	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \
 	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
 
