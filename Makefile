@@ -105,7 +105,7 @@ readme: build
 ci: fmt-check lint doc deny readme fuzz-a-little judges test ## Everything CI does
 
 fuzz-a-little:
-	@bash .ci/fuzz 10
+	@bash .ci/fuzz 10 steady
 
 clean: ## Remove what was built and what broker, agent and fleet left
 	cargo clean
