@@ -6,7 +6,7 @@ use mpypi_protocol::{
 
 use crate::{
     limits::Limits,
-    message::Refusal,
+    message::{Refusal, chain},
     packet::{Publish, Reason},
 };
 
@@ -94,7 +94,11 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
                 }
                 _ => Kind::List(channel, Box::new(list)),
             },
-            Err(error) => return invalid(format!("not an update list: {}", chain(&error))),
+            Err(error) => {
+                let mut text = chain(&error);
+                text.truncate(text.floor_char_boundary(limits::TOPIC));
+                return invalid(format!("not an update list: {text}"));
+            }
         },
         Topic::Package(id) if publish.payload.is_empty() => Kind::ForgetPackage(id),
         Topic::Package(id) => Kind::Package(id),
@@ -173,18 +177,6 @@ pub fn may_replace(
         }
     }
     Ok(())
-}
-
-/// An error and all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text.truncate(text.floor_char_boundary(limits::TOPIC));
-    text
 }
 
 #[cfg(test)]

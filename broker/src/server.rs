@@ -246,41 +246,23 @@ impl Broker {
         if let Some(control) = self.control {
             tasks.spawn(control.serve(engine.clone(), tasks.clone()));
         }
-        tasks.spawn(async move {
-            tokio::select! {
-                () = collect_daily(&engine) => {}
-                () = engine.shutdown.cancelled() => {}
-            }
-        });
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { collect_daily(&engine).await }));
         if let Some((listener, _)) = self.http {
             tasks.spawn(gateway::serve(listener, shared.clone(), tasks.clone()));
         }
         let told = shared.clone();
-        tasks.spawn(async move {
-            tokio::select! {
-                () = sys::keep(&told) => {}
-                () = told.shutdown.cancelled() => {}
-            }
-        });
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
         let watched = shared.clone();
-        tasks.spawn(async move {
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             let revoke = || watched.registry.revoke(|login| watched.gate.still_knows(login));
-            tokio::select! {
-                () = watched.gate.watch(revoke) => {}
-                () = watched.shutdown.cancelled() => {}
-            }
-        });
+            watched.gate.watch(revoke).await;
+        }));
         if let Some(tls) = self.tls {
-            tasks.spawn(recheck(tls.watch(), shared.clone()));
+            tasks.spawn(stop.clone().run_until_cancelled_owned(recheck(tls.watch(), shared.clone())));
         }
         service::ready();
         let felt = shared.clone();
-        tasks.spawn(async move {
-            tokio::select! {
-                () = service::watch(&felt) => {}
-                () = felt.shutdown.cancelled() => {}
-            }
-        });
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { service::watch(&felt).await }));
         tasks.close();
         tokio::select! {
             () = shutdown.cancelled() => tracing::info!("stopping"),
@@ -339,13 +321,11 @@ fn spawn(
     Ok(async move { outcome.await.unwrap_or(Err(ServeError::Panicked(name))) })
 }
 
-/// Sends away who came in with a certificate that none of the authorities has signed any more, whenever they change.
+/// Sends away who came in with a certificate that none of the authorities has signed any more, whenever they change,
+/// until dropped.
 async fn recheck(mut certificates: Watch, shared: Arc<Shared>) {
     loop {
-        tokio::select! {
-            () = certificates.authorities_changed() => {}
-            () = shared.shutdown.cancelled() => return,
-        }
+        certificates.authorities_changed().await;
         let watched = shared.clone();
         let work = move || {
             // Signatures are checked before the registry is held, and remembered.

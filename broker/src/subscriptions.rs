@@ -148,10 +148,26 @@ impl Subscriptions {
         found
     }
 
-    /// The kept sessions that get a message on topic `name` from `origin`, each once.
+    /// The sessions into whose queue a message of `qos` on topic `name` from `origin` goes, each once; but for
+    /// those who share a subscription.
     #[must_use]
-    pub fn kept(&self, name: &str, origin: Option<SessionId>) -> Vec<Found> {
-        collect(&self.kept, name, origin, u64::MAX)
+    pub fn queued(&self, name: &str, origin: Option<SessionId>, qos: Qos) -> Vec<Found> {
+        let mut found = collect(&self.kept, name, origin, u64::MAX);
+        found.retain(|found| found.is_queued(qos));
+        found
+    }
+
+    /// Whether such a message may go into any queue, that of one who shares a subscription included.
+    #[must_use]
+    pub fn may_queue(&self, name: &str, origin: SessionId, qos: Qos) -> bool {
+        if qos == Qos::AtMostOnce {
+            return false;
+        }
+        let mut is_shared = false;
+        self.shared.visit(name, &mut |groups| {
+            is_shared |= groups.values().any(|group| group.members.keys().any(|id| id.is_kept()));
+        });
+        is_shared || !self.queued(name, Some(origin), qos).is_empty()
     }
 
     /// Of all who share a subscription that matches `name`, the one whose turn it is: those who can take a

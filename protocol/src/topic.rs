@@ -10,7 +10,8 @@ use crate::{
     path::PathError,
 };
 
-const CHANNELS: &str = "mpypi/channels/";
+/// Where every channel topic starts.
+pub const CHANNELS: &str = "mpypi/channels/";
 const NODES: &str = "mpypi/nodes/";
 
 /// The name of a channel: letters, digits, `.`, `_` and `-`, first a letter or digit.

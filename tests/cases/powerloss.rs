@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read, Write},
+    io::Write,
     net::{SocketAddr, TcpStream},
     sync::{
         Mutex,
@@ -18,6 +18,7 @@ use mpypi_protocol::{Digest, PackageId, UpdateList};
 use mpypi_tests::{
     PATIENCE, Server, World,
     disk::{Cut, Disk, Journal},
+    fill,
 };
 use rumqttc::v5::mqttbytes::{
     Error, QoS, qos,
@@ -116,14 +117,8 @@ impl Client {
                 Err(Error::InsufficientBytes(_)) => {}
                 Err(error) => panic!("not a packet: {error}"),
             }
-            let mut scratch = [0; 64 * 1024];
-            match self.stream.read(&mut scratch) {
-                Ok(0) => return None,
-                Ok(count) => self.buffer.extend_from_slice(&scratch[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    panic!("nothing came for {} s", PATIENCE.as_secs())
-                }
-                Err(_) => return None,
+            if !fill(&mut self.stream, &mut self.buffer) {
+                return None;
             }
         }
     }

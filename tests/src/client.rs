@@ -308,15 +308,28 @@ impl Client {
                 Err(Error::InsufficientBytes(_)) => {}
                 Err(error) => panic!("not a packet: {error}: {:?}", &self.buffer[..]),
             }
-            let mut scratch = [0; 64 * 1024];
-            match self.stream.read(&mut scratch) {
-                Ok(0) => return None,
-                Ok(count) => self.buffer.extend_from_slice(&scratch[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    panic!("nothing came for {} s", PATIENCE.as_secs())
-                }
-                Err(_) => return None,
+            if !fill(&mut self.stream, &mut self.buffer) {
+                return None;
             }
         }
+    }
+}
+
+/// Reads what has come, and says whether the broker is still there.
+///
+/// # Panics
+/// Nothing came for [`PATIENCE`].
+pub fn fill(stream: &mut TcpStream, buffer: &mut BytesMut) -> bool {
+    let mut scratch = [0; 64 * 1024];
+    match stream.read(&mut scratch) {
+        Ok(0) => false,
+        Ok(count) => {
+            buffer.extend_from_slice(&scratch[..count]);
+            true
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            panic!("nothing came for {} s", PATIENCE.as_secs())
+        }
+        Err(_) => false,
     }
 }

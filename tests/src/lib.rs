@@ -16,7 +16,7 @@ mod proxy;
 mod server;
 
 pub use authority::{Authority, Validity};
-pub use client::{Client, Options, Received};
+pub use client::{Client, Options, Received, fill};
 pub use programs::{Output, Running, World, program, run, run_with};
 pub use proxy::{Proxy, Verdict};
 pub use server::{Deadline, Kind, Secure, Server, clock};

@@ -1,12 +1,11 @@
 //! `mpypi-broker check`
 
-use std::error::Error;
-
 use mpypi_broker::{
     Limits,
     access::users::Users,
     control::{Answer, Done, Link, LinkError, Missing, Request},
     listen::tls::Tls,
+    message::chain,
     metrics,
     settings::{self, Settings},
 };
@@ -107,14 +106,4 @@ fn index(args: &CheckArgs) -> Vec<Finding> {
         Err(error) => findings.push(("index", Err(chain(&error)))),
     }
     findings
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -33,6 +33,7 @@ use crate::{
     },
     listen::ACCEPT_PAUSE,
     mailbox::Mailbox,
+    message::chain,
     packet::{Publish, Qos},
     pulse::BROKER,
 };
@@ -391,15 +392,4 @@ async fn line(reader: &mut BufReader<OwnedReadHalf>) -> Result<Option<String>, S
         Ok(_) => Ok(Some(line)),
         Err(error) => Err(error.to_string()),
     }
-}
-
-/// An error and all its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -10,13 +10,14 @@ use std::collections::HashSet;
 use mpypi_protocol::{
     Digest, FilePath, PackageId, Topic, UpdateList,
     package::{LegacyId, PACKAGES},
+    topic::CHANNELS,
 };
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Index, IndexError,
-    record::{META, RECORDS, Record},
+    record::{META, RECORDS, Record, below},
 };
 
 /// Channel and version of a list → the topics of the packages it named, as postcard.
@@ -61,11 +62,8 @@ impl Index {
         let records = transaction.open_table(RECORDS)?;
         let seen = transaction.open_table(SEEN)?;
         let mut named = Named::default();
-        for item in records.range::<&str>("mpypi/channels/"..)? {
+        for item in below(&records, CHANNELS)? {
             let (key, value) = item?;
-            if !key.value().starts_with("mpypi/channels/") {
-                break;
-            }
             // A list that cannot be read names who knows what: nothing may go then.
             let record = Record::read(key.value(), value.value())?;
             match UpdateList::parse(&self.bytes(&record.body)?) {
@@ -90,12 +88,9 @@ impl Index {
             }
         }
         let mut garbage = Vec::new();
-        for item in records.range::<&str>(PACKAGES..)? {
+        for item in below(&records, PACKAGES)? {
             let (key, value) = item?;
             let topic = key.value();
-            if !topic.starts_with(PACKAGES) {
-                break;
-            }
             let Some(record) = Record::read_or_skip(topic, value.value()) else { continue };
             let Some(seen_ms) = seen.get(topic)?.map(|seen| seen.value()) else { continue };
             if seen_ms < rules.since_ms && !named.has(topic) {
@@ -162,11 +157,8 @@ impl<'t> Notes<'t> {
             return Ok(());
         }
         meta.insert(SEEN_SINCE, now_ms)?;
-        for item in transaction.open_table(RECORDS)?.range::<&str>(PACKAGES..)? {
+        for item in below(&transaction.open_table(RECORDS)?, PACKAGES)? {
             let (key, _) = item?;
-            if !key.value().starts_with(PACKAGES) {
-                break;
-            }
             notes.saw(key.value(), now_ms)?;
         }
         Ok(())

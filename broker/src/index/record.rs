@@ -4,7 +4,7 @@ use std::{error::Error, sync::Arc};
 
 use bytes::Bytes;
 use mpypi_protocol::Digest;
-use redb::TableDefinition;
+use redb::{AccessGuard, ReadableTable, StorageError, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use super::IndexError;
@@ -31,6 +31,20 @@ pub(super) const BYTES: &str = "bytes";
 pub(super) const FORMAT: &str = "format";
 /// What stands at [`FORMAT`]: changes with the tables or with [`Record`].
 pub(super) const PRESENT_FORMAT: u64 = 1;
+
+/// A topic and its [`Record`].
+type Item<'t> = (AccessGuard<'t, &'static str>, AccessGuard<'t, &'static [u8]>);
+
+/// The records of all topics that start with `prefix`.
+pub(super) fn below<'t>(
+    records: &'t impl ReadableTable<&'static str, &'static [u8]>,
+    prefix: &'static str,
+) -> Result<impl Iterator<Item = Result<Item<'t>, StorageError>>, IndexError> {
+    let from_there = records.range::<&str>(prefix..)?;
+    // An error is no end: whoever asks is to hear of it.
+    Ok(from_there
+        .take_while(move |item| item.as_ref().map_or(true, |(key, _)| key.value().starts_with(prefix))))
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {

@@ -410,11 +410,6 @@ impl Sessions {
         (self.saved.len(), away.count())
     }
 
-    /// Whether there is any.
-    pub(super) fn is_empty(&self) -> bool {
-        self.saved.is_empty()
-    }
-
     /// When the next will is due, in milliseconds since 1970.
     pub(super) fn next_will(&self) -> Option<u64> {
         self.wills.first().map(|(due, _)| *due)

@@ -8,14 +8,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use mpypi_protocol::{ChannelName, Digest, Entry, FilePath, PackageId, Topic, UpdateList};
+use mpypi_protocol::{ChannelName, Digest, Entry, FilePath, PackageId, Topic, UpdateList, topic::CHANNELS};
 use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     INLINE, Index, IndexError,
     collect::{COLLECTED, Notes},
-    record::{BYTES, Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION},
+    record::{BYTES, Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION, below},
     sessions::{self, Change, Kept, Opening, Sessions},
 };
 use crate::{
@@ -230,11 +230,8 @@ impl Writer {
         self.version = meta.get(VERSION)?.map_or(0, |version| version.value());
         self.channels.clear();
         let records = transaction.open_table(RECORDS)?;
-        for item in records.range::<&str>("mpypi/channels/"..)? {
+        for item in below(&records, CHANNELS)? {
             let (key, value) = item?;
-            if !key.value().starts_with("mpypi/channels/") {
-                break;
-            }
             let Ok(Topic::Channel(channel)) = Topic::parse(key.value()) else { continue };
             let payload = self.index.bytes(&Record::read(key.value(), value.value())?.body)?;
             match UpdateList::parse(&payload) {
@@ -447,10 +444,11 @@ impl Writer {
     fn stores(&self, op: &Op) -> bool {
         let Op::Publish(submission) = op else { return true };
         submission.admitted.as_ref().is_ok_and(|admitted| {
+            let Submission { topic, origin, .. } = &**submission;
             let qos = admitted.publish.qos;
             !matches!(admitted.kind, Kind::Live)
-                || (submission.origin.is_kept() && qos == Qos::ExactlyOnce)
-                || (qos > Qos::AtMostOnce && !self.sessions.is_empty())
+                || (origin.is_kept() && qos == Qos::ExactlyOnce)
+                || self.subscriptions().may_queue(topic, *origin, qos)
         })
     }
 
@@ -482,9 +480,6 @@ impl Writer {
             for (id, change) in &self.postponed {
                 self.sessions.change(tables.sessions()?, *id, change, now.unix_ms)?;
             }
-            if !self.postponed.is_empty() {
-                self.settle_bodies(&mut tables, now)?;
-            }
             for op in batch {
                 let outcome = match op {
                     Op::Publish(submission) => self.publish(&mut tables, submission, now, &mut free)?,
@@ -498,9 +493,9 @@ impl Writer {
                     }
                     Op::Collect(collect) => Outcome::Collected(self.collect(&mut tables, collect, now)?),
                 };
-                self.settle_bodies(&mut tables, now)?;
                 outcomes.push(outcome);
             }
+            self.settle_bodies(&mut tables, now)?;
             tables.meta.insert(VERSION, self.version)?;
             tables.count_bytes()?;
             outcomes
@@ -538,8 +533,8 @@ impl Writer {
         }
         let is_live = matches!(admitted.kind, Kind::Live);
         if is_live && *free < self.limits.disk_reserve / 2 {
-            let queued = self.subscriptions().kept(&op.topic, Some(op.origin));
-            if queued.iter().any(|found| found.is_queued(admitted.publish.qos)) {
+            let queued = self.subscriptions().queued(&op.topic, Some(op.origin), admitted.publish.qos);
+            if !queued.is_empty() {
                 return refused(self.no_room(*free));
             }
         }
@@ -554,16 +549,11 @@ impl Writer {
         {
             self.sessions.remember(tables.sessions()?, op.origin, reply.packet_id)?;
         }
-        let (mut queued, chosen) = {
-            let subscriptions = self.subscriptions();
-            let (queued, chosen): (Vec<_>, Vec<_>) = subscriptions
-                .chosen(&publish.topic)
-                .into_iter()
-                .partition(|found| found.is_queued(publish.qos));
-            let kept = subscriptions.kept(&publish.topic, Some(op.origin));
-            (queued.into_iter().chain(kept).collect::<Vec<_>>(), chosen)
+        let (mut queued, chosen): (Vec<_>, Vec<_>) = {
+            let chosen = self.subscriptions().chosen(&publish.topic);
+            chosen.into_iter().partition(|found| found.is_queued(publish.qos))
         };
-        queued.retain(|found| found.is_queued(publish.qos));
+        queued.extend(self.subscriptions().queued(&publish.topic, Some(op.origin), publish.qos));
         if !queued.is_empty() {
             let retain = !matches!(kind, Kind::Live);
             let record = Record {
@@ -829,7 +819,7 @@ impl Op {
         Op::Publish(Box::new(Submission {
             admitted,
             topic,
-            origin: SessionId(0),
+            origin: BROKER,
             reply: None,
             place: None,
             expected: None,

@@ -594,6 +594,23 @@ mod kept {
     }
 
     #[test]
+    fn a_live_message_is_the_disks_business_only_if_a_kept_session_wants_it() {
+        let mut shelf = Shelf::new();
+        shelf.away("c");
+        let stores = |shelf: &mut Shelf, topic: &str, qos| {
+            let publish = Publish { topic: topic.to_owned(), ..live(b"x", qos) };
+            let op = Op::publish(publish, &Limits::default());
+            shelf.writer().stores(&op)
+        };
+        assert!(stores(&mut shelf, "home/light", Qos::AtLeastOnce));
+        assert!(!stores(&mut shelf, "home/light", Qos::AtMostOnce));
+        assert!(!stores(&mut shelf, "elsewhere", Qos::ExactlyOnce));
+        let kept = shelf.kept("c");
+        shelf.subscribe(&kept, "$share/g/elsewhere");
+        assert!(stores(&mut shelf, "elsewhere", Qos::ExactlyOnce));
+    }
+
+    #[test]
     fn a_session_ends_when_its_time_is_over_or_its_client_says_so_and_leaves_nothing() {
         let mut shelf = Shelf::new();
         let gone = |shelf: &mut Shelf, how: &str| {
@@ -601,7 +618,10 @@ mod kept {
             let kept = shelf.kept("c");
             shelf.change(&kept, Change::End(Box::new(End { expiry: 0, ..end() })));
             assert!(!shelf.writer().index.has_session("c").unwrap());
-            assert!(shelf.writer().subscriptions().kept("home/light", None).is_empty(), "{how}");
+            assert!(
+                shelf.writer().subscriptions().queued("home/light", None, Qos::ExactlyOnce).is_empty(),
+                "{how}"
+            );
             assert!(shelf.queue(&kept).is_empty());
         };
         shelf.away("c");
