@@ -177,9 +177,14 @@ async fn enter<'s>(
         session_present: false,
         session_expiry: (granted != connect.session_expiry).then_some(granted),
         assigned_id: assigned,
+        has_room: true,
     };
-    let size = packet::accept(connect.version, &shared.limits, &welcome).len();
-    if connect.maximum_packet_size.is_some_and(|largest| size > largest as usize) {
+    let fits = |welcome: &Welcome| {
+        let size = packet::accept(connect.version, &shared.limits, welcome).len();
+        connect.maximum_packet_size.is_none_or(|largest| size <= largest as usize)
+    };
+    welcome.has_room = fits(&welcome);
+    if !fits(&welcome) {
         // [MQTT-3.1.2-24]
         let text = "our CONNACK is larger than the largest packet that the client takes";
         refuse(

@@ -13,11 +13,13 @@
 //! | [`node`] | what a device says about itself |
 //! | [`wheel`] | the texts inside a wheel |
 //! | [`tag`] | which devices a wheel is for |
+//! | [`greeting`] | what a broker of ours says about itself |
 //! | [`address`] | where a broker is |
 //! | [`limits`] | every limit of the wire, by name |
 
 pub mod address;
 pub mod digest;
+pub mod greeting;
 pub mod limits;
 pub mod list;
 pub mod node;

@@ -11,6 +11,7 @@
 //! | [`compile`] | the Python source of wheels → bytecode and machine code, by mpy-cross |
 //! | [`channel`] | a folder → packages |
 //! | [`places`] | which of their files want the same place on a device |
+//! | [`lint`] | what a release would do to devices that run Mpy-BLOX. No I/O |
 //! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
 //! | [`retained`] | what a broker has |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod compile;
 pub mod limits;
 pub mod link;
+pub mod lint;
 pub mod places;
 pub mod plan;
 pub mod progress;

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_client::{ConnectError, Endpoint, Line, LineError, V5};
-use mpypi_protocol::{BrokerUrl, limits::PACKET};
+use mpypi_protocol::{BrokerUrl, greeting, limits::PACKET};
 use rumqttc::{
     Outgoing,
     v5::{
@@ -35,11 +35,28 @@ pub struct Link {
     line: Line<V5>,
     /// The broker's largest packet.
     packet: usize,
+    adapts: bool,
     /// Publishes that have no packet id yet, in order.
     submitted: VecDeque<u64>,
     /// Publishes that wait for their PUBACK, by packet id.
     unacknowledged: HashMap<u16, u64>,
     next: u64,
+}
+
+/// Whether the broker keeps a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retain {
+    Kept,
+    Passing,
+}
+
+/// Who got a message, as far as the broker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Somebody, or nobody: most brokers do not say.
+    Unknown,
+    /// Nobody (PUBACK 0x10).
+    Nobody,
 }
 
 /// What a broker said.
@@ -57,7 +74,7 @@ pub enum Signal {
     /// An UNSUBSCRIBE was answered.
     Unsubscribed,
     /// A publish was accepted, or refused.
-    Acknowledged(u64, Result<(), Refusal>),
+    Acknowledged(u64, Result<Heard, Refusal>),
 }
 
 /// Why a broker refused something.
@@ -234,6 +251,8 @@ impl Link {
         };
         let properties = greeting.properties.as_ref();
         let limit = properties.and_then(|properties| properties.max_packet_size);
+        let serves = (greeting::SERVES.to_owned(), greeting::MPY_BLOX.to_owned());
+        let adapts = properties.is_some_and(|properties| properties.user_properties.contains(&serves));
         // MQTT 5, 3.2.2.3.14: the broker's keep-alive takes the place of ours.
         let keep_alive = properties.and_then(|properties| properties.server_keep_alive);
         let keep_alive = keep_alive.map_or(limits::KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()));
@@ -242,10 +261,17 @@ impl Link {
             url: url.clone(),
             line,
             packet: limit.map_or(PACKET, |limit| PACKET.min(limit as usize)),
+            adapts,
             submitted: VecDeque::new(),
             unacknowledged: HashMap::new(),
             next: 0,
         })
+    }
+
+    /// Whether the broker serves Mpy-BLOX nodes a list that they can take, in place of the channel's.
+    #[must_use]
+    pub fn adapts_for_mpyblox(&self) -> bool {
+        self.adapts
     }
 
     /// Subscribes at QoS 0; answered by [`Signal::Subscribed`].
@@ -264,12 +290,24 @@ impl Link {
     /// # Errors
     /// [`LinkError::TooLarge`]
     pub fn publish(&mut self, topic: &str, payload: Bytes) -> Result<u64, LinkError> {
+        self.send(topic, payload, Retain::Kept)
+    }
+
+    /// Publishes at QoS 1 to whoever listens now; answered likewise.
+    ///
+    /// # Errors
+    /// [`LinkError::TooLarge`]
+    pub fn tell(&mut self, topic: &str, payload: Bytes) -> Result<u64, LinkError> {
+        self.send(topic, payload, Retain::Passing)
+    }
+
+    fn send(&mut self, topic: &str, payload: Bytes, retain: Retain) -> Result<u64, LinkError> {
         let size = topic.len() + payload.len() + OVERHEAD;
         if size > self.packet {
             return Err(LinkError::TooLarge { url: self.url.to_string(), size, limit: self.packet });
         }
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
-        publish.retain = true;
+        publish.retain = retain == Retain::Kept;
         self.line.request(Request::Publish(publish));
         self.next += 1;
         self.submitted.push_back(self.next);
@@ -326,7 +364,8 @@ impl Link {
                 let number = self.unacknowledged.remove(&ack.pkid)?;
                 let reason = ack.properties.and_then(|properties| properties.reason_string);
                 let result = match publish_code(ack.reason) {
-                    None => Ok(()),
+                    None if ack.reason == PubAckReason::NoMatchingSubscribers => Ok(Heard::Nobody),
+                    None => Ok(Heard::Unknown),
                     Some((code, meaning)) => Err(Refusal { code, meaning, reason }),
                 };
                 Some(Signal::Acknowledged(number, result))

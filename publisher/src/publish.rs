@@ -509,7 +509,7 @@ impl<O: Observer> Run<'_, O> {
         let number = link.publish(&self.channel.name.topic(), plan.list.clone())?;
         let refusal = loop {
             match link.next().await? {
-                Signal::Acknowledged(done, Ok(())) if done == number => return Ok(()),
+                Signal::Acknowledged(done, Ok(_)) if done == number => return Ok(()),
                 Signal::Acknowledged(done, Err(refusal)) if done == number => break refusal,
                 _ => {}
             }

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use mpypi_protocol::greeting;
 
 use super::{Properties, Qos, Reason, Version, property};
 use crate::limits::Limits;
@@ -16,6 +17,9 @@ pub struct Welcome {
     pub session_expiry: Option<u32>,
     /// The id we gave it, if it had none.
     pub assigned_id: Option<String>,
+    /// Whether the client takes a packet large enough to hear what else we do: it must not be told otherwise
+    /// (3.2.2.3.10).
+    pub has_room: bool,
 }
 
 /// CONNACK for a client that may come in. In MQTT 5 it learns our limits too.
@@ -39,6 +43,11 @@ pub fn accept(version: Version, limits: &Limits, welcome: &Welcome) -> Bytes {
     if let Some(id) = &welcome.assigned_id {
         properties.put_u8(property::ASSIGNED_CLIENT_ID);
         put_text(&mut properties, id);
+    }
+    if welcome.has_room {
+        properties.put_u8(property::USER);
+        put_text(&mut properties, greeting::SERVES);
+        put_text(&mut properties, greeting::MPY_BLOX);
     }
     connack(present, Reason::Success, &properties)
 }

@@ -197,8 +197,12 @@ proptest! {
 #[test]
 fn rumqttc_reads_the_limits_in_our_connack() {
     let limits = Limits::default();
-    let welcome =
-        Welcome { session_present: true, session_expiry: Some(7), assigned_id: Some("auto-1".to_owned()) };
+    let welcome = Welcome {
+        session_present: true,
+        session_expiry: Some(7),
+        assigned_id: Some("auto-1".to_owned()),
+        has_room: true,
+    };
     let bytes = accept(Version::V5, &limits, &welcome);
     let read = v5::Packet::read(&mut BytesMut::from(&bytes[..]), None).unwrap();
     let v5::Packet::ConnAck(ack) = read else { panic!("{read:?}") };
@@ -209,6 +213,9 @@ fn rumqttc_reads_the_limits_in_our_connack() {
     assert!(ack.session_present);
     assert_eq!(properties.session_expiry_interval, Some(7));
     assert_eq!(properties.topic_alias_max, Some(limits.topic_aliases));
+    assert_eq!(properties.user_properties, [("mpypi-serves".to_owned(), "mpy-blox".to_owned())]);
+    let bare = accept(Version::V5, &limits, &Welcome { has_room: false, ..welcome.clone() });
+    assert_eq!(bare.len() + 5 + "mpypi-serves".len() + "mpy-blox".len(), bytes.len());
     assert_eq!(&accept(Version::V3, &limits, &welcome)[..], [0x20, 2, 1, 0]);
 }
 
