@@ -215,6 +215,11 @@ impl Channel {
         }
         Ok(Channel { name, settings, packages, warnings, notes })
     }
+
+    /// The error that a wheel of ours cannot be read.
+    pub(crate) fn unreadable(&self, package: &Package, source: WheelError) -> ChannelError {
+        ChannelError::Wheel { folder: package.id.to_string(), source }
+    }
 }
 
 struct Reader<'a> {

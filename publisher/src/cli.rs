@@ -6,7 +6,10 @@ use clap::{Args, Parser, Subcommand};
 use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 
-use crate::commands::{publish, status, watch};
+use crate::{
+    commands::{publish, status, watch},
+    publish::Harm,
+};
 
 /// Publish folders of MicroPython code to devices, through any MQTT broker.
 #[derive(Debug, Parser)]
@@ -47,6 +50,15 @@ pub(crate) struct Source {
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) channel: Option<ChannelName>,
+    /// Publish even what would leave devices that run Mpy-BLOX waiting or starting again for ever
+    #[arg(long)]
+    force: bool,
+}
+
+impl Source {
+    pub(crate) fn harm(&self) -> Harm {
+        if self.force { Harm::Forced } else { Harm::Refused }
+    }
 }
 
 impl Cli {

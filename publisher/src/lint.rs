@@ -10,14 +10,17 @@ use std::{
 };
 
 use mpypi_protocol::{
-    Digest, Entry, NodeId, PackageId, UpdateList,
+    Digest, Entry, FilePath, NodeId, PackageId, UpdateList,
     list::{Src, Wheel},
     node::Info,
     wheel::{ROOT, normalized_name},
 };
 use serde::Serialize;
 
-use crate::report::size;
+use crate::{
+    report::size,
+    wheel::{WheelError, repack},
+};
 
 /// The largest file that a device with a heap of 512 kB was seen to take, in bytes. How large its heap is, it does not
 /// say.
@@ -61,6 +64,20 @@ pub struct Inside {
     pub version: String,
     /// The folders that it makes, from the device's root.
     pub folders: BTreeSet<String>,
+}
+
+impl Inside {
+    /// Looks into a wheel.
+    ///
+    /// # Errors
+    /// It is none that a device could install.
+    pub fn of(bytes: &[u8]) -> Result<Inside, WheelError> {
+        let (contents, _) = repack::contents(bytes)?;
+        let folders = contents.files.keys().flat_map(FilePath::parents);
+        let folders = folders.map(|folder| format!("{ROOT}/{folder}")).collect();
+        let of = |key| contents.metadata(key).unwrap_or_default().to_owned();
+        Ok(Inside { name: of("Name"), version: of("Version"), folders })
+    }
 }
 
 /// One thing that would go wrong.
@@ -139,13 +156,14 @@ pub fn lint(ground: &Ground<'_>) -> Vec<Finding> {
     }
     for (node, info) in ground.nodes {
         let subject = Subject { ground, before: &before, node, info };
+        let folders = subject.folders();
         for (name, wheels) in &packages {
             subject.package(name, wheels, &mut findings);
         }
         let mut contents: HashMap<&str, Digest> = HashMap::new();
         for entry in ground.entries {
             let Entry::Src(src) = entry else { continue };
-            subject.src(src, &mut findings);
+            subject.src(src, &folders, &mut findings);
             match contents.insert(src.path.as_str(), src.digest) {
                 Some(other) if other != src.digest => findings.add(
                     node,
@@ -331,7 +349,7 @@ impl Subject<'_> {
         }
     }
 
-    fn src(&self, src: &Src, findings: &mut Findings) {
+    fn src(&self, src: &Src, folders: &BTreeSet<&str>, findings: &mut Findings) {
         let entry = format!("src {}", src.path);
         let mut find = |rule, severity, problem: &str, remedy: &str| {
             findings.add(self.node, rule, severity, entry.clone(), problem, remedy);
@@ -361,7 +379,6 @@ impl Subject<'_> {
                 "rename it",
             );
         }
-        let folders = self.folders();
         if folders.contains(src.path.as_str()) {
             find(
                 Rule::IsFolder,
@@ -439,7 +456,11 @@ impl<'a> Before<'a> {
 }
 
 #[derive(Default)]
-struct Findings(Vec<Finding>);
+struct Findings {
+    all: Vec<Finding>,
+    /// Where the finding with this rule, entry and problem is.
+    places: HashMap<(Rule, String, String), usize>,
+}
 
 impl Findings {
     fn add(
@@ -451,13 +472,11 @@ impl Findings {
         problem: &str,
         remedy: &str,
     ) {
-        let same = |other: &&mut Finding| {
-            (other.rule, other.severity, &*other.entry, &*other.problem) == (rule, severity, &*entry, problem)
-        };
-        match self.0.iter_mut().find(same) {
+        let place = *self.places.entry((rule, entry.clone(), problem.to_owned())).or_insert(self.all.len());
+        match self.all.get_mut(place) {
             Some(finding) if finding.nodes.last() == Some(node) => {}
             Some(finding) => finding.nodes.push(node.clone()),
-            None => self.0.push(Finding {
+            None => self.all.push(Finding {
                 rule,
                 severity,
                 entry,
@@ -469,15 +488,15 @@ impl Findings {
     }
 
     fn finish(mut self) -> Vec<Finding> {
-        for finding in &mut self.0 {
+        for finding in &mut self.all {
             let node = match finding.nodes.as_slice() {
                 [one] => one.to_string(),
                 _ => "NODE".to_owned(),
             };
             finding.remedy = finding.remedy.replace("{node}", &node);
         }
-        self.0.sort_by_key(|finding| finding.severity);
-        self.0
+        self.all.sort_by_key(|finding| finding.severity);
+        self.all
     }
 }
 
@@ -533,8 +552,6 @@ fn normal_version(version: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mpypi_protocol::FilePath;
-
     use super::*;
 
     const OURS: Broker = Broker::Adapting;

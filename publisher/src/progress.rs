@@ -6,6 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use mpypi_protocol::Entry;
 
 use crate::{
+    lint::Severity,
     publish::{Event, Observer},
     report::{count, painted, say, size, wants_color},
     wheel::pack::ANY,
@@ -78,6 +79,13 @@ impl Observer for Progress {
                 let text = format!("{error}; trying again in {:.1} s", pause.as_secs_f64());
                 self.labelled("warning:", "33;1", &text);
             }
+            Event::Finding(finding) => match finding.severity {
+                Severity::Note if self.lines == Lines::Hidden => {}
+                Severity::Note => self.labelled("note:", "36;1", &finding.to_string()),
+                Severity::Refusal | Severity::Warning => {
+                    self.labelled("warning:", "33;1", &finding.to_string())
+                }
+            },
             Event::Committing => self.stage = Stage::Committing,
             _ if self.lines == Lines::Hidden => {}
             Event::Note(text) => self.labelled("note:", "36;1", text),

@@ -2,7 +2,7 @@
 //! back. Killed anywhere, the old release stands, and the next run sends only what is missing.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,8 +11,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
-    ChannelName, PackageId, UpdateList,
+    ChannelName, Digest, Entry, NodeId, PackageId, UpdateList,
     list::{ListError, Release},
+    node::Info,
 };
 use tokio::sync::mpsc;
 
@@ -20,7 +21,9 @@ use crate::{
     channel::{Cache, Channel, ChannelError, Package},
     limits,
     link::{Link, LinkError, Refusal, Signal},
+    lint::{Broker, Finding, Ground, Inside, Severity, lint},
     plan::{Decision, Diff, Plan, PlanError, Trust, Wanted, decide},
+    report::count,
     retained::{self, AskError},
 };
 
@@ -37,6 +40,17 @@ pub struct Options {
     pub trust: Trust,
     /// The release's sequence number, if the broker lost count.
     pub sequence: Option<u64>,
+    /// What becomes of a release that would harm Mpy-BLOX nodes.
+    pub harm: Harm,
+}
+
+/// What becomes of a release that would harm Mpy-BLOX nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// It is not published.
+    Refused,
+    /// It is published, with warnings.
+    Forced,
 }
 
 /// Whether anything is sent.
@@ -67,6 +81,8 @@ pub struct Outcome {
     pub bytes_sent: u64,
     /// What changed for devices.
     pub diff: Diff,
+    /// What it does to Mpy-BLOX nodes.
+    pub lint: Vec<Finding>,
 }
 
 /// What was done.
@@ -78,6 +94,8 @@ pub enum Done {
     UpToDate,
     /// A new release would have been published.
     WouldPublish,
+    /// A new release would have been refused, for what it would do to Mpy-BLOX nodes.
+    WouldRefuse,
 }
 
 /// What happens meanwhile, for people.
@@ -87,6 +105,8 @@ pub enum Event<'a> {
     Warning(&'a str),
     /// Something done without being asked.
     Note(&'a str),
+    /// What the release does to Mpy-BLOX nodes.
+    Finding(&'a Finding),
     /// Files of wheels are being compiled.
     Compiling {
         /// How many are done.
@@ -136,6 +156,16 @@ pub enum PublishError {
     /// The broker cannot be asked.
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// It would harm Mpy-BLOX nodes.
+    #[error("release {sequence} of channel `{channel}` would harm {}", nodes(findings))]
+    Harmful {
+        /// The channel.
+        channel: ChannelName,
+        /// The release.
+        sequence: u64,
+        /// How. At least one is a refusal.
+        findings: Vec<Finding>,
+    },
     /// The broker does not take a package.
     #[error("the broker refused package `{package}`: {refusal}")]
     PackageRefused {
@@ -195,6 +225,9 @@ impl PublishError {
         match self {
             PublishError::Channel(error) => error.hint(),
             PublishError::Ask(error) => error.hint(),
+            PublishError::Harmful { .. } => {
+                Some("follow the remedies above, or publish it all the same with `--force`".to_owned())
+            }
             PublishError::PackageRefused { refusal, .. } | PublishError::ListRefused { refusal, .. } => {
                 refusal.hint()
             }
@@ -249,6 +282,13 @@ impl AskError {
             }
         }
     }
+}
+
+/// The nodes of the findings that refuse, counted.
+fn nodes(findings: &[Finding]) -> String {
+    let refusals = findings.iter().filter(|finding| finding.severity == Severity::Refusal);
+    let nodes: HashSet<_> = refusals.flat_map(|finding| &finding.nodes).collect();
+    count(nodes.len(), "Mpy-BLOX node")
 }
 
 /// Reads `folder` and publishes it.
@@ -318,6 +358,9 @@ pub async fn publish_channel(
         observer,
         now,
         plan: None,
+        ground: None,
+        harm: None,
+        lint: Vec::new(),
         stands: None,
         sent: HashSet::new(),
         bytes: 0,
@@ -356,6 +399,12 @@ struct Run<'a, O> {
     now: Timestamp,
     /// What the channel retained when the plan was made, and the plan: it stays the same to the end.
     plan: Option<(Option<Bytes>, Plan)>,
+    /// The Mpy-BLOX nodes that the release is judged for, once they were asked for.
+    ground: Option<Nodes>,
+    /// How bad it is for them, unless force is used.
+    harm: Option<Severity>,
+    /// What it does to them.
+    lint: Vec<Finding>,
     /// The release that stands and is what the folder holds: the plan is needed only if packages of it are lost.
     stands: Option<Release>,
     /// What the broker acknowledged.
@@ -364,19 +413,31 @@ struct Run<'a, O> {
     connected: bool,
 }
 
+/// Who may be harmed.
+struct Nodes {
+    nodes: BTreeMap<NodeId, Info>,
+    broker: Broker,
+    /// What the wheels of the release say inside.
+    inside: HashMap<Digest, Inside>,
+}
+
 impl<O: Observer> Run<'_, O> {
     async fn attempt(&mut self) -> Result<Outcome, PublishError> {
         let mut link = Link::connect(&self.options.broker).await?;
         self.connected = true;
         let present = retained::list(&mut link, &self.channel.name).await?;
         let answers = present.is_some();
+        if self.ground.is_none() {
+            self.ground = Some(self.nodes(&mut link, answers).await?);
+        }
         let plan = match &self.plan {
             None => match self.decide(present.as_ref())? {
                 Decision::UpToDate(release) => {
                     link.close().await;
+                    self.judge(present.as_ref(), &[]);
                     return Ok(self.up_to_date(release));
                 }
-                Decision::Publish(plan) => self.plan.insert((present, *plan)).1.clone(),
+                Decision::Publish(plan) => self.plan.insert((present.clone(), *plan)).1.clone(),
             },
             // The connection was lost after the list was sent, before it was acknowledged.
             Some((_, plan)) if present.as_ref() == Some(&plan.list) => {
@@ -391,6 +452,8 @@ impl<O: Observer> Run<'_, O> {
         // restart, what it acknowledged before.
         let found = retained::packages(&mut link, &self.channel.name, answers, &plan.unknown).await?;
         let missing: HashSet<&PackageId> = plan.unknown.iter().filter(|id| !found.contains(id)).collect();
+        let lacking: Vec<PackageId> = missing.iter().map(|id| (*id).clone()).collect();
+        let harm = self.judge(present.as_ref(), &lacking);
         let missing: VecDeque<&Package> =
             self.channel.packages.iter().filter(|package| missing.contains(&package.id)).collect();
         if missing.is_empty()
@@ -404,7 +467,16 @@ impl<O: Observer> Run<'_, O> {
         if self.options.mode == Mode::DryRun {
             link.close().await;
             let release = (plan.release.sequence, plan.release.version);
-            return Ok(self.outcome(release, Done::WouldPublish, (missing.len(), bytes), plan.diff));
+            let done = if harm == Severity::Refusal { Done::WouldRefuse } else { Done::WouldPublish };
+            return Ok(self.outcome(release, done, (missing.len(), bytes), plan.diff));
+        }
+        if harm == Severity::Refusal {
+            link.close().await;
+            return Err(PublishError::Harmful {
+                channel: self.channel.name.clone(),
+                sequence: plan.release.sequence,
+                findings: std::mem::take(&mut self.lint),
+            });
         }
         if !missing.is_empty() {
             self.observer.event(Event::Sending { packages: missing.len(), bytes });
@@ -426,6 +498,58 @@ impl<O: Observer> Run<'_, O> {
         }
     }
 
+    /// The Mpy-BLOX nodes of the channel, and what concerns them.
+    async fn nodes(&mut self, link: &mut Link, answers: bool) -> Result<Nodes, PublishError> {
+        let broker = if link.adapts_for_mpyblox() { Broker::Adapting } else { Broker::Plain };
+        let nodes = match retained::mpyblox(link, &self.channel.name, answers).await {
+            Ok(nodes) => nodes,
+            Err(refused @ AskError::Refused { .. }) => {
+                let warning = format!("{refused}: what the release does to Mpy-BLOX nodes is not known");
+                self.observer.event(Event::Warning(&warning));
+                BTreeMap::new()
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut inside = HashMap::new();
+        for package in self.channel.packages.iter().filter(|_| !nodes.is_empty()) {
+            if let PackageId::Wheel(digest) = package.id {
+                let contents = Inside::of(&package.bytes()?);
+                inside.insert(digest, contents.map_err(|source| self.channel.unreadable(package, source))?);
+            }
+        }
+        Ok(Nodes { nodes, broker, inside })
+    }
+
+    /// Says, once, what the release does to Mpy-BLOX nodes; how bad it is, unless force is used. `missing` is what the
+    /// broker does not have of the release.
+    fn judge(&mut self, present: Option<&Bytes>, missing: &[PackageId]) -> Severity {
+        if let Some(harm) = self.harm {
+            return harm;
+        }
+        let Some(Nodes { nodes, broker, inside }) = &self.ground else { return Severity::Note };
+        let entries: Vec<Entry> = self.channel.packages.iter().map(|package| package.entry.clone()).collect();
+        let before = present.and_then(|payload| UpdateList::parse(payload).ok());
+        let had: HashSet<PackageId> =
+            before.iter().flat_map(UpdateList::packages).map(|(package, _)| package).collect();
+        let lost: Vec<PackageId> = missing.iter().filter(|package| had.contains(package)).cloned().collect();
+        self.lint = lint(&Ground {
+            entries: &entries,
+            inside,
+            before: before.as_ref(),
+            nodes,
+            broker: *broker,
+            lost: &lost,
+        });
+        for finding in &self.lint {
+            self.observer.event(Event::Finding(finding));
+        }
+        let harm = match (self.options.harm, self.lint.first()) {
+            (Harm::Refused, Some(worst)) => worst.severity,
+            _ => Severity::Note,
+        };
+        *self.harm.insert(harm)
+    }
+
     fn decide(&mut self, present: Option<&Bytes>) -> Result<Decision, PublishError> {
         let present = match present.map(|payload| UpdateList::parse(payload)).transpose() {
             Ok(list) => list,
@@ -444,7 +568,12 @@ impl<O: Observer> Run<'_, O> {
             entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
         };
         let decision = decide(present.as_ref(), &wanted, Trust::List, self.now)?;
-        if self.options.trust == Trust::List {
+        // A Mpy-BLOX node waits for ever for what a broker lost, so others' brokers are asked for everything.
+        let waits = self
+            .ground
+            .as_ref()
+            .is_some_and(|ground| ground.broker == Broker::Plain && !ground.nodes.is_empty());
+        if self.options.trust == Trust::List && !waits {
             return Ok(decision);
         }
         if let Decision::UpToDate(release) = decision {
@@ -556,6 +685,7 @@ impl<O: Observer> Run<'_, O> {
             sent,
             bytes_sent,
             diff,
+            lint: self.lint.clone(),
         }
     }
 }

@@ -7,10 +7,12 @@ use std::{
 };
 
 use mpypi_client::trust::TrustError;
+use mpypi_protocol::ChannelName;
 use serde_json::{Value, json};
 
 use crate::{
     commands::Stopped,
+    lint::Finding,
     plan::{Change, Diff},
     publish::{Done, Outcome, PublishError},
     retained::AskError,
@@ -48,6 +50,9 @@ pub fn sentence(outcome: &Outcome) -> String {
             )
         }
         Done::UpToDate => format!("{channel} is up to date at release {sequence}: nothing sent"),
+        Done::WouldRefuse => {
+            format!("would refuse to publish {channel} release {sequence} (version {version})")
+        }
         Done::WouldPublish => {
             format!(
                 "would publish {channel} release {sequence} (version {version}): {sent} of {packages} to send, {bytes}"
@@ -82,11 +87,19 @@ pub fn json(outcome: &Outcome) -> Value {
         "version": outcome.version,
         "published": outcome.done == Done::Published,
         "unchanged": outcome.done == Done::UpToDate,
-        "dry_run": outcome.done == Done::WouldPublish,
+        "dry_run": matches!(outcome.done, Done::WouldPublish | Done::WouldRefuse),
+        "refused": outcome.done == Done::WouldRefuse,
         "packages": { "total": outcome.packages, "sent": outcome.sent },
         "bytes_sent": outcome.bytes_sent,
         "diff": outcome.diff,
+        "lint": outcome.lint,
     })
+}
+
+/// A refused release for programs.
+#[must_use]
+pub fn refusal_json(channel: &ChannelName, sequence: u64, findings: &[Finding]) -> Value {
+    json!({ "channel": channel, "sequence": sequence, "published": false, "refused": true, "lint": findings })
 }
 
 /// An error with its causes, in one line.
@@ -140,7 +153,6 @@ pub fn wants_color(stream: &impl IsTerminal) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mpypi_protocol::ChannelName;
 
     fn outcome(done: Done) -> Outcome {
         Outcome {
@@ -152,6 +164,7 @@ mod tests {
             sent: 1,
             bytes_sent: 213,
             diff: Diff::default(),
+            lint: vec![],
         }
     }
 

@@ -3,10 +3,12 @@
 //! MQTT has no "nothing there": a broker that retains nothing says nothing. So every question ends with one
 //! whose answer is sure to come, and what did not come before it is not there.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
-use mpypi_protocol::{ChannelName, Digest, PackageId, limits::SUBSCRIBE_FILTERS};
+use mpypi_protocol::{
+    ChannelName, Digest, NodeId, PackageId, Topic, limits::SUBSCRIBE_FILTERS, node::Info, topic::NodeSubject,
+};
 
 use crate::{
     limits,
@@ -138,29 +140,80 @@ pub async fn all(link: &mut Link, filters: &[String]) -> Result<Vec<(String, Byt
     // A channel that nobody uses: our brokers answer it with `[]`, after everything asked before.
     let fence = format!("mpypi/channels/fence-{:08x}", fastrand::u32(..));
     let mut found = Vec::new();
+    before(link, filters, &fence, |topic, payload| found.push((topic, payload))).await?;
+    Ok(found)
+}
+
+/// The Mpy-BLOX nodes that follow `channel`, or do not say which they follow. `answers` says that the broker retains
+/// a list for `channel`.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn mpyblox(
+    link: &mut Link,
+    channel: &ChannelName,
+    answers: bool,
+) -> Result<BTreeMap<NodeId, Info>, AskError> {
+    let filters = ["mpypi/nodes/+/info".to_owned()];
+    let fence = match answers {
+        true => channel.topic(),
+        false => format!("mpypi/channels/fence-{:08x}", fastrand::u32(..)),
+    };
+    let mut nodes = BTreeMap::new();
+    let take = |topic: String, payload: Bytes| {
+        let info = Info::parse(&payload).ok().filter(Info::is_mpyblox);
+        if let (Ok(Topic::Node(node, NodeSubject::Info)), Some(info)) = (Topic::parse(&topic), info)
+            && info.channel.as_ref().is_none_or(|other| other == channel)
+        {
+            nodes.insert(node, info);
+        }
+    };
+    let found = before(link, &filters, &fence, take).await;
+    for filter in [&filters[0], &fence] {
+        link.unsubscribe(filter);
+    }
+    for _ in 0..2 {
+        while link.next().await? != Signal::Unsubscribed {}
+    }
+    found.map(|()| nodes)
+}
+
+/// Everything retained under `filters` that comes before the answer to `fence`.
+async fn before(
+    link: &mut Link,
+    filters: &[String],
+    fence: &String,
+    mut take: impl FnMut(String, Bytes),
+) -> Result<(), AskError> {
+    let mut refused = None;
     let mut owed = 0;
-    for filter in filters.iter().chain([&fence]) {
+    for filter in filters.iter().chain([fence]) {
         link.subscribe(std::slice::from_ref(filter));
         owed += 1;
     }
     let mut answered = 0;
-    loop {
+    let mut ended = false;
+    while owed > 0 || !ended {
         let signal = match owed {
             0 => link.next_within(limits::QUIET).await?,
             _ => Some(link.next().await?),
         };
         match signal {
-            None => return Ok(found),
-            Some(Signal::Message { topic, .. }) if topic == fence => return Ok(found),
-            Some(Signal::Message { topic, payload }) => found.push((topic, payload)),
+            None => break,
+            Some(Signal::Message { topic, .. }) if topic == *fence => ended = true,
+            Some(Signal::Message { topic, payload }) => take(topic, payload),
             Some(Signal::Subscribed(accepted)) => {
                 if let Some(filter) = filters.get(answered).filter(|_| !accepted.contains(&true)) {
-                    return Err(AskError::Refused { topic: filter.clone() });
+                    refused.get_or_insert_with(|| AskError::Refused { topic: filter.clone() });
                 }
                 answered += 1;
                 owed -= 1;
             }
             Some(_) => {}
         }
+    }
+    match refused {
+        Some(error) => Err(error),
+        None => Ok(()),
     }
 }

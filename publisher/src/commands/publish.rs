@@ -7,7 +7,7 @@ use crate::{
     cli::Source,
     plan::Trust,
     progress::{Lines, Progress, Stage},
-    publish::{Mode, Options, publish},
+    publish::{Done, Mode, Options, Outcome, PublishError, publish},
     report::{self, wants_color},
 };
 
@@ -17,7 +17,12 @@ A channel's folder holds `src/` (files sent as they are) and `wheels/` (projects
 channel.toml name are left out. Only packages that the broker lacks are sent; the new release stands when all \
 of them are there.
 
-channel.toml is optional: name, version, tag, ignore = [\"*.md\"], expires (days).
+channel.toml is optional: name, version, tag, ignore = [\"*.md\"], expires (days), and compile = \"mpy\", which \
+runs mpy-cross on the Python source in wheels: for each of targets = [\"bytecode\", \"xtensawin\", \"armv6m-rp2\", \
+\"source\"], with optimize = 0 to 3 and line-numbers = true or false.
+
+What would leave devices that run Mpy-BLOX waiting or starting again for ever is refused, if they said what they \
+are and have; see --force.
 
 Examples:
   mpypi publish channels/dev
@@ -45,12 +50,14 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let harm = args.source.harm();
     let options = Options {
         broker: endpoint(args.source.broker)?,
         channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },
         sequence: args.sequence,
+        harm,
     };
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });
     let outcome = tokio::select! {
@@ -66,12 +73,23 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         };
         return Err(stopped.into());
     };
-    let outcome = outcome?;
+    let outcome = match outcome {
+        Err(PublishError::Harmful { channel, sequence, findings }) if args.json => {
+            print(&format!("{}\n", report::refusal_json(&channel, sequence, &findings)))?;
+            return Err(PublishError::Harmful { channel, sequence, findings }.into());
+        }
+        outcome => outcome?,
+    };
     match args.json {
         true => print(&format!("{}\n", report::json(&outcome))),
         false => {
             let diff = report::diff(&outcome.diff, wants_color(&stdout()));
             print(&format!("{diff}{}\n", report::sentence(&outcome)))
         }
+    }?;
+    let Outcome { channel, sequence, done, lint: findings, .. } = outcome;
+    match done {
+        Done::WouldRefuse => Err(PublishError::Harmful { channel, sequence, findings }.into()),
+        _ => Ok(()),
     }
 }

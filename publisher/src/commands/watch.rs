@@ -5,6 +5,7 @@ use std::io::{stderr, stdout};
 use super::{endpoint, interrupted, print};
 use crate::{
     cli::Source,
+    lint::Finding,
     plan::Trust,
     progress::{Lines, Progress},
     publish::{Event, Mode, Observer, Options, Outcome, PublishError},
@@ -30,15 +31,18 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let harm = args.source.harm();
     let options = Options {
         broker: endpoint(args.source.broker)?,
         channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,
         sequence: None,
+        harm,
     };
     let lines = if args.json { Lines::Hidden } else { Lines::Shown };
-    let mut screen = Screen { json: args.json, progress: Progress::new(lines) };
+    let mut screen =
+        Screen { json: args.json, progress: Progress::new(lines), told: vec![], telling: vec![] };
     if !args.json {
         say(&format!("watching {}; Ctrl-C ends it", args.source.folder.display()));
     }
@@ -53,17 +57,29 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 struct Screen {
     json: bool,
     progress: Progress,
+    /// What is known of Mpy-BLOX nodes: said once, not at every save.
+    told: Vec<Finding>,
+    telling: Vec<Finding>,
 }
 
 impl Observer for Screen {
     fn event(&mut self, event: Event<'_>) {
-        self.progress.event(event);
+        match event {
+            Event::Finding(finding) => {
+                self.telling.push(finding.clone());
+                if !self.told.contains(finding) {
+                    self.progress.event(event);
+                }
+            }
+            event => self.progress.event(event),
+        }
     }
 }
 
 impl WatchObserver for Screen {
     fn published(&mut self, outcome: &Outcome) {
         self.progress.clear();
+        self.told = std::mem::take(&mut self.telling);
         let text = match self.json {
             true => format!("{}\n", report::json(outcome)),
             false => {
@@ -78,6 +94,9 @@ impl WatchObserver for Screen {
 
     fn failed(&mut self, error: &PublishError) {
         self.progress.clear();
+        // They belong to the error.
+        self.told.clear();
+        self.telling.clear();
         let color = wants_color(&stderr());
         say(&format!("{} {}", painted("error:", "31;1", color), chain(error)));
         if let Some(hint) = error.hint() {

@@ -67,6 +67,13 @@ impl Contents {
         self.wheel.iter().filter(|(key, _)| key == "Tag").map(|(_, tag)| tag.as_str()).collect()
     }
 
+    /// What METADATA says under `key`, the last time if several times.
+    #[must_use]
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let mut values = self.metadata.iter().rev().filter(|(found, _)| found == key);
+        values.next().map(|(_, value)| value.as_str())
+    }
+
     /// Whether it is for any interpreter: Python source, and nothing made of it.
     #[must_use]
     pub fn is_source(&self) -> bool {
