@@ -1,6 +1,6 @@
 //! What the command line says about a broker.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use mpypi_protocol::BrokerUrl;
 
@@ -45,4 +45,21 @@ impl BrokerArgs {
     pub fn endpoint(self) -> Result<Endpoint, TrustError> {
         Endpoint::new(self.broker, &self.trust)
     }
+}
+
+/// Reads `500ms`, `60s`, `5m` or `1h`.
+///
+/// # Errors
+/// Says what a time is.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..split].parse().map_err(|_| "use a time as 500ms, 60s, 5m or 1h".to_owned())?;
+    let unit = match &text[split..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("use a time as 500ms, 60s, 5m or 1h".to_owned()),
+    };
+    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(|| "this is too long".to_owned())
 }

@@ -90,6 +90,20 @@ pub enum ChannelError {
         /// Why.
         source: std::io::Error,
     },
+    /// There is no such project or wheel.
+    #[error("`{}` cannot be opened", path.display())]
+    Open {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Neither a wheel nor a project.
+    #[error("`{}` is neither a `.whl` nor a folder with a `pyproject.toml`", path.display())]
+    NoWheel {
+        /// What it is not.
+        path: PathBuf,
+    },
     /// It is something else.
     #[error("`{}` is not a folder", path.display())]
     NotAFolder {
@@ -219,6 +233,77 @@ impl Channel {
     /// The error that a wheel of ours cannot be read.
     pub(crate) fn unreadable(&self, package: &Package, source: WheelError) -> ChannelError {
         ChannelError::Wheel { folder: package.id.to_string(), source }
+    }
+}
+
+/// The wheels of one project, or one `.whl`.
+#[derive(Debug)]
+pub struct Project {
+    /// One for each tag.
+    pub packages: Vec<Package>,
+    /// What people should know: one sentence each.
+    pub warnings: Vec<String>,
+    /// What was done for people without being asked: one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Project {
+    /// Reads a `.whl` or the folder of a project. Below the `wheels/` of a channel it becomes what that channel
+    /// carries; elsewhere, `tag` is the tag that a project is packed with.
+    ///
+    /// # Errors
+    /// See [`ChannelError`].
+    pub fn load(
+        path: &Path,
+        tag: Option<&str>,
+        cache: &mut Cache,
+        compiling: &mut dyn FnMut(usize, usize),
+    ) -> Result<Project, ChannelError> {
+        let open = |source| ChannelError::Open { path: path.to_owned(), source };
+        let root = path.canonicalize().map_err(open)?;
+        let wheels = root.ancestors().skip(1).find(|folder| folder.file_name() == Some(OsStr::new("wheels")));
+        let channel = wheels.and_then(Path::parent).filter(|folder| folder.join(Settings::FILE).is_file());
+        let (settings, files) = match channel {
+            Some(folder) => {
+                let settings = Settings::load(folder)?;
+                let mut files = walk(folder, &settings.ignore, |name| name == "wheels")?.files;
+                files.retain(|file| file.path.starts_with(&root));
+                (settings, files)
+            }
+            None => {
+                let settings = Settings { tag: tag.map(str::to_owned), ..Settings::default() };
+                let name = root.file_name().unwrap_or_default().to_string_lossy();
+                let mut files = match root.is_dir() {
+                    true => walk(&root, &[], |_| true)?.files,
+                    false => {
+                        let data = fs::metadata(&root).map_err(open)?;
+                        let (size, changed) = (data.len(), data.modified().ok());
+                        vec![Found { name: String::new(), path: root.clone(), size, changed }]
+                    }
+                };
+                for file in &mut files {
+                    file.name = format!("wheels/{name}/{}", file.name).trim_end_matches('/').to_owned();
+                }
+                (settings, files)
+            }
+        };
+        let mut reader = Reader {
+            folder: path,
+            cache,
+            // Nothing of it is remembered.
+            now: SystemTime::UNIX_EPOCH,
+            compiling,
+            settings: &settings,
+            places: Places::default(),
+            warnings: vec![],
+            notes: vec![],
+        };
+        let packages = reader.wheels(&files)?;
+        let Reader { warnings, notes, .. } = reader;
+        match packages.is_empty() {
+            true => Err(ChannelError::NoWheel { path: path.to_owned() }),
+            false => Ok(Project { packages, warnings, notes }),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 
 use crate::{
-    commands::{publish, status, watch},
+    commands::{install, publish, status, watch},
     publish::Harm,
 };
 
@@ -28,7 +28,7 @@ Examples:
   mpypi status --broker mqtts://hub.local --ca ca.pem
                                           ask a broker over TLS, whose certificate a private CA made
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done, but without the effect that was waited for.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -38,6 +38,8 @@ enum Command {
     Watch(watch::Args),
     /// Show channels, their releases and their devices
     Status(status::Args),
+    /// Put a first wheel on a device that runs Mpy-BLOX
+    Install(install::Args),
 }
 
 /// What is published, and where, by `publish` and `watch`.
@@ -71,6 +73,7 @@ impl Cli {
             Command::Publish(args) => publish::run(args).await,
             Command::Watch(args) => watch::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Install(args) => install::run(args).await,
         }
     }
 }

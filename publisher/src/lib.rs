@@ -17,7 +17,7 @@
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
 //! | [`link`] | one MQTT connection |
 //!
-//! [`watch`](mod@watch) does it at every change, [`status`](mod@status) shows what came of it,
+//! [`watch`](mod@watch) does it at every change, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`status`](mod@status) shows what came of it,
 //! [`progress`] and [`report`] are what people and programs see, [`limits`] names every limit. [`cli`] is the
 //! command line.
 //!
@@ -26,6 +26,7 @@
 pub mod channel;
 pub mod cli;
 pub mod compile;
+pub mod install;
 pub mod limits;
 pub mod link;
 pub mod lint;

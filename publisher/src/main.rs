@@ -8,7 +8,7 @@ use std::{
 use clap::Parser;
 use mpypi_publisher::{
     cli::Cli,
-    report::{hint, painted, wants_color},
+    report::{exit_code, hint, painted, wants_color},
 };
 
 fn main() -> ExitCode {
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             }
             // Nobody is left to tell if this fails.
             let _ = stderr().write_all(text.as_bytes());
-            ExitCode::FAILURE
+            ExitCode::from(exit_code(&error))
         }
     }
 }

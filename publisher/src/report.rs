@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     commands::Stopped,
+    install::{InstallError, Installed, Way},
     lint::Finding,
     plan::{Change, Diff},
     publish::{Done, Outcome, PublishError},
@@ -102,6 +103,36 @@ pub fn refusal_json(channel: &ChannelName, sequence: u64, findings: &[Finding]) 
     json!({ "channel": channel, "sequence": sequence, "published": false, "refused": true, "lint": findings })
 }
 
+/// An installed wheel in one line.
+#[must_use]
+pub fn installed_sentence(installed: &Installed) -> String {
+    let Installed { node, name, version, way, .. } = installed;
+    match way {
+        Way::Already => format!("{node} has {name} {version} already: nothing sent"),
+        Way::Upgrade => format!("{node} has {name} {version} now"),
+        Way::Carried(carrier) => {
+            format!("{node} has {name} {version} now, ordered under the name of {}", carrier.escape_debug())
+        }
+    }
+}
+
+/// An installed wheel for programs.
+#[must_use]
+pub fn installed_json(installed: &Installed) -> Value {
+    let carrier = match &installed.way {
+        Way::Carried(carrier) => Some(carrier),
+        Way::Already | Way::Upgrade => None,
+    };
+    json!({
+        "node": installed.node,
+        "name": installed.name,
+        "version": installed.version,
+        "already": installed.way == Way::Already,
+        "carrier": carrier,
+        "bytes_sent": installed.bytes_sent,
+    })
+}
+
 /// An error with its causes, in one line.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
@@ -120,6 +151,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<PublishError>() {
         return error.hint();
     }
+    if let Some(error) = error.downcast_ref::<InstallError>() {
+        return error.hint();
+    }
     if let Some(error) = error.downcast_ref::<AskError>() {
         return error.hint();
     }
@@ -128,6 +162,15 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     }
     let stopped = error.downcast_ref::<Stopped>()?;
     stopped.hint()
+}
+
+/// The exit code that an error of this crate ends with: 3 if what was sent had not the effect waited for, else 1.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<InstallError>() {
+        Some(InstallError::NotConfirmed { .. }) => 3,
+        _ => 1,
+    }
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi watch … 2>&1 | head`), that is no error.

@@ -9,9 +9,10 @@ use mpypi_agent_sim::{
     limits,
     update::Timing,
 };
+use mpypi_client::args::parse_time;
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, Mpy, endpoint, parse_mpy, parse_time, print, run_fleet};
+use super::{Common, Failure, Mpy, endpoint, parse_mpy, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:

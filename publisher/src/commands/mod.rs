@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub(crate) mod install;
 pub(crate) mod publish;
 pub(crate) mod status;
 pub(crate) mod watch;
@@ -19,6 +20,9 @@ pub(crate) enum Stopped {
     /// After it was sent, before it was read back.
     #[error("stopped while the list was on its way: either the old or the new release stands")]
     DuringTheList,
+    /// While a device was waited for.
+    #[error("stopped: the device may still get the order and install the wheel")]
+    Waiting,
     /// Where nothing is written.
     #[error("stopped")]
     Reading,
@@ -31,7 +35,7 @@ impl Stopped {
             Stopped::BeforeTheList | Stopped::DuringTheList => {
                 Some("run again to complete it: what the broker has is not sent again".to_owned())
             }
-            Stopped::Reading => None,
+            Stopped::Waiting | Stopped::Reading => None,
         }
     }
 }
