@@ -150,6 +150,12 @@ impl Info {
     pub fn to_bytes(&self) -> Vec<u8> {
         to_bytes(self)
     }
+
+    /// Whether the node runs Mpy-BLOX: it says what it is and has, but not which agent it runs, as all of ours do.
+    #[must_use]
+    pub fn is_mpyblox(&self) -> bool {
+        self.agent.is_none()
+    }
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, NodeError> {
@@ -161,4 +167,18 @@ fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, NodeError> {
 
 fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
     serde_json::to_vec(message).expect("text keys and plain values always make JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_names_no_agent_is_mpyblox() {
+        let uname = r#""uname":{"sysname":"esp32","machine":"ESP32 module","version":"v1.22.0"}"#;
+        let info = |rest: &str| Info::parse(format!("{{{uname},{rest}}}").as_bytes());
+        assert!(info(r#""versions":{"mpy-blox":"0.6.0"}"#).unwrap().is_mpyblox());
+        assert!(!info(r#""versions":{},"agent":"mpypi/0.1.0""#).unwrap().is_mpyblox());
+        assert!(info(r#""versions":[]"#).is_err() && Info::parse(br#"{"versions":{}}"#).is_err());
+    }
 }
