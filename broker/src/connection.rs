@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use mpypi_protocol::topic::{self, TopicError};
+use mpypi_protocol::topic::{self, NodeSubject, TopicError};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -26,21 +26,23 @@ use crate::{
     door::{admit, is_heavy},
     index::{
         Index, IndexError, Step,
-        sessions::{Change, Kept, Opening},
+        sessions::{Change, Kept, Opening, Queued},
         writer::{Op, Reply, Submission},
     },
     limits::Limits,
     listen::Arrival,
-    mailbox::{Mail, Mailbox},
-    message::{Message, Refusal, SessionId},
+    mailbox::{Delivery, Mail, Mailbox},
+    message::{Message, Payload, Refusal, SessionId},
     metrics::Metrics,
+    mpyblox::{Meaning, Seat, Served, SharedDesk},
     outbox::Outbox,
-    packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version, Welcome},
+    packet::{self, Connect, Framing, Packet, Publish, Qos, Reason, Secret, Version, Welcome},
     pulse::Pulse,
     registry::{Member, Membership, NotEntered, Registry},
     server::Access,
     session::{Effect, Leaving, Replay, Session},
     subscriptions::Receiver,
+    sys,
 };
 
 /// Bytes waiting to be sent above which no further message is fetched for the client.
@@ -94,6 +96,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Whether messages get through.
     pub pulse: Pulse,
+    /// How nodes that run Mpy-BLOX are served.
+    pub mpyblox: SharedDesk,
 }
 
 /// Serves one client until it has gone.
@@ -243,6 +247,7 @@ async fn enter<'s>(
         progress: now.instant,
         now,
         closing: false,
+        seat: None,
     };
     connection.outbox.push(packet::accept(connect.version, &shared.limits, &welcome));
     connection.carry_out(effects).await;
@@ -453,6 +458,8 @@ struct Connection<'s> {
     /// The moment of this turn: clocks are read once in each, and after every wait.
     now: Now,
     closing: bool,
+    /// What only a node that runs Mpy-BLOX has.
+    seat: Option<Box<Seat>>,
 }
 
 /// What woke a connection.
@@ -469,6 +476,15 @@ enum Fetched {
     One,
     SearchedInVain,
     Nothing,
+    /// A list for a node that runs Mpy-BLOX, and where it comes from.
+    List(Box<(Source, Message)>),
+}
+
+/// Where a message comes from that is to be sent.
+enum Source {
+    Replay(Replay),
+    Live(Delivery),
+    Queued(Queued),
 }
 
 impl Connection<'_> {
@@ -555,6 +571,7 @@ impl Connection<'_> {
                 Woken::Nothing => {}
             }
             self.session.tick(now, &mut effects);
+            self.look_after_seat(now);
             self.check_stalls(now, &mut effects)?;
             self.carry_out(effects).await;
         }
@@ -634,6 +651,7 @@ impl Connection<'_> {
             let mut effects = Vec::new();
             match self.fetch_one(self.now, &mut effects) {
                 Ok(Fetched::One) => {}
+                Ok(Fetched::List(found)) => Box::pin(self.serve_list(now, *found, &mut effects)).await,
                 Ok(Fetched::Nothing) => return false,
                 // That was a long look, and there may be thousands of them.
                 Ok(Fetched::SearchedInVain) => return true,
@@ -652,6 +670,12 @@ impl Connection<'_> {
         if let Some(replay) = self.session.next_replay(!self.mailbox.is_empty()) {
             let found = self.look_up(&replay, now.unix_ms)?;
             let in_vain = matches!(found, Step::Later(_));
+            let found = match found {
+                Step::Found(message) if self.is_list(&message, now) => {
+                    return Ok(Fetched::List(Box::new((Source::Replay(replay), message))));
+                }
+                found => found,
+            };
             self.session.replayed(now, replay, found, effects);
             return Ok(if in_vain { Fetched::SearchedInVain } else { Fetched::One });
         }
@@ -661,6 +685,12 @@ impl Connection<'_> {
                 Some(message) => self.is_outdated(message)?,
                 None => false,
             };
+            let message = found.as_ref().and_then(|queued| queued.sent.message.clone());
+            if let (Some(queued), Some(message), false) = (&found, message, is_outdated)
+                && self.is_list(&message, now)
+            {
+                return Ok(Fetched::List(Box::new((Source::Queued(queued.clone()), message))));
+            }
             self.session.queued(now, found, is_outdated, effects);
             return Ok(Fetched::One);
         }
@@ -668,6 +698,10 @@ impl Connection<'_> {
             Some(Mail::Queued) => self.session.queue_waits(),
             Some(Mail::Delivery(delivery)) => {
                 if !self.is_outdated(&delivery.message)? {
+                    if self.is_list(&delivery.message, now) {
+                        let message = Message::clone(&delivery.message);
+                        return Ok(Fetched::List(Box::new((Source::Live(delivery), message))));
+                    }
                     self.session.deliver(now, &delivery, effects);
                 }
             }
@@ -694,7 +728,8 @@ impl Connection<'_> {
         if replay.filter.contains(['+', '#']) {
             return index.next(&replay.filter, replay.after.as_deref(), replay.since, now_ms);
         }
-        let found = match index.get(&replay.filter, now_ms)? {
+        let own = self.seat.as_ref().and_then(|seat| seat.file(&replay.filter));
+        let found = match own.map_or_else(|| index.get(&replay.filter, now_ms), |own| Ok(Some(own)))? {
             Some(message) => Some(message),
             None => index.stand_in(&replay.filter, now_ms)?,
         };
@@ -702,6 +737,84 @@ impl Connection<'_> {
             Some(message) if replay.since == 0 || message.version > replay.since => Step::Found(message),
             _ => Step::End,
         })
+    }
+
+    /// Whether a message is a list that is to be looked at first, because of who gets it. Takes note of what else such a
+    /// node gets.
+    fn is_list(&mut self, message: &Message, now: Now) -> bool {
+        let Some(seat) = &mut self.seat else { return false };
+        match seat.meaning(&message.topic) {
+            Meaning::List => return true,
+            Meaning::Package => self.shared.mpyblox.fetch(seat, now.instant),
+            Meaning::Order => {
+                if let Payload::Inline(list) = &message.payload
+                    && self.shared.mpyblox.order(seat, list)
+                {
+                    self.session.read_channels_again();
+                }
+            }
+            Meaning::Nothing => {}
+        }
+        false
+    }
+
+    /// Sends a list as a node takes it that runs Mpy-BLOX.
+    async fn serve_list(&mut self, now: Now, found: (Source, Message), effects: &mut Vec<Effect>) {
+        let (source, message) = found;
+        let Some(mut seat) = self.seat.take() else { return };
+        let (desk, index) = (self.shared.mpyblox.clone(), self.shared.index.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let served = desk.serve(&mut seat, message, &index, now);
+            (seat, served)
+        });
+        let (seat, served) = match work.await {
+            Ok((seat, Ok(served))) => (seat, served),
+            failed => {
+                let error = failed.map(|(_, served)| served.err());
+                tracing::error!(?error, client = self.session.client_id, "cannot look at a list");
+                return self.session.end(Reason::UnspecifiedError, "cannot read the index", effects);
+            }
+        };
+        let Served { message, errand, state, is_adapted } = served;
+        if is_adapted {
+            self.shared.metrics.mpyblox_adapted.one();
+        }
+        match source {
+            Source::Replay(replay) => self.session.replayed(now, replay, Step::Found(message), effects),
+            Source::Live(delivery) => {
+                let delivery = Delivery { message: Arc::new(message), ..delivery };
+                self.session.deliver(now, &delivery, effects);
+            }
+            Source::Queued(mut queued) => {
+                queued.sent.message = Some(message);
+                self.session.queued(now, Some(queued), false, effects);
+            }
+        }
+        if let Some(errand) = errand {
+            self.shared.metrics.mpyblox_errands.one();
+            let identifiers = Vec::new();
+            let message = Arc::new(errand);
+            let delivery = Delivery { message, qos: Qos::AtMostOnce, retain: false, identifiers };
+            self.session.deliver(now, &delivery, effects);
+        }
+        if let Some(state) = state {
+            sys::retain(self.shared, &seat.topic(NodeSubject::State), state).await;
+        }
+        self.seat = Some(seat);
+    }
+
+    /// Frees a node that runs Mpy-BLOX and has waited too long for itself.
+    fn look_after_seat(&mut self, now: Instant) {
+        let Some(seat) = &mut self.seat else { return };
+        match seat.due(self.shared.limits.mpyblox_patience) {
+            Some(due) if due <= now && self.outbox.is_empty() => {
+                self.shared.mpyblox.stick(seat);
+                self.session.read_channels_again();
+            }
+            // It has yet to get the last of it.
+            Some(due) if due <= now => seat.still_fetches(now),
+            _ => {}
+        }
     }
 
     async fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -714,6 +827,14 @@ impl Connection<'_> {
                         outbox.push(head);
                         outbox.push_payload(payload);
                     });
+                }
+                Effect::Introduce(info) => {
+                    let (desk, index) = (&self.shared.mpyblox, &self.shared.index);
+                    match desk.sit_down(&self.session.client_id, &info, index, clock::now()) {
+                        Ok(seat) => self.seat = seat,
+                        Err(error) => tracing::error!(%error, "cannot look up what a node said before"),
+                    }
+                    self.session.runs_mpyblox(self.seat.is_some());
                 }
                 Effect::Admit(publish) => self.submit(publish, None).await,
                 Effect::Deny(publish, refusal) => self.submit(publish, Some(refusal)).await,
@@ -772,7 +893,8 @@ impl Connection<'_> {
         let part = self.read_deadline();
         let now = self.now.instant;
         let look_again = matches!(self.place, Place::Taken(_)).then_some(now + LOOK_AGAIN);
-        [stall, keep_alive, part, look_again].into_iter().flatten().min().unwrap_or(now + IDLE)
+        let seat = self.seat.as_ref().and_then(|seat| seat.due(self.shared.limits.mpyblox_patience));
+        [stall, keep_alive, part, look_again, seat].into_iter().flatten().min().unwrap_or(now + IDLE)
     }
 
     /// Whether there is nothing left to do for the client: who sees its connection closed also finds what it
