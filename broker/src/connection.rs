@@ -651,7 +651,7 @@ impl Connection<'_> {
             let mut effects = Vec::new();
             match self.fetch_one(self.now, &mut effects) {
                 Ok(Fetched::One) => {}
-                Ok(Fetched::List(found)) => Box::pin(self.serve_list(now, *found, &mut effects)).await,
+                Ok(Fetched::List(found)) => Box::pin(self.serve_list(*found, &mut effects)).await,
                 Ok(Fetched::Nothing) => return false,
                 // That was a long look, and there may be thousands of them.
                 Ok(Fetched::SearchedInVain) => return true,
@@ -759,7 +759,8 @@ impl Connection<'_> {
     }
 
     /// Sends a list as a node takes it that runs Mpy-BLOX.
-    async fn serve_list(&mut self, now: Now, found: (Source, Message), effects: &mut Vec<Effect>) {
+    async fn serve_list(&mut self, found: (Source, Message), effects: &mut Vec<Effect>) {
+        let now = self.now;
         let (source, message) = found;
         let Some(mut seat) = self.seat.take() else { return };
         let (desk, index) = (self.shared.mpyblox.clone(), self.shared.index.clone());
@@ -767,7 +768,9 @@ impl Connection<'_> {
             let served = desk.serve(&mut seat, message, &index, now);
             (seat, served)
         });
-        let (seat, served) = match work.await {
+        let done = work.await;
+        self.now = clock::now();
+        let (seat, served) = match done {
             Ok((seat, Ok(served))) => (seat, served),
             failed => {
                 let error = failed.map(|(_, served)| served.err());
@@ -830,7 +833,7 @@ impl Connection<'_> {
                 }
                 Effect::Introduce(info) => {
                     let (desk, index) = (&self.shared.mpyblox, &self.shared.index);
-                    match desk.sit_down(&self.session.client_id, &info, index, clock::now()) {
+                    match desk.sit_down(&self.session.client_id, &info, index, self.now) {
                         Ok(seat) => self.seat = seat,
                         Err(error) => tracing::error!(%error, "cannot look up what a node said before"),
                     }

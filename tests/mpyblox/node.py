@@ -231,6 +231,9 @@ class Node:
     # what it does
 
     def boot(self):
+        # As the user's program may: it changes a file that came by an update.
+        if "spoils" in self.options:
+            write(self.root + "/" + self.options["spoils"], b"# changed by the program\n")
         self.connect()
         while self.connack is None:
             yield

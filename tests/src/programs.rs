@@ -106,7 +106,8 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Where a foreign program is: installed, or unpacked by `tests/peers.sh`.
-pub(crate) fn peer(name: &str) -> PathBuf {
+#[must_use]
+pub fn peer(name: &str) -> PathBuf {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers");
     let installed = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&installed)
