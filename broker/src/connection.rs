@@ -8,7 +8,11 @@ use std::{
 };
 
 use bytes::BytesMut;
-use mpypi_protocol::topic::{self, NodeSubject, TopicError};
+use mpypi_protocol::{
+    PackageId, Topic,
+    package::LegacyId,
+    topic::{self, NodeSubject, TopicError},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -731,12 +735,33 @@ impl Connection<'_> {
         let own = self.seat.as_ref().and_then(|seat| seat.file(&replay.filter));
         let found = match own.map_or_else(|| index.get(&replay.filter, now_ms), |own| Ok(Some(own)))? {
             Some(message) => Some(message),
-            None => index.stand_in(&replay.filter, now_ms)?,
+            None => match self.of_its_channels(&replay.filter, now_ms)? {
+                Some(message) => Some(message),
+                None => index.stand_in(&replay.filter, now_ms)?,
+            },
         };
         Ok(match found {
             Some(message) if replay.since == 0 || message.version > replay.since => Step::Found(message),
             _ => Step::End,
         })
+    }
+
+    /// What a topic of an earlier layout stands for that has only a file's path: the file in the channel that the client
+    /// follows.
+    fn of_its_channels(&self, topic: &str, now_ms: u64) -> Result<Option<Message>, IndexError> {
+        let path = match Topic::parse(topic) {
+            Ok(Topic::Legacy(LegacyId::Path(path) | LegacyId::Src(path))) => path,
+            _ => return Ok(None),
+        };
+        let index = &self.shared.index;
+        for channel in self.session.channels() {
+            let Some(list) = index.get(channel, now_ms)? else { continue };
+            if let Some(digest) = self.shared.mpyblox.digest(index, &list, &path)? {
+                let found = index.get(&PackageId::Src(path, digest).topic(), now_ms)?;
+                return Ok(found.map(|message| Message { topic: Arc::from(topic), ..message }));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a message is a list that is to be looked at first, because of who gets it. Takes note of what else such a
@@ -764,11 +789,13 @@ impl Connection<'_> {
         let (source, message) = found;
         let Some(mut seat) = self.seat.take() else { return };
         let (desk, index) = (self.shared.mpyblox.clone(), self.shared.index.clone());
+        let place = self.shared.mpyblox.place().await;
         let work = tokio::task::spawn_blocking(move || {
             let served = desk.serve(&mut seat, message, &index, now);
             (seat, served)
         });
         let done = work.await;
+        drop(place);
         self.now = clock::now();
         let (seat, served) = match done {
             Ok((seat, Ok(served))) => (seat, served),

@@ -706,10 +706,13 @@ impl Session {
 
     /// Reads the lists of all its channels again.
     pub fn read_channels_again(&mut self) {
-        let is_channel = |filter: &str| filter.starts_with(topic::CHANNELS) && !filter.contains(['+', '#']);
-        let channels = self.subscriptions.iter().filter(|(filter, _)| is_channel(filter));
-        let channels: Vec<_> = channels.map(|(filter, options)| (filter.clone(), *options)).collect();
+        let channels: Vec<_> = self.channels().map(|filter| (filter.to_owned(), self.subscriptions[filter])).collect();
         channels.into_iter().for_each(|(filter, options)| self.replay(filter, options));
+    }
+
+    /// The topics of all channels that it follows.
+    pub fn channels(&self) -> impl Iterator<Item = &str> {
+        self.filters().filter(|filter| filter.starts_with(topic::CHANNELS) && !filter.contains(['+', '#']))
     }
 
     /// Puts the topic in for its alias: 3.3.2.3.4.

@@ -30,6 +30,8 @@ pub struct History {
     pub stuck: Option<Digest>,
     fetched: Option<Digest>,
     tried: VecDeque<(Digest, u8)>,
+    /// Whether the node took anything that was delivered.
+    pub took: bool,
     /// Packages that the node had and no longer finds, or had in another version at that time.
     pub lost: BTreeMap<String, String>,
     /// How the node stood when it was last served, in a word.

@@ -44,12 +44,14 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    Digest, Entry, NodeId, UpdateList, limits,
+    Digest, Entry, FilePath, NodeId, UpdateList, limits,
     list::Command,
     node::{Info, State},
     package::PACKAGES as PACKAGE_TOPICS,
     topic::{CHANNELS, NodeSubject},
 };
+
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::{
     history::Histories,
@@ -73,6 +75,20 @@ pub struct Desk {
     library: Mutex<Library>,
     /// Held to look up or note a few values.
     histories: Mutex<Histories>,
+    /// Places for those who look.
+    looking: Looking,
+}
+
+/// Lists that are looked at at once: each takes a thread.
+#[derive(Debug)]
+struct Looking(Semaphore);
+
+impl Default for Looking {
+    fn default() -> Looking {
+        /// More would wait for the same lock.
+        const AT_ONCE: usize = 4;
+        Looking(Semaphore::new(AT_ONCE))
+    }
 }
 
 /// A session of such a node.
@@ -147,6 +163,31 @@ impl Desk {
         Ok(Some(Box::new(Seat { node, device, sent: None, fetched: None, files: Vec::new() })))
     }
 
+    /// A place to call [`Desk::serve`]; none if the broker stops.
+    pub async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        self.looking.0.acquire().await.ok()
+    }
+
+    /// The digest that a channel's list gives for a file.
+    ///
+    /// # Errors
+    /// The index fails.
+    pub fn digest(
+        &self,
+        index: &Index,
+        list: &Message,
+        path: &FilePath,
+    ) -> Result<Option<Digest>, IndexError> {
+        let mut library = self.library.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = library.list(index, &list.payload)?;
+        Ok(list.and_then(|(_, list)| {
+            list.entries().iter().find_map(|entry| match entry {
+                Entry::Src(src) if src.path == *path => Some(src.digest),
+                _ => None,
+            })
+        }))
+    }
+
     /// What `seat` gets for a channel's list. Reads the index, and perhaps many wheels there: not for the threads of the
     /// network.
     ///
@@ -192,7 +233,8 @@ impl Desk {
                 version: 0,
             }
         });
-        let state = self.state(seat, &survey, &verdict, index, now)?;
+        let channel = message.topic.strip_prefix(CHANNELS).unwrap_or_default();
+        let state = self.state(seat, &verdict, &verdict.state(&survey.list, channel), index, now)?;
         Ok(Served { message, is_adapted, errand, state })
     }
 
@@ -221,8 +263,8 @@ impl Desk {
     fn state(
         &self,
         seat: &Seat,
-        survey: &Survey,
         verdict: &Verdict,
+        state: &State,
         index: &Index,
         now: Now,
     ) -> Result<Option<Bytes>, IndexError> {
@@ -233,17 +275,16 @@ impl Desk {
         let is_ours = |state: &State| state.extra.get(plan::WRITER).is_some_and(|by| by == plan::BROKER);
         match &present {
             Some(present) if !State::parse(present).is_ok_and(|state| is_ours(&state)) => return Ok(None),
-            None if *verdict == Verdict::Served => return Ok(None),
             _ => {}
         }
-        let state = verdict.state(survey).to_bytes();
+        let state = state.to_bytes();
         if present.is_some_and(|present| present == state) {
             return Ok(None);
         }
         let node = &seat.node;
         match verdict.text() {
             Some(text) => tracing::warn!(%node, "Mpy-BLOX, {text}"),
-            None => tracing::info!(%node, "Mpy-BLOX, served"),
+            None => tracing::info!(%node, "Mpy-BLOX, served as it is published"),
         }
         Ok(Some(state.into()))
     }
@@ -251,11 +292,15 @@ impl Desk {
     /// Takes note that the node asks for a package.
     pub fn fetch(&self, seat: &mut Seat, now: Instant) {
         seat.fetched = Some(now);
-        if let Some(Sent::List(list)) = seat.sent {
-            let mut histories = self.histories();
-            let history = histories.of(&seat.node);
-            history.begin(list);
-            history.fetch();
+        let mut histories = self.histories();
+        match seat.sent {
+            Some(Sent::List(list)) => {
+                let history = histories.of(&seat.node);
+                history.begin(list);
+                history.fetch();
+            }
+            Some(Sent::Errand(_)) => histories.of(&seat.node).took = true,
+            None => {}
         }
     }
 
@@ -296,8 +341,8 @@ impl Desk {
 /// Packages of the device that the list would change, with the versions that it has.
 fn changing(survey: &Survey, device: &Device) -> BTreeMap<String, String> {
     let mut changing = BTreeMap::new();
-    for candidates in survey.packages().values() {
-        for (_, wheel) in candidates {
+    for candidates in survey.packages() {
+        for (_, wheel) in &candidates {
             if let Some(version) = device.versions.get(&wheel.name)
                 && (*version != wheel.version || candidates.len() > 1)
             {

@@ -107,8 +107,8 @@ pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, 
         }
     }
     let mut choice = Choice::default();
-    for candidates in survey.packages().values() {
-        choice.package(survey, device, known, candidates);
+    for candidates in survey.packages() {
+        choice.package(survey, device, known, &candidates);
     }
     if !choice.held.is_empty() {
         return stay(Verdict::HeldBack(choice.held));
@@ -116,9 +116,12 @@ pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, 
     if let Some(errand) = choice.errand {
         return match history.attempts(&errand.key) {
             tried if tried < ATTEMPTS => deliver(errand),
-            tried => {
-                let why = format!("{}: tried {tried} times, and it still does not have it", errand.text);
-                stay(Verdict::HeldBack(vec![why]))
+            _ => {
+                let why = match history.took {
+                    true => "it took that, and nothing came of it",
+                    false => "it never took that: it may be set not to update by itself",
+                };
+                stay(Verdict::HeldBack(vec![format!("{}: {why}", errand.text)]))
             }
         };
     }
@@ -154,7 +157,7 @@ impl Choice {
     fn package(&mut self, survey: &Survey, device: &Device, known: &Known, candidates: &[(usize, &Wheel)]) {
         let installed = candidates.iter().find_map(|(_, wheel)| device.versions.get(&wheel.name));
         let before = candidates.iter().find_map(|(_, wheel)| known.get(&wheel.name));
-        let facts = |wheel: &Wheel| survey.wheels.get(&wheel.digest).and_then(|look| look.as_ref().ok());
+        let facts = |wheel: &Wheel| survey.wheel(&wheel.digest).and_then(|look| look.as_ref().ok());
         // Of several, the one that is made like what it has, or for its platform.
         let suits = |wheel: &Wheel| match (facts(wheel), before) {
             (Some(facts), Some(before)) => facts.tag == before.tag,
@@ -183,7 +186,7 @@ impl Choice {
         let mut hold = |why: &dyn fmt::Display| {
             self.held.push(format!("wheel `{}` {}: {why}", wheel.name, wheel.version));
         };
-        let new = match survey.wheels.get(&wheel.digest) {
+        let new = match survey.wheel(&wheel.digest) {
             Some(Ok(facts)) => facts,
             Some(Err(why)) => return hold(why),
             None => return hold(&"it was not looked at"),
@@ -328,8 +331,9 @@ impl Verdict {
 
     /// The node's state, as a node of ours would tell it.
     #[must_use]
-    pub fn state(&self, survey: &Survey) -> State {
+    pub fn state(&self, list: &UpdateList, channel: &str) -> State {
         let (phase, error) = match self {
+            // What it has of the files, nobody but the node knows.
             Verdict::Served => (Phase::Idle, None),
             Verdict::LeftOut(_) => (Phase::Idle, self.text()),
             Verdict::Delivering(_) => (Phase::Downloading, None),
@@ -337,10 +341,12 @@ impl Verdict {
         };
         let mut extra = Map::new();
         extra.insert(WRITER.to_owned(), Value::from(BROKER));
+        extra.insert(CHANNEL.to_owned(), Value::from(channel));
+        let release = list.release().filter(|_| *self != Verdict::Served);
         State {
             phase,
-            sequence: survey.release().map(|release| release.sequence),
-            version: survey.release().map(|release| release.version.clone()),
+            sequence: release.map(|release| release.sequence),
+            version: release.map(|release| release.version.clone()),
             done: 0,
             total: 0,
             error,
@@ -355,5 +361,7 @@ impl Verdict {
 
 /// A key in a state: who wrote it, if not the node.
 pub const WRITER: &str = "by";
+/// A key in a state that the broker writes: the channel that the node follows, which it does not say itself.
+pub const CHANNEL: &str = "channel";
 /// The broker, as a writer.
 pub const BROKER: &str = "broker";

@@ -6,7 +6,7 @@ use std::{
 };
 
 use mpypi_protocol::{
-    Digest, Entry, PackageId, UpdateList, list::Release, list::Wheel, package::PACKAGES,
+    Digest, Entry, PackageId, UpdateList, list::Wheel, package::PACKAGES,
     wheel::normalized_name,
 };
 
@@ -20,6 +20,10 @@ use crate::{
 const WHEELS: usize = 4096;
 /// Lists that are remembered.
 const LISTS: usize = 16;
+/// Wheels that are read to find a package, at once.
+const READS: usize = 256;
+/// How long a package that was not found is not looked for again, in milliseconds.
+const MISS: u64 = 60_000;
 
 /// A list with what is known of its wheels.
 #[derive(Debug)]
@@ -27,31 +31,42 @@ pub struct Survey {
     /// The digest of the list as it was published.
     pub digest: Digest,
     /// The list.
-    pub list: UpdateList,
+    pub list: Arc<UpdateList>,
+    /// The places of its wheels, by their normalised names; several for one name are made for different platforms.
+    packages: BTreeMap<String, Vec<usize>>,
     /// What is known of each wheel in it, or why it cannot be installed.
-    pub wheels: HashMap<Digest, Look>,
+    wheels: HashMap<Digest, Look>,
 }
 
 /// What became of looking at a wheel.
 pub type Look = Result<Arc<Facts>, Arc<str>>;
 
 impl Survey {
-    /// The list's release, if it has one.
+    /// A list, and what is known of its wheels.
     #[must_use]
-    pub fn release(&self) -> Option<&Release> {
-        self.list.release()
-    }
-
-    /// The wheels, by their normalised names; several for one name are made for different platforms.
-    #[must_use]
-    pub fn packages(&self) -> BTreeMap<String, Vec<(usize, &Wheel)>> {
+    pub fn new(digest: Digest, list: Arc<UpdateList>, wheels: HashMap<Digest, Look>) -> Survey {
         let mut packages: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (at, entry) in self.list.entries().iter().enumerate() {
+        for (at, entry) in list.entries().iter().enumerate() {
             if let Entry::Wheel(wheel) = entry {
-                packages.entry(normalized_name(&wheel.name)).or_default().push((at, wheel));
+                packages.entry(normalized_name(&wheel.name)).or_default().push(at);
             }
         }
-        packages
+        Survey { digest, list, packages, wheels }
+    }
+
+    /// The wheels of each package, with their places in the list.
+    pub fn packages(&self) -> impl Iterator<Item = Vec<(usize, &Wheel)>> {
+        let wheel = |at: &usize| match self.list.entries().get(*at) {
+            Some(Entry::Wheel(wheel)) => Some((*at, wheel)),
+            _ => None,
+        };
+        self.packages.values().map(move |places| places.iter().filter_map(wheel).collect())
+    }
+
+    /// What is known of a wheel of the list.
+    #[must_use]
+    pub fn wheel(&self, digest: &Digest) -> Option<&Look> {
+        self.wheels.get(digest)
     }
 }
 
@@ -61,10 +76,36 @@ pub struct Library {
     wheels: HashMap<Digest, Look>,
     /// The same in the order in which they came.
     order: VecDeque<Digest>,
-    lists: VecDeque<Arc<Survey>>,
+    lists: VecDeque<(Digest, Arc<UpdateList>)>,
+    surveys: VecDeque<Arc<Survey>>,
+    /// Packages that are not among the wheels in the index, and until when that is believed.
+    misses: HashMap<(String, String), u64>,
 }
 
 impl Library {
+    /// A list. None if it is none.
+    ///
+    /// # Errors
+    /// The index fails.
+    pub fn list(
+        &mut self,
+        index: &Index,
+        payload: &Payload,
+    ) -> Result<Option<(Digest, Arc<UpdateList>)>, IndexError> {
+        let digest = match payload {
+            Payload::Blob(digest, _) => *digest,
+            Payload::Inline(bytes) => Digest::of(bytes),
+        };
+        if let Some((_, known)) = self.lists.iter().find(|(known, _)| *known == digest) {
+            return Ok(Some((digest, known.clone())));
+        }
+        let Ok(list) = UpdateList::parse(&index.payload(payload)?) else { return Ok(None) };
+        let list = Arc::new(list);
+        self.lists.push_front((digest, list.clone()));
+        self.lists.truncate(LISTS);
+        Ok(Some((digest, list)))
+    }
+
     /// Looks at a list and all its wheels. None if it is no list.
     ///
     /// # Errors
@@ -75,26 +116,21 @@ impl Library {
         payload: &Payload,
         now_ms: u64,
     ) -> Result<Option<Arc<Survey>>, IndexError> {
-        let bytes = index.payload(payload)?;
-        let digest = match payload {
-            Payload::Blob(digest, _) => *digest,
-            Payload::Inline(_) => Digest::of(&bytes),
-        };
-        if let Some(known) = self.lists.iter().find(|known| known.digest == digest) {
+        let Some((digest, list)) = self.list(index, payload)? else { return Ok(None) };
+        if let Some(known) = self.surveys.iter().find(|known| known.digest == digest) {
             return Ok(Some(known.clone()));
         }
-        let Ok(list) = UpdateList::parse(&bytes) else { return Ok(None) };
         let mut wheels = HashMap::new();
         for entry in list.entries() {
             if let Entry::Wheel(wheel) = entry {
                 wheels.insert(wheel.digest, self.look(index, &wheel.digest, now_ms)?);
             }
         }
-        let survey = Arc::new(Survey { digest, list, wheels });
+        let survey = Arc::new(Survey::new(digest, list, wheels));
         // What is missing may come.
         if survey.wheels.values().all(|look| !matches!(look, Err(why) if **why == *MISSING)) {
-            self.lists.push_front(survey.clone());
-            self.lists.truncate(LISTS);
+            self.surveys.push_front(survey.clone());
+            self.surveys.truncate(LISTS);
         }
         Ok(Some(survey))
     }
@@ -128,34 +164,42 @@ impl Library {
         now_ms: u64,
     ) -> Result<BTreeMap<String, Arc<Facts>>, IndexError> {
         let mut found = BTreeMap::new();
-        if wanted.is_empty() {
-            return Ok(found);
-        }
-        let is_wanted = |facts: &Facts| wanted.get(&facts.name).is_some_and(|version| *version == facts.version);
-        for facts in self.wheels.values().flatten().filter(|facts| is_wanted(facts)) {
-            found.insert(facts.name.clone(), facts.clone());
-        }
-        if found.len() == wanted.len() {
-            return Ok(found);
-        }
+        let is_missed = |name: &String, version: &String| {
+            self.misses.get(&(name.clone(), version.clone())).is_some_and(|until| *until > now_ms)
+        };
+        let mut open: HashMap<_, _> =
+            wanted.iter().filter(|(name, version)| !is_missed(name, version)).collect();
+        let mut take = |facts: &Arc<Facts>| {
+            if open.get(&facts.name).is_some_and(|version| **version == facts.version) {
+                open.remove(&facts.name);
+                found.insert(facts.name.clone(), facts.clone());
+            }
+            open.is_empty()
+        };
+        let mut is_done = self.wheels.values().flatten().any(&mut take);
         let filter = format!("{PACKAGES}wheel/+");
-        let (mut after, mut seen) = (None::<String>, 0);
-        while seen < WHEELS {
+        let (mut after, mut reads) = (None::<String>, 0);
+        while !is_done && reads < READS {
             match index.next(&filter, after.as_deref(), 0, now_ms)? {
                 Step::Found(message) => {
-                    seen += 1;
                     let digest = message.topic.rsplit('/').next().and_then(|digest| digest.parse().ok());
                     if let Some(digest) = digest
-                        && let Ok(facts) = self.look(index, &digest, now_ms)?
-                        && is_wanted(&facts)
+                        && !self.wheels.contains_key(&digest)
                     {
-                        found.insert(facts.name.clone(), facts);
+                        reads += 1;
+                        is_done = self.look(index, &digest, now_ms)?.is_ok_and(|facts| take(&facts));
                     }
                     after = Some(message.topic.to_string());
                 }
                 Step::Later(topic) => after = Some(topic),
                 Step::End => break,
             }
+        }
+        if self.misses.len() >= WHEELS {
+            self.misses.clear();
+        }
+        for (name, version) in open {
+            self.misses.insert((name.clone(), version.clone()), now_ms.saturating_add(MISS));
         }
         Ok(found)
     }
