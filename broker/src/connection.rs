@@ -8,7 +8,11 @@ use std::{
 };
 
 use bytes::BytesMut;
-use mpypi_protocol::topic::{self, TopicError};
+use mpypi_protocol::{
+    PackageId, Topic,
+    package::LegacyId,
+    topic::{self, NodeSubject, TopicError},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -26,21 +30,23 @@ use crate::{
     door::{admit, is_heavy},
     index::{
         Index, IndexError, Step,
-        sessions::{Change, Kept, Opening},
+        sessions::{Change, Kept, Opening, Queued},
         writer::{Op, Reply, Submission},
     },
     limits::Limits,
     listen::Arrival,
-    mailbox::{Mail, Mailbox},
-    message::{Message, Refusal, SessionId},
+    mailbox::{Delivery, Mail, Mailbox},
+    message::{Message, Payload, Refusal, SessionId},
     metrics::Metrics,
+    mpyblox::{Meaning, Seat, Served, SharedDesk},
     outbox::Outbox,
-    packet::{self, Connect, Framing, Packet, Publish, Reason, Secret, Version, Welcome},
+    packet::{self, Connect, Framing, Packet, Publish, Qos, Reason, Secret, Version, Welcome},
     pulse::Pulse,
     registry::{Member, Membership, NotEntered, Registry},
     server::Access,
     session::{Effect, Leaving, Replay, Session},
     subscriptions::Receiver,
+    sys,
 };
 
 /// Bytes waiting to be sent above which no further message is fetched for the client.
@@ -94,6 +100,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Whether messages get through.
     pub pulse: Pulse,
+    /// How nodes that run Mpy-BLOX are served.
+    pub mpyblox: SharedDesk,
 }
 
 /// Serves one client until it has gone.
@@ -226,12 +234,12 @@ async fn enter<'s>(
     shared.metrics.connects.one();
     tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
     welcome.session_present = kept.as_ref().is_some_and(|kept| kept.present);
-    let now = clock::now().instant;
+    let now = clock::now();
     let id = kept.as_ref().map_or(membership.member.id, |kept| kept.id);
     let mailbox = kept.as_ref().map(|kept| kept.mailbox.clone());
     let mailbox = mailbox.unwrap_or_else(|| Arc::new(Mailbox::new(&shared.limits)));
     let mut effects = Vec::new();
-    let mut session = Session::new(id, client_id, identity, &connect, shared.limits.clone(), now);
+    let mut session = Session::new(id, client_id, identity, &connect, shared.limits.clone(), now.instant);
     if let Some(kept) = kept {
         session.resume(kept, &mut effects);
     }
@@ -245,8 +253,10 @@ async fn enter<'s>(
         place: Place::None,
         part_since: None,
         room: READ_IDLE,
-        progress: now,
+        progress: now.instant,
+        now,
         closing: false,
+        seat: None,
     };
     connection.outbox.push(packet::accept(connect.version, &shared.limits, &welcome));
     connection.carry_out(effects).await;
@@ -454,7 +464,11 @@ struct Connection<'s> {
     room: usize,
     /// When the client last took bytes, or had taken all.
     progress: Instant,
+    /// The moment of this turn: clocks are read once in each, and after every wait.
+    now: Now,
     closing: bool,
+    /// What only a node that runs Mpy-BLOX has.
+    seat: Option<Box<Seat>>,
 }
 
 /// What woke a connection.
@@ -471,6 +485,15 @@ enum Fetched {
     One,
     SearchedInVain,
     Nothing,
+    /// A list for a node that runs Mpy-BLOX, and where it comes from.
+    List(Box<(Source, Message)>),
+}
+
+/// Where a message comes from that is to be sent.
+enum Source {
+    Replay(Replay),
+    Live(Delivery),
+    Queued(Queued),
 }
 
 impl Connection<'_> {
@@ -482,7 +505,7 @@ impl Connection<'_> {
     ) -> std::io::Result<()> {
         // Both are set up once, not at each turn: all connections share the timers' lock.
         let mut kicked = pin!(member.kick.cancelled());
-        let mut alarm = pin!(sleep_until(clock::now().instant.into()));
+        let mut alarm = pin!(sleep_until(self.now.instant.into()));
         let mut alarm_at = None;
         loop {
             self.settle().await;
@@ -494,7 +517,7 @@ impl Connection<'_> {
             let reading =
                 self.session.wants_packets() && self.outbox.weight() < OUT_FULL && !self.place.is_waiting();
             if !reading {
-                self.unheard(clock::now().instant);
+                self.unheard(self.now.instant);
             }
             let deadline = self.deadline();
             // Deadlines mostly move on: one that rings early is set again then.
@@ -524,7 +547,8 @@ impl Connection<'_> {
                     Woken::Nothing
                 }
             };
-            let now = clock::now().instant;
+            self.now = clock::now();
+            let now = self.now.instant;
             if !reading {
                 self.unheard(now);
             }
@@ -556,6 +580,7 @@ impl Connection<'_> {
                 Woken::Nothing => {}
             }
             self.session.tick(now, &mut effects);
+            self.look_after_seat(now);
             self.check_stalls(now, &mut effects)?;
             self.carry_out(effects).await;
         }
@@ -592,7 +617,7 @@ impl Connection<'_> {
     /// Takes whole packets out of the buffer.
     async fn receive(&mut self) {
         while self.session.wants_packets() && !self.place.is_waiting() {
-            let now = clock::now().instant;
+            let now = self.now.instant;
             let mut effects = Vec::new();
             match packet::frame(&mut self.buffer, &self.shared.limits) {
                 Ok(Framing::Whole(frame)) => {
@@ -632,10 +657,10 @@ impl Connection<'_> {
             if !self.session.wants_messages() || self.outbox.weight() >= OUT_ENOUGH {
                 return false;
             }
-            let now = clock::now();
             let mut effects = Vec::new();
-            match self.fetch_one(now, &mut effects) {
+            match self.fetch_one(self.now, &mut effects) {
                 Ok(Fetched::One) => {}
+                Ok(Fetched::List(found)) => Box::pin(self.serve_list(*found, &mut effects)).await,
                 Ok(Fetched::Nothing) => return false,
                 // That was a long look, and there may be thousands of them.
                 Ok(Fetched::SearchedInVain) => return true,
@@ -654,6 +679,12 @@ impl Connection<'_> {
         if let Some(replay) = self.session.next_replay(!self.mailbox.is_empty()) {
             let found = self.look_up(&replay, now.unix_ms)?;
             let in_vain = matches!(found, Step::Later(_));
+            let found = match found {
+                Step::Found(message) if self.is_list(&message, now) => {
+                    return Ok(Fetched::List(Box::new((Source::Replay(replay), message))));
+                }
+                found => found,
+            };
             self.session.replayed(now, replay, found, effects);
             return Ok(if in_vain { Fetched::SearchedInVain } else { Fetched::One });
         }
@@ -663,6 +694,12 @@ impl Connection<'_> {
                 Some(message) => self.is_outdated(message)?,
                 None => false,
             };
+            let message = found.as_ref().and_then(|queued| queued.sent.message.clone());
+            if let (Some(queued), Some(message), false) = (&found, message, is_outdated)
+                && self.is_list(&message, now)
+            {
+                return Ok(Fetched::List(Box::new((Source::Queued(queued.clone()), message))));
+            }
             self.session.queued(now, found, is_outdated, effects);
             return Ok(Fetched::One);
         }
@@ -670,6 +707,10 @@ impl Connection<'_> {
             Some(Mail::Queued) => self.session.queue_waits(),
             Some(Mail::Delivery(delivery)) => {
                 if !self.is_outdated(&delivery.message)? {
+                    if self.is_list(&delivery.message, now) {
+                        let message = Message::clone(&delivery.message);
+                        return Ok(Fetched::List(Box::new((Source::Live(delivery), message))));
+                    }
                     self.session.deliver(now, &delivery, effects);
                 }
             }
@@ -696,14 +737,119 @@ impl Connection<'_> {
         if replay.filter.contains(['+', '#']) {
             return index.next(&replay.filter, replay.after.as_deref(), replay.since, now_ms);
         }
-        let found = match index.get(&replay.filter, now_ms)? {
+        let own = self.seat.as_ref().and_then(|seat| seat.file(&replay.filter));
+        let found = match own.map_or_else(|| index.get(&replay.filter, now_ms), |own| Ok(Some(own)))? {
             Some(message) => Some(message),
-            None => index.stand_in(&replay.filter, now_ms)?,
+            None => match self.of_its_channels(&replay.filter, now_ms)? {
+                Some(message) => Some(message),
+                None => index.stand_in(&replay.filter, now_ms)?,
+            },
         };
         Ok(match found {
             Some(message) if replay.since == 0 || message.version > replay.since => Step::Found(message),
             _ => Step::End,
         })
+    }
+
+    /// What a topic of an earlier layout stands for that has only a file's path: the file in the channel that the client
+    /// follows.
+    fn of_its_channels(&self, topic: &str, now_ms: u64) -> Result<Option<Message>, IndexError> {
+        let path = match Topic::parse(topic) {
+            Ok(Topic::Legacy(LegacyId::Path(path) | LegacyId::Src(path))) => path,
+            _ => return Ok(None),
+        };
+        let index = &self.shared.index;
+        for channel in self.session.channels() {
+            let Some(list) = index.get(channel, now_ms)? else { continue };
+            if let Some(digest) = self.shared.mpyblox.digest(index, &list, &path)? {
+                let found = index.get(&PackageId::Src(path, digest).topic(), now_ms)?;
+                return Ok(found.map(|message| Message { topic: Arc::from(topic), ..message }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a message is a list that is to be looked at first, because of who gets it. Takes note of what else such a
+    /// node gets.
+    fn is_list(&mut self, message: &Message, now: Now) -> bool {
+        let Some(seat) = &mut self.seat else { return false };
+        match seat.meaning(&message.topic) {
+            Meaning::List => return true,
+            Meaning::Package => self.shared.mpyblox.fetch(seat, now.instant),
+            Meaning::Order => {
+                if let Payload::Inline(list) = &message.payload
+                    && self.shared.mpyblox.order(seat, list)
+                {
+                    self.session.read_channels_again();
+                }
+            }
+            Meaning::Nothing => {}
+        }
+        false
+    }
+
+    /// Sends a list as a node takes it that runs Mpy-BLOX.
+    async fn serve_list(&mut self, found: (Source, Message), effects: &mut Vec<Effect>) {
+        let now = self.now;
+        let (source, message) = found;
+        let Some(mut seat) = self.seat.take() else { return };
+        let (desk, index) = (self.shared.mpyblox.clone(), self.shared.index.clone());
+        let place = self.shared.mpyblox.place().await;
+        let work = tokio::task::spawn_blocking(move || {
+            let served = desk.serve(&mut seat, message, &index, now);
+            (seat, served)
+        });
+        let done = work.await;
+        drop(place);
+        self.now = clock::now();
+        let (seat, served) = match done {
+            Ok((seat, Ok(served))) => (seat, served),
+            failed => {
+                let error = failed.map(|(_, served)| served.err());
+                tracing::error!(?error, client = self.session.client_id, "cannot look at a list");
+                return self.session.end(Reason::UnspecifiedError, "cannot read the index", effects);
+            }
+        };
+        let Served { message, errand, state, is_adapted } = served;
+        if is_adapted {
+            self.shared.metrics.mpyblox_adapted.one();
+        }
+        match source {
+            Source::Replay(replay) => self.session.replayed(now, replay, Step::Found(message), effects),
+            Source::Live(delivery) => {
+                let delivery = Delivery { message: Arc::new(message), ..delivery };
+                self.session.deliver(now, &delivery, effects);
+            }
+            Source::Queued(mut queued) => {
+                queued.sent.message = Some(message);
+                self.session.queued(now, Some(queued), false, effects);
+            }
+        }
+        if let Some(errand) = errand {
+            self.shared.metrics.mpyblox_errands.one();
+            let identifiers = Vec::new();
+            let message = Arc::new(errand);
+            let delivery = Delivery { message, qos: Qos::AtMostOnce, retain: false, identifiers };
+            self.session.deliver(now, &delivery, effects);
+        }
+        if let Some(state) = state {
+            sys::retain(self.shared, &seat.topic(NodeSubject::State), state).await;
+        }
+        self.seat = Some(seat);
+    }
+
+    /// Frees a node that runs Mpy-BLOX and has waited too long for itself.
+    fn look_after_seat(&mut self, now: Instant) {
+        let Some(seat) = &mut self.seat else { return };
+        match seat.due(self.shared.limits.mpyblox_patience) {
+            Some(due) if due <= now && self.outbox.is_empty() => {
+                self.shared.mpyblox.stick(seat);
+                self.session.read_channels_again();
+            }
+            // It has yet to get the last of it.
+            Some(due) if due <= now => seat.still_fetches(now),
+            _ => {}
+        }
     }
 
     async fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -716,6 +862,14 @@ impl Connection<'_> {
                         outbox.push(head);
                         outbox.push_payload(payload);
                     });
+                }
+                Effect::Introduce(info) => {
+                    let (desk, index) = (&self.shared.mpyblox, &self.shared.index);
+                    match desk.sit_down(&self.session.client_id, &info, index, self.now) {
+                        Ok(seat) => self.seat = seat,
+                        Err(error) => tracing::error!(%error, "cannot look up what a node said before"),
+                    }
+                    self.session.runs_mpyblox(self.seat.is_some());
                 }
                 Effect::Admit(publish) => self.submit(publish, None).await,
                 Effect::Deny(publish, refusal) => self.submit(publish, Some(refusal)).await,
@@ -733,7 +887,7 @@ impl Connection<'_> {
                 }
                 Effect::Close => {
                     self.closing = true;
-                    self.progress = clock::now().instant;
+                    self.progress = self.now.instant;
                 }
             }
         }
@@ -750,12 +904,13 @@ impl Connection<'_> {
         };
         // On the heap: an idle connection needs no room for it.
         Box::pin(hand_over(self.shared, self.session.id, publish, refusal, reply, place)).await;
-        self.unheard(clock::now().instant); // it may have waited for the index
+        self.now = clock::now(); // it may have waited for the index
+        self.unheard(self.now.instant);
     }
 
     fn send(&mut self, push: impl FnOnce(&mut Outbox)) {
         if self.outbox.is_empty() {
-            self.progress = clock::now().instant;
+            self.progress = self.now.instant;
         }
         push(&mut self.outbox);
     }
@@ -771,15 +926,16 @@ impl Connection<'_> {
         let stall = (self.closing || !self.outbox.is_empty()).then(|| self.write_deadline());
         let keep_alive = self.session.deadline();
         let part = self.read_deadline();
-        let now = clock::now().instant;
+        let now = self.now.instant;
         let look_again = matches!(self.place, Place::Taken(_)).then_some(now + LOOK_AGAIN);
-        [stall, keep_alive, part, look_again].into_iter().flatten().min().unwrap_or(now + IDLE)
+        let seat = self.seat.as_ref().and_then(|seat| seat.due(self.shared.limits.mpyblox_patience));
+        [stall, keep_alive, part, look_again, seat].into_iter().flatten().min().unwrap_or(now + IDLE)
     }
 
     /// Whether there is nothing left to do for the client: who sees its connection closed also finds what it
     /// published.
     fn is_done(&self) -> bool {
-        let settled = self.session.is_settled() || self.write_deadline() <= clock::now().instant;
+        let settled = self.session.is_settled() || self.write_deadline() <= self.now.instant;
         self.closing && self.outbox.is_empty() && settled
     }
 

@@ -11,6 +11,7 @@
 //! index        durable store of retained messages               ── writer: the one thread that changes it
 //! bus          rumqttd's router between two links               ── mailbox: a session's bounded queue
 //! subscriptions  who gets what
+//! mpyblox      policy: what a node that runs Mpy-BLOX is served of a list
 //!
 //! metrics      what is counted             ── sys: the same as messages; gateway: the same over HTTP
 //! pulse        whether messages get through ── service: what the service manager is told of it
@@ -42,6 +43,7 @@ pub mod listen;
 pub mod mailbox;
 pub mod message;
 pub mod metrics;
+pub mod mpyblox;
 pub mod outbox;
 pub mod packet;
 pub mod pulse;

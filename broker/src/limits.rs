@@ -84,6 +84,9 @@ pub struct Limits {
     /// How long a package stays after it was last uploaded or named.
     #[serde(with = "crate::settings::duration")]
     pub gc_grace: Duration,
+    /// How long a Mpy-BLOX node may take from its last package to its new start.
+    #[serde(with = "crate::settings::duration")]
+    pub mpyblox_patience: Duration,
     /// For everything to stop after a signal.
     #[serde(with = "crate::settings::duration")]
     pub shutdown: Duration,
@@ -180,6 +183,7 @@ impl Default for Limits {
             gc_every: DAY,
             gc_keep: 10,
             gc_grace: 7 * DAY,
+            mpyblox_patience: Duration::from_secs(120),
             shutdown: Duration::from_secs(10),
         }
     }

@@ -17,6 +17,7 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     index::{IndexError, Totals},
+    mpyblox,
     packet::Reason,
 };
 
@@ -51,6 +52,10 @@ pub struct Metrics {
     pub stuck: Counter,
     /// Times that a client's queue was full and it read again from the index.
     pub lagging: Counter,
+    /// Lists that Mpy-BLOX nodes got otherwise than they were published.
+    pub mpyblox_adapted: Counter,
+    /// Lists that were sent once to a Mpy-BLOX node.
+    pub mpyblox_errands: Counter,
     /// Commits of the index, by how many messages each held.
     pub commit_messages: Histogram<10>,
     /// Commits of the index, by the seconds each took.
@@ -163,6 +168,8 @@ impl Default for Metrics {
             ended: ByReason::default(),
             stuck: Counter::default(),
             lagging: Counter::default(),
+            mpyblox_adapted: Counter::default(),
+            mpyblox_errands: Counter::default(),
             commit_messages: Histogram::new(messages),
             commit_seconds: Histogram::new(seconds),
             commits_failed: Counter::default(),
@@ -199,6 +206,8 @@ pub struct Gauges {
     pub is_full: bool,
     /// Logins refused.
     pub logins_refused: u64,
+    /// Mpy-BLOX nodes that are not simply served, by [`mpyblox::WORDS`].
+    pub mpyblox: [u64; mpyblox::WORDS.len()],
 }
 
 impl Gauges {
@@ -228,6 +237,7 @@ impl Gauges {
             is_full: metrics.is_full.load(Ordering::Relaxed)
                 || disk.is_some_and(|(free, _)| free < limits.disk_reserve),
             logins_refused: shared.gate.refused(),
+            mpyblox: shared.mpyblox.words(),
         })
     }
 }
@@ -272,7 +282,7 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
         gauge(&mut out, "disk_size_bytes", "Size of the index's disk", size);
     }
     gauge(&mut out, "disk_full", "1 while messages are refused for want of space", gauges.is_full.into());
-    let counts: [(&str, &str, &Counter); 12] = [
+    let counts: [(&str, &str, &Counter); 14] = [
         ("connections_total", "Connections accepted", &metrics.connections),
         ("connections_turned_away_total", "Connections closed at once: too many", &metrics.turned_away),
         ("connections_without_connect_total", "Connections without a CONNECT", &metrics.strangers),
@@ -284,10 +294,16 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
         ("publishes_total", "Messages let in", &metrics.publishes),
         ("stuck_total", "Connections closed because nobody took their bytes", &metrics.stuck),
         ("lagging_total", "Times a client had to read again from the index", &metrics.lagging),
+        ("mpyblox_lists_adapted_total", "Lists changed for a Mpy-BLOX node", &metrics.mpyblox_adapted),
+        ("mpyblox_errands_total", "Lists sent once to a Mpy-BLOX node", &metrics.mpyblox_errands),
         ("commits_failed_total", "Commits of the index that failed", &metrics.commits_failed),
     ];
     for (name, help, count) in counts {
         counter(&mut out, name, help, count.value());
+    }
+    out.head("mpyblox_nodes", "gauge", "Mpy-BLOX nodes that are not simply served their channel's list");
+    for (word, nodes) in mpyblox::WORDS.iter().zip(gauges.mpyblox) {
+        out.line("mpyblox_nodes", &[("state", word)], nodes);
     }
     counter(&mut out, "logins_refused_total", "Logins refused", gauges.logins_refused);
     let by_reason: [(&str, &str, &ByReason); 3] = [

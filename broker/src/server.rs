@@ -26,6 +26,7 @@ use crate::{
         tls::{Files, Tls, TlsError, Watch},
     },
     metrics::Metrics,
+    mpyblox::SharedDesk,
     pulse::Pulse,
     registry::Registry,
     service, sys,
@@ -230,6 +231,7 @@ impl Broker {
             gate: self.gate,
             access: self.config.access,
             registry: Registry::default(),
+            mpyblox: SharedDesk::default(),
             limits: limits.clone(),
         });
         sys::renew(&shared);

@@ -69,6 +69,8 @@ pub struct Session {
     subscribing: Option<Box<Subscribe>>,
     /// What only a kept session has.
     queue: Option<Box<Queue>>,
+    /// Whether the client runs Mpy-BLOX, which never connects again by itself.
+    is_mpyblox: bool,
     closing: bool,
     ended: Option<Reason>,
 }
@@ -115,6 +117,8 @@ pub enum Effect {
     Send(Bytes),
     /// Send a PUBLISH: its head, then its payload.
     Deliver(Bytes, Payload),
+    /// Take note of what the client says of itself, on its own `info`.
+    Introduce(Bytes),
     /// Hand a message of the client to the door.
     Admit(Publish),
     /// Answer a message of the client with this refusal, in its turn.
@@ -190,6 +194,7 @@ impl Session {
             live_first: false,
             subscribing: None,
             queue: None,
+            is_mpyblox: false,
             closing: false,
             ended: None,
         }
@@ -467,6 +472,8 @@ impl Session {
     fn published(&mut self, id: u16, result: Result<(), Refusal>, effects: &mut Vec<Effect>) {
         match (result, self.settling.remove(&id)) {
             (Ok(()), None | Some(Qos::AtMostOnce)) => {}
+            // It is in the log; a device that was sent away would be deaf until somebody resets it.
+            (Err(_), None | Some(Qos::AtMostOnce)) if self.is_mpyblox => {}
             (Ok(()), Some(Qos::AtLeastOnce)) => {
                 effects.push(Effect::Send(packet::puback(self.version, id, Reason::Success, "")));
             }
@@ -646,6 +653,11 @@ impl Session {
         if let Err((reason, text)) = self.resolve(&mut publish, alias) {
             return self.end(reason, text, effects);
         }
+        if self.is_own_info(&publish.topic) && !publish.payload.is_empty() {
+            // What a node is and has is kept, also of those that cannot say so: Mpy-BLOX never sets the flag.
+            publish.retain = true;
+            effects.push(Effect::Introduce(publish.payload.clone()));
+        }
         let id = publish.packet_id;
         match publish.qos {
             // 4.3.3: a QoS 2 message that is still unreleased is the same message again.
@@ -679,6 +691,28 @@ impl Session {
                 Effect::Deny(publish, Refusal::new(Reason::NotAuthorized, text))
             }
         });
+    }
+
+    /// Whether a topic is where this client says what it is and has.
+    fn is_own_info(&self, topic: &str) -> bool {
+        let node = topic.strip_suffix("/info").and_then(|topic| topic.strip_prefix(topic::NODES));
+        node.is_some_and(|node| node == self.client_id)
+    }
+
+    /// Takes the news that the client runs Mpy-BLOX, or that it does not.
+    pub fn runs_mpyblox(&mut self, is_mpyblox: bool) {
+        self.is_mpyblox = is_mpyblox;
+    }
+
+    /// Reads the lists of all its channels again.
+    pub fn read_channels_again(&mut self) {
+        let channels: Vec<_> = self.channels().map(|filter| (filter.to_owned(), self.subscriptions[filter])).collect();
+        channels.into_iter().for_each(|(filter, options)| self.replay(filter, options));
+    }
+
+    /// The topics of all channels that it follows.
+    pub fn channels(&self) -> impl Iterator<Item = &str> {
+        self.filters().filter(|filter| filter.starts_with(topic::CHANNELS) && !filter.contains(['+', '#']))
     }
 
     /// Puts the topic in for its alias: 3.3.2.3.4.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mpypi_protocol::topic;
+use mpypi_protocol::{Digest, topic};
 
 use crate::{
     connection::Shared,
@@ -21,6 +21,7 @@ use crate::{
     },
     message::{Message, Payload},
     metrics::Gauges,
+    mpyblox,
     packet::{Properties, Publish, Qos},
     pulse::BROKER,
 };
@@ -88,16 +89,27 @@ pub fn renew(shared: &Shared) -> Vec<(Arc<str>, Bytes)> {
 
 /// Sends a message of the broker itself, past the door; says whether the writer took it.
 pub(crate) async fn say(shared: &Shared, topic: &str, payload: Bytes) -> bool {
+    submit(shared, topic, payload, Kind::Live).await
+}
+
+/// The same, with a message that is kept.
+pub(crate) async fn retain(shared: &Shared, topic: &str, payload: Bytes) -> bool {
+    submit(shared, topic, payload, Kind::Retained).await
+}
+
+async fn submit(shared: &Shared, topic: &str, payload: Bytes, kind: Kind) -> bool {
+    let retain = matches!(kind, Kind::Retained);
+    let digest = retain.then(|| Digest::of(&payload));
     let publish = Publish {
         topic: topic.to_owned(),
         payload,
-        qos: Qos::AtMostOnce,
-        retain: false,
+        qos: if retain { Qos::AtLeastOnce } else { Qos::AtMostOnce },
+        retain,
         packet_id: 0,
         duplicate: false,
         properties: Properties::default(),
     };
-    let admitted = Ok(Admitted { publish, kind: Kind::Live, digest: None });
+    let admitted = Ok(Admitted { publish, kind, digest });
     let topic = topic.into();
     let submission = Submission { admitted, topic, origin: BROKER, reply: None, place: None, expected: None };
     let op = Op::Publish(Box::new(submission));
@@ -126,10 +138,13 @@ fn values(shared: &Shared, gauges: &Gauges) -> BTreeMap<Arc<str>, Bytes> {
         ("version", format!("mpypi-broker version {}", env!("CARGO_PKG_VERSION"))),
         ("uptime", format!("{} seconds", gauges.uptime.as_secs())),
     ];
+    let mpyblox = mpyblox::WORDS.iter().zip(gauges.mpyblox);
+    let mpyblox = mpyblox.map(|(word, nodes)| (format!("mpyblox/{word}"), nodes.to_string()));
     numbers
         .into_iter()
-        .map(|(name, number)| (name, number.to_string()))
-        .chain(texts)
+        .map(|(name, number)| (name.to_owned(), number.to_string()))
+        .chain(texts.map(|(name, text)| (name.to_owned(), text)))
+        .chain(mpyblox)
         .map(|(name, value)| (format!("{PREFIX}broker/{name}").into(), Bytes::from(value)))
         .collect()
 }

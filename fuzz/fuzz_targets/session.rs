@@ -219,6 +219,7 @@ impl Observer {
                 Effect::Change(change) => self.change(change),
                 Effect::Subscribe(filter, _) => self.subscribe(filter),
                 Effect::Unsubscribe(filter) => assert!(self.filters.remove(filter), "{filter} was not there"),
+                Effect::Introduce(_) => {}
                 Effect::Close => self.closed = true,
             }
         }

@@ -12,7 +12,8 @@ use crate::{
 
 /// Where every channel topic starts.
 pub const CHANNELS: &str = "mpypi/channels/";
-const NODES: &str = "mpypi/nodes/";
+/// Where every node's topics start.
+pub const NODES: &str = "mpypi/nodes/";
 
 /// The name of a channel: letters, digits, `.`, `_` and `-`, first a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,6 +11,7 @@ mod flood;
 mod hostile;
 mod judges;
 mod listeners;
+mod mpyblox;
 mod operations;
 mod powerloss;
 mod publish;

@@ -2,8 +2,9 @@
 //!
 //! [`World`] is a scratch folder; a [`Server`] is a broker of ours or mosquitto on a free loopback port, and
 //! dies with the test; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
-//! told, also what no proper client does; an [`Authority`] makes certificates, and a [`Secure`] broker shows one; a
-//! [`Proxy`] sits on the line and counts, cuts or corrupts; a [`disk::Disk`] tells what a power cut leaves.
+//! told, also what no proper client does; a [`mpyblox::Blox`] is a device that runs what others wrote; an
+//! [`Authority`] makes certificates, and a [`Secure`] broker shows one; a [`Proxy`] sits on the line and counts,
+//! cuts or corrupts; a [`disk::Disk`] tells what a power cut leaves.
 
 // Here a failed expectation is a failed test.
 #![allow(clippy::unwrap_used, reason = "a helper that fails should fail the test, where it stands")]
@@ -11,6 +12,7 @@
 mod authority;
 mod client;
 pub mod disk;
+pub mod mpyblox;
 mod programs;
 mod proxy;
 mod server;

@@ -351,6 +351,19 @@ impl Index {
         Ok(found.map(|message| Message { topic: Arc::from(topic), ..message }))
     }
 
+    /// All bytes of a message's payload.
+    ///
+    /// # Errors
+    /// The blob cannot be read.
+    pub fn payload(&self, payload: &Payload) -> Result<Bytes, IndexError> {
+        match payload {
+            Payload::Inline(bytes) => Ok(bytes.clone()),
+            Payload::Blob(digest, len) => {
+                self.bytes(&Body::Blob { digest: *digest.as_bytes(), len: *len }).map(Bytes::from)
+            }
+        }
+    }
+
     /// All bytes of a payload.
     fn bytes(&self, body: &Body) -> Result<Vec<u8>, IndexError> {
         let (digest, len) = match body {

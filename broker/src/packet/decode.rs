@@ -98,8 +98,16 @@ pub fn decode(frame: Frame, version: Version, limits: &Limits) -> Result<Packet,
     Ok(packet)
 }
 
-/// 2.1.2 and 2.1.3: types that a client sends, and their flags.
+/// The first byte of a SUBSCRIBE of early Mpy-BLOX devices, whose own MQTT 5 client leaves the reserved bits 0 that
+/// have to be 0010. [MQTT-3.8.1-1] says to close; but nobody updates such a device in the field any more unless
+/// it is served. This is the only exception: the bits carry no meaning, and any other value is malformed.
+const SUBSCRIBE_OF_EARLY_MPYBLOX: u8 = 0x80;
+
+/// 2.1.2 and 2.1.3: types that a client sends, and their flags; but for [`SUBSCRIBE_OF_EARLY_MPYBLOX`].
 fn check_first(first: u8) -> Result<(), PacketError> {
+    if first == SUBSCRIBE_OF_EARLY_MPYBLOX {
+        return Ok(());
+    }
     let (kind, flags) = (first >> 4, first & 0x0f);
     let expected = match kind {
         1 | 4 | 5 | 7 | 12 | 14 => 0,

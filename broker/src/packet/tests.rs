@@ -401,3 +401,20 @@ fn a_will_does_not_keep_the_rest_of_its_connect_in_memory() {
     let held = connect.will.as_ref().unwrap().payload.as_ptr() as usize;
     assert!(!(body.as_ptr() as usize..body.as_ptr() as usize + body.len()).contains(&held));
 }
+
+#[test]
+fn of_all_wrong_flags_only_those_of_an_early_mpyblox_subscribe_pass() {
+    let filter = [0, 1, b't', 0];
+    for version in [Version::V3, Version::V5] {
+        let properties: &[u8] = if version == Version::V5 { &[0] } else { &[] };
+        let subscribe = [&[0, 1], properties, &filter[..]].concat();
+        let unsubscribe = [&[0, 1], properties, &filter[..3]].concat();
+        for flags in 0..16 {
+            let whole = |kind: u8, body: &[u8]| [&[kind << 4 | flags, body.len() as u8], body].concat();
+            let passes = decode_one(&whole(8, &subscribe), version).is_ok();
+            assert_eq!(passes, matches!(flags, 0b0000 | 0b0010), "{version:?} {flags:#06b}");
+            let passes = decode_one(&whole(10, &unsubscribe), version).is_ok();
+            assert_eq!(passes, flags == 0b0010, "{version:?} {flags:#06b}");
+        }
+    }
+}
