@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Digest, NodeId, PackageId, Topic, limits::SUBSCRIBE_FILTERS, node::Info, topic::NodeSubject,
+    ChannelName, Digest, NodeId, PackageId, Topic,
+    limits::SUBSCRIBE_FILTERS,
+    node::{Info, State},
+    topic::NodeSubject,
 };
 
 use crate::{
@@ -144,7 +147,7 @@ pub async fn all(link: &mut Link, filters: &[String]) -> Result<Vec<(String, Byt
     Ok(found)
 }
 
-/// The Mpy-BLOX nodes that follow `channel`, or do not say which they follow. `answers` says that the broker retains
+/// The Mpy-BLOX nodes that follow `channel`, or of which nobody says what they follow. `answers` says that the broker retains
 /// a list for `channel`.
 ///
 /// # Errors
@@ -154,27 +157,36 @@ pub async fn mpyblox(
     channel: &ChannelName,
     answers: bool,
 ) -> Result<BTreeMap<NodeId, Info>, AskError> {
-    let filters = ["mpypi/nodes/+/info".to_owned()];
+    let filters = ["mpypi/nodes/+/info", "mpypi/nodes/+/state"].map(str::to_owned);
     let fence = match answers {
         true => channel.topic(),
         false => format!("mpypi/channels/fence-{:08x}", fastrand::u32(..)),
     };
-    let mut nodes = BTreeMap::new();
-    let take = |topic: String, payload: Bytes| {
-        let info = Info::parse(&payload).ok().filter(Info::is_mpyblox);
-        if let (Ok(Topic::Node(node, NodeSubject::Info)), Some(info)) = (Topic::parse(&topic), info)
-            && info.channel.as_ref().is_none_or(|other| other == channel)
-        {
-            nodes.insert(node, info);
+    let (mut nodes, mut elsewhere) = (BTreeMap::new(), HashSet::new());
+    let take = |topic: String, payload: Bytes| match Topic::parse(&topic) {
+        Ok(Topic::Node(node, NodeSubject::Info)) => {
+            let info = Info::parse(&payload).ok().filter(Info::is_mpyblox);
+            if let Some(info) = info.filter(|info| info.channel.as_ref().is_none_or(|other| other == channel))
+            {
+                nodes.insert(node, info);
+            }
         }
+        // Such a node says nothing of its channel: a broker of ours does, in the state that it keeps for it.
+        Ok(Topic::Node(node, NodeSubject::State)) => {
+            let state = State::parse(&payload).ok();
+            let other = state.and_then(|state| state.extra.get("channel")?.as_str().map(str::to_owned));
+            elsewhere.extend(other.filter(|other| other != channel.as_str()).map(|_| node));
+        }
+        _ => {}
     };
     let found = before(link, &filters, &fence, take).await;
-    for filter in [&filters[0], &fence] {
+    for filter in filters.iter().chain([&fence]) {
         link.unsubscribe(filter);
     }
-    for _ in 0..2 {
+    for _ in 0..=filters.len() {
         while link.next().await? != Signal::Unsubscribed {}
     }
+    nodes.retain(|node, _| !elsewhere.contains(node));
     found.map(|()| nodes)
 }
 
