@@ -247,6 +247,17 @@ impl Compiler {
         Err(CompileError::Missing)
     }
 
+    /// One that makes nothing.
+    fn idle() -> Compiler {
+        Compiler {
+            program: OsString::new(),
+            leading: &[],
+            said: String::new(),
+            version: 0,
+            sub_version: None,
+        }
+    }
+
     /// Asks a program which version of `.mpy` it makes; the outer error says that it does not run.
     fn ask(
         program: OsString,
@@ -349,8 +360,9 @@ pub(crate) fn compile(
             Code::Mpy(architecture) => Some(architecture),
         })
         .collect();
+    // Without anything to compile for, no mpy-cross is needed, and none is run.
     let compiler = match architectures.is_empty() {
-        true => return Ok(sources),
+        true => Compiler::idle(),
         false => Compiler::find().map_err(|error| (first.clone(), error.into()))?,
     };
     let job = |name: &FilePath, content: &[u8], architecture| Job {

@@ -161,8 +161,8 @@ pub enum InstallError {
     },
     /// The node got the order, as far as anybody knows, and does not say that it has the wheel.
     #[error(
-        "node `{node}` did not say within {} s that it has {name} {version}{}",
-        after.as_secs(), if *restarted { ", but started again without it" } else { "" }
+        "node `{node}` did not say within {after:?} that it has {name} {version}{}",
+        if *restarted { ", but started again without it" } else { "" }
     )]
     NotConfirmed {
         /// The node.

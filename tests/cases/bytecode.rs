@@ -282,3 +282,12 @@ fn watching_compiles_only_what_changed() {
     watch.signal("-TERM");
     let _ = watch.wait().expect_code(0);
 }
+
+#[test]
+fn source_for_one_platform_needs_no_mpy_cross() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world, "targets = [\"source-esp32\", \"source-rp2\"]\n");
+    let _ = try_publish(&world, &server.url(), "/no/such/mpy-cross").expect_code(0);
+    assert_eq!(wheels(&server), pairs(&[("plain", "py3-none-esp32"), ("plain", "py3-none-rp2")]));
+}
