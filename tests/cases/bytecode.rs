@@ -80,6 +80,8 @@ fn a_compiled_package_runs_on_micropython_and_a_traceback_names_its_lines() {
     channel(&world, "");
     publish(&world, &server.url());
     assert_eq!(wheels(&server), pairs(&[("plain", "mpy6-bytecode-any")]));
+    let status = run("mpypi", &["status", "dev", "--broker", &server.url()]).expect_code(0).stdout;
+    assert!(status.contains("FOR") && status.contains("mpy6-bytecode-any"), "{status}");
     let _ = agent(&world, &server.url(), "node", X64).expect_code(0);
     let modules =
         ["plain/__init__.mpy", "plain/deep/__init__.mpy", "plain/deep/leaf.mpy", "plain/table.json"];

@@ -2,7 +2,7 @@
 
 use mpypi_tests::{
     Client, Output, Running, Server, World,
-    mpyblox::{Blox, Rest},
+    mpyblox::{Blox, Rest, wheel},
     peer, run, run_with,
 };
 use serde_json::json;
@@ -116,6 +116,30 @@ fn a_project_of_a_channel_is_installed_as_the_channel_carries_it() {
     let _ = run_with("mpypi", &publish, &[("MPY_CROSS", mpy_cross.to_str().unwrap())]).expect_code(0);
     node.until("reset");
     assert_eq!((node.rest(), node.versions()["blink"].as_str()), (Rest::Running, Some("1.1")));
+}
+
+#[test]
+fn a_wheel_as_other_tools_build_it_is_repacked_so_that_it_installs_and_upgrades() {
+    let world = World::new();
+    let server = Server::mosquitto(&world);
+    let mut node = device(&world, &server);
+    retain_info(&server, &node);
+    for (version, resets) in [("1.0", 1), ("2.0", 2), ("3.0", 3)] {
+        let content = format!("V = '{version}'\n");
+        let licenses = [("licenses/LICENSE", "free\n"), ("entry_points.txt", "\n")];
+        let described = "License-File: LICENSE\nDescription-Content-Type: text/plain\n\nBlinks.\n";
+        let foreign = wheel("blink", version, &[("blink/__init__.py", &content)], &licenses, described);
+        world.write("blink.whl", foreign);
+        let _ = install(&world, &server, "blink.whl", &[]).expect_code(0);
+        assert_eq!((node.rest(), node.resets()), (Rest::Running, resets));
+        assert_eq!(node.versions(), json!({"mpy-blox": "0.6.0", "blink": version}));
+        retain_info(&server, &node);
+    }
+    let left = std::fs::read_dir(world.path(NODE).join("lib")).unwrap();
+    let mut left: Vec<_> = left.map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+    left.retain(|name| name.starts_with("blink"));
+    left.sort();
+    assert_eq!(left, ["blink", "blink-3.0.dist-info"]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::{Stopped, endpoint, interrupted, print};
 use crate::{
     report::{count, painted, size, wants_color},
     status::{ChannelStatus, NodeStatus, Status, status},
+    wheel::pack::ANY,
 };
 
 const EXAMPLES: &str = "\
@@ -100,8 +101,18 @@ fn table(header: &[&str]) -> Table {
 }
 
 fn entries(list: &UpdateList) -> Table {
-    let mut table = table(&["TYPE", "NAME", "VERSION", "SIZE", "SHA-256"]);
-    for entry in list.entries().iter().filter(|entry| !matches!(entry, Entry::Release(_))) {
+    let listed = || list.entries().iter().filter(|entry| !matches!(entry, Entry::Release(_)));
+    let special = |entry: &Entry| match entry {
+        Entry::Wheel(wheel) => wheel.tag.clone().filter(|tag| tag != ANY),
+        Entry::Firmware(image) => image.target.clone(),
+        _ => None,
+    };
+    // Most channels hold only what is for all of their devices.
+    let shows_target = listed().any(|entry| special(entry).is_some());
+    let mut header = vec!["TYPE", "NAME", "VERSION", "SIZE", "SHA-256"];
+    header.extend(shows_target.then_some("FOR"));
+    let mut table = table(&header);
+    for entry in listed() {
         let (name, version) = match entry {
             Entry::Wheel(wheel) => (wheel.name.clone(), wheel.version.clone()),
             Entry::Src(src) => (src.path.to_string(), String::new()),
@@ -112,7 +123,9 @@ fn entries(list: &UpdateList) -> Table {
             Some((id, bytes)) => (id.digest().short(), bytes.map(size).unwrap_or_default()),
             None => Default::default(),
         };
-        table.add_row([entry.kind(), &name, &version, &bytes, &digest]);
+        let mut row = vec![entry.kind().to_owned(), name, version, bytes, digest];
+        row.extend(shows_target.then(|| special(entry).unwrap_or_default()));
+        table.add_row(row);
     }
     table
 }
