@@ -706,7 +706,8 @@ impl Session {
 
     /// Reads the lists of all its channels again.
     pub fn read_channels_again(&mut self) {
-        let channels: Vec<_> = self.channels().map(|filter| (filter.to_owned(), self.subscriptions[filter])).collect();
+        let channels: Vec<_> =
+            self.channels().map(|filter| (filter.to_owned(), self.subscriptions[filter])).collect();
         channels.into_iter().for_each(|(filter, options)| self.replay(filter, options));
     }
 

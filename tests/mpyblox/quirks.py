@@ -549,7 +549,7 @@ def earlier_generations_address_packages_otherwise():
         ("flat", digest(DEMO2), "main.py"),
         ("path", "wheel/" + digest(DEMO2), "src/main.py"),
     ):
-        device = fresh(layout=layout, mqtt="4", subscribe_flags="0")
+        device = fresh(layout=layout, mqtt="4", info="0")
         device.install(DEMO1)
         found = {CHANNEL: json.dumps([wheel_entry(DEMO2, version="2.0"), src_entry("main.py", NEW)]).encode()}
         found[PACKAGES + wheel_topic] = DEMO2
@@ -557,7 +557,14 @@ def earlier_generations_address_packages_otherwise():
         broker = Broker(found)
         assert device.settle(broker) == "running", layout
         assert device.has("main.py") == NEW
-        assert broker.log[0][8] == 4 and {packet[0] for packet in broker.log[2:4]} == {0x80}
+        assert broker.log[0][8] == 4 and broker.info is None
+
+
+def early_ones_leave_the_reserved_bits_of_a_subscribe_0():
+    device = fresh(subscribe_flags="0")
+    broker = Broker(channel(b"[]"))
+    assert device.settle(broker) == "running"
+    assert [packet[0] for packet in broker.log] == [0x10, 0x30, 0x80, 0x80]
 
 
 ONE_BY_ONE = [
@@ -580,6 +587,7 @@ ONE_BY_ONE = [
     an_alias_loses_a_message_and_a_disconnect_is_ignored,
     properties_are_skipped_and_a_hundred_entries_applied,
     earlier_generations_address_packages_otherwise,
+    early_ones_leave_the_reserved_bits_of_a_subscribe_0,
 ]
 
 

@@ -19,7 +19,13 @@ use crate::{PATIENCE, Server, World, programs::peer};
 /// A wheel, stored and not compressed, with these files and with these below its dist-info folder. `metadata` follows
 /// name and version.
 #[must_use]
-pub fn wheel(name: &str, version: &str, files: &[(&str, &str)], info: &[(&str, &str)], metadata: &str) -> Vec<u8> {
+pub fn wheel(
+    name: &str,
+    version: &str,
+    files: &[(&str, &str)],
+    info: &[(&str, &str)],
+    metadata: &str,
+) -> Vec<u8> {
     let folder = mpypi_protocol::wheel::dist_info(name, version);
     let mut members: Vec<(String, String)> = Vec::new();
     members.extend(files.iter().map(|(name, content)| (name.to_string(), content.to_string())));
@@ -129,7 +135,7 @@ impl Blox {
     }
 
     /// What happens next. `None` if the device has ended.
-    pub fn next(&mut self) -> Option<Value> {
+    pub fn event(&mut self) -> Option<Value> {
         match self.events.recv_timeout(PATIENCE) {
             Ok(event) => {
                 self.said.push(event.clone());
@@ -144,7 +150,7 @@ impl Blox {
     #[track_caller]
     pub fn until(&mut self, kind: &str) -> Value {
         loop {
-            match self.next() {
+            match self.event() {
                 Some(event) if event["event"] == kind => return event,
                 Some(_) => {}
                 None => panic!("the device has ended without `{kind}`: {:#?}", self.said),
@@ -154,7 +160,7 @@ impl Blox {
 
     /// Waits until nothing is on its way any more, through however many starts.
     pub fn rest(&mut self) -> Rest {
-        while let Some(event) = self.next() {
+        while let Some(event) = self.event() {
             match event["event"].as_str() {
                 Some("rests") if event["state"] == "running" => return Rest::Running,
                 Some("rests") => return Rest::Hangs(event["for"].as_str().unwrap_or_default().to_owned()),

@@ -138,7 +138,10 @@ impl Histories {
         let has = |name: &String| device.versions.contains_key(name);
         let lost: BTreeMap<_, _> = match before {
             Some(before) if !before.versions.keys().all(has) => {
-                let gone = before.versions.iter().filter(|(name, version)| device.versions.get(*name) != Some(version));
+                let gone = before
+                    .versions
+                    .iter()
+                    .filter(|(name, version)| device.versions.get(*name) != Some(version));
                 gone.take(LOST).map(|(name, version)| (name.clone(), version.clone())).collect()
             }
             _ => BTreeMap::new(),

@@ -150,7 +150,9 @@ impl Desk {
         index: &Index,
         now: Now,
     ) -> Result<Option<Box<Seat>>, IndexError> {
-        let (Some(mut device), Ok(node)) = (Device::of(info), NodeId::new(client_id)) else { return Ok(None) };
+        let (Some(mut device), Ok(node)) = (Device::of(info), NodeId::new(client_id)) else {
+            return Ok(None);
+        };
         let before = match index.get(&node.topic(NodeSubject::Info), now.unix_ms)? {
             Some(message) => Device::of(&index.payload(&message.payload)?),
             None => None,

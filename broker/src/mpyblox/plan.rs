@@ -279,7 +279,8 @@ fn files(old: &Facts, texts: &[(&str, String)], text: String) -> Errand {
     let mut entries = Vec::new();
     let mut files = Vec::new();
     for (name, content) in texts {
-        let Ok(path) = FilePath::new(format!("{ROOT}/{}/{name}", old.folder)).and_then(FilePath::for_topic) else {
+        let Ok(path) = FilePath::new(format!("{ROOT}/{}/{name}", old.folder)).and_then(FilePath::for_topic)
+        else {
             continue;
         };
         let digest = Digest::of(content.as_bytes());
@@ -321,10 +322,14 @@ impl Verdict {
                 }
             }
             Verdict::Looping(times) => {
-                format!("{word}: installed {times} times within an hour; it keeps what it has until the next release, or a `check`")
+                format!(
+                    "{word}: installed {times} times within an hour; it keeps what it has until the next release, or a `check`"
+                )
             }
             Verdict::Stuck => {
-                format!("{word}: it took packages and did not start again; it keeps what it has until the next release, or a `check`")
+                format!(
+                    "{word}: it took packages and did not start again; it keeps what it has until the next release, or a `check`"
+                )
             }
         })
     }
@@ -365,3 +370,239 @@ pub const WRITER: &str = "by";
 pub const CHANNEL: &str = "channel";
 /// The broker, as a writer.
 pub const BROKER: &str = "broker";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::{super::wheel::tests::Make, *};
+
+    const OLD: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+    /// A list of `entries` and wheels, each the entry's name and version and what the wheel really is.
+    fn survey(wheels: &[(&str, &str, Make<'_>)], entries: &str) -> Survey {
+        let mut texts = Vec::new();
+        let mut looks = HashMap::new();
+        for (name, version, make) in wheels {
+            let bytes = make.bytes();
+            let digest = Digest::of(&bytes);
+            looks.insert(digest, Facts::of(&bytes).map(Arc::new).map_err(Arc::from));
+            let tag = make.tag;
+            texts.push(format!(
+                r#"{{"type":"wheel","name":"{name}","version":"{version}","pkg_sha256":"{digest}","tag":"{tag}"}}"#
+            ));
+        }
+        texts.extend((!entries.is_empty()).then(|| entries.to_owned()));
+        let list = UpdateList::parse(format!("[{}]", texts.join(",")).as_bytes()).unwrap();
+        Survey::new(Digest::of(&list.to_bytes()), Arc::new(list), looks)
+    }
+
+    fn device(versions: &[(&str, &str)]) -> Device {
+        let versions = versions.iter().map(|(name, version)| (name.to_string(), version.to_string()));
+        Device { sysname: "esp32".to_owned(), versions: versions.collect(), lost: BTreeMap::new() }
+    }
+
+    fn known(makes: &[Make<'_>]) -> Known {
+        let facts = makes.iter().map(|make| Facts::of(&make.bytes()).unwrap());
+        facts.map(|facts| (facts.name.clone(), Arc::new(facts))).collect()
+    }
+
+    fn planned(survey: &Survey, device: &Device, known: &Known) -> Plan {
+        plan(survey, device, &History::default(), known, &Known::new())
+    }
+
+    fn entries(list: &Bytes) -> Vec<String> {
+        let name = |entry: &Entry| match entry {
+            Entry::Wheel(wheel) => format!("{} {}", wheel.name, wheel.version),
+            Entry::Src(src) => src.path.to_string(),
+            other => other.kind().to_owned(),
+        };
+        UpdateList::parse(list).unwrap().entries().iter().map(name).collect()
+    }
+
+    /// What an adapted list has.
+    fn served(plan: &Plan) -> Vec<String> {
+        match &plan.serve {
+            Serve::Adapted(list) => entries(list),
+            Serve::AsItIs => vec!["as it is".to_owned()],
+        }
+    }
+
+    fn src(path: &str, digest: &str) -> String {
+        format!(r#"{{"type":"src","path":"{path}","pkg_sha256":"{digest}"}}"#)
+    }
+
+    #[test]
+    fn a_list_that_hurts_nobody_is_served_as_it_is() {
+        let demo = Make { version: "2.0", ..Make::default() };
+        let all = survey(&[("demo", "2.0", demo)], &src("main.py", OLD));
+        for version in ["1.0", "2.0", "3.0"] {
+            let plan =
+                planned(&all, &device(&[("demo", version)]), &known(&[Make { version, ..Make::default() }]));
+            assert_eq!(
+                (plan.serve, plan.errand, plan.verdict),
+                (Serve::AsItIs, None, Verdict::Served),
+                "{version}"
+            );
+        }
+        // Where the wheel it has came from, the index need not know.
+        assert_eq!(planned(&all, &device(&[("demo", "1.0")]), &Known::new()).serve, Serve::AsItIs);
+        assert_eq!(planned(&survey(&[], ""), &device(&[]), &Known::new()).serve, Serve::AsItIs);
+    }
+
+    #[test]
+    fn a_wheel_that_is_not_there_is_delivered_under_a_name_that_is_before_anything_else_changes() {
+        let wheels = [
+            ("demo", "1.0", Make::default()),
+            ("core", "0.6", Make { name: "core", version: "0.6", ..Make::default() }),
+        ];
+        let all = survey(&wheels, &src("main.py", OLD));
+        let plan = planned(&all, &device(&[("core", "0.6")]), &Known::new());
+        assert_eq!(served(&plan), ["core 0.6"]);
+        let errand = plan.errand.unwrap();
+        assert_eq!(entries(&errand.list), ["core 0"]);
+        let list = UpdateList::parse(&errand.list).unwrap();
+        assert_eq!(list.packages().next().unwrap().0, PackageId::Wheel(errand.key));
+        assert_eq!(errand.key, Digest::of(&Make::default().bytes()));
+        // Any version but the one that is there.
+        let plan = planned(&all, &device(&[("core", "0")]), &Known::new());
+        assert_eq!(entries(&plan.errand.unwrap().list), ["core 1"]);
+        // With nothing there, there is no name for it.
+        let plan = planned(&all, &device(&[]), &Known::new());
+        assert!(matches!(&plan.verdict, Verdict::HeldBack(why) if why[0].contains("no package at all")));
+        assert_eq!((served(&plan).len(), plan.errand), (0, None));
+    }
+
+    #[test]
+    fn a_delivery_is_tried_three_times_and_then_the_node_keeps_what_it_has() {
+        let all = survey(&[("demo", "1.0", Make::default())], &src("main.py", OLD));
+        let node = device(&[("core", "0.6")]);
+        let mut history = History::default();
+        history.begin(all.digest);
+        for _ in 0..ATTEMPTS {
+            let plan = plan(&all, &node, &history, &Known::new(), &Known::new());
+            history.deliver(plan.errand.unwrap().key);
+        }
+        let plan = plan(&all, &node, &history, &Known::new(), &Known::new());
+        assert!(matches!(plan.verdict, Verdict::HeldBack(_)));
+        assert_eq!((served(&plan).len(), plan.errand), (0, None));
+    }
+
+    #[test]
+    fn what_cannot_be_installed_holds_the_release_back() {
+        let table = [
+            ("demo", "2.0", Make { version: "2.0", metadata: "\nText\n", ..Make::default() }, "METADATA"),
+            ("demo", "2.0.0", Make { version: "2.0", ..Make::default() }, "install for ever"),
+            ("demo", "2.0", Make { name: "Demo", version: "2.0", ..Make::default() }, "`Name: Demo`"),
+            ("demo", "2.0", Make { version: "2.0", tag: "mpy6-bytecode-esp32", ..Make::default() }, "tag"),
+        ];
+        for (name, version, make, word) in table {
+            let all = survey(&[(name, version, make)], &src("main.py", OLD));
+            let plan = planned(&all, &device(&[("demo", "1.0")]), &known(&[Make::default()]));
+            assert!(
+                matches!(&plan.verdict, Verdict::HeldBack(why) if why[0].contains(word)),
+                "{word}: {plan:?}"
+            );
+            assert_eq!((served(&plan).len(), plan.errand), (0, None), "{word}");
+        }
+        // Not in the index any more.
+        let mut all = survey(&[("demo", "2.0", Make { version: "2.0", ..Make::default() })], "");
+        all = Survey::new(all.digest, all.list.clone(), HashMap::new());
+        assert!(matches!(
+            planned(&all, &device(&[("demo", "1.0")]), &Known::new()).verdict,
+            Verdict::HeldBack(_)
+        ));
+    }
+
+    #[test]
+    fn what_is_made_for_others_is_left_out() {
+        let for_platform = |tag| Make { version: "2.0", tag, ..Make::default() };
+        let both = [
+            ("demo", "2.0", for_platform("mpy6-bytecode-rp2")),
+            ("demo", "2.0", for_platform("mpy6-bytecode-esp32")),
+        ];
+        let all = survey(&both, &src("main.py", OLD));
+        let had = known(&[Make { tag: "mpy6-bytecode-esp32", ..Make::default() }]);
+        let plan = planned(&all, &device(&[("demo", "1.0")]), &had);
+        assert_eq!(
+            (served(&plan), plan.verdict.clone()),
+            (vec!["demo 2.0".into(), "main.py".into()], Verdict::Served)
+        );
+        let Serve::Adapted(list) = &plan.serve else { panic!() };
+        let esp32 = UpdateList::parse(list).unwrap().packages().next().unwrap().0;
+        assert_eq!(*esp32.digest(), Digest::of(&both[1].2.bytes()));
+        // Up to date, it still must not see the other one.
+        assert_eq!(
+            served(&planned(&all, &device(&[("demo", "2.0")]), &known(&[both[1].2.clone()]))).len(),
+            2
+        );
+        // None of them for it.
+        let all = survey(&both[..1], &src("main.py", OLD));
+        let plan = planned(&all, &device(&[("core", "1")]), &Known::new());
+        assert_eq!((served(&plan), plan.verdict), (vec!["main.py".to_owned()], Verdict::Served));
+    }
+
+    #[test]
+    fn an_empty_file_is_left_out_and_the_rest_is_served() {
+        let empty = src("empty.py", &Digest::EMPTY.to_string());
+        let all = survey(&[], &format!("{empty},{}", src("main.py", OLD)));
+        let plan = planned(&all, &device(&[]), &Known::new());
+        assert_eq!(served(&plan), ["main.py"]);
+        assert!(matches!(&plan.verdict, Verdict::LeftOut(why) if why[0].contains("empty.py")));
+    }
+
+    #[test]
+    fn a_signature_that_would_no_longer_be_true_is_left_out() {
+        let empty = src("empty.py", &Digest::EMPTY.to_string());
+        let text = format!(
+            r#"{{"type":"release","channel":"dev","sequence":1,"version":"1"}},{empty},{{"type":"signature","key":"k","alg":"a","sig":"s"}}"#
+        );
+        assert_eq!(served(&planned(&survey(&[], &text), &device(&[]), &Known::new())), ["release"]);
+    }
+
+    #[test]
+    fn what_an_upgrade_would_wedge_gets_another_name_first() {
+        let all = survey(&[("demo", "2.0", Make { version: "2.0", ..Make::default() })], "");
+        let had = known(&[Make { licenses: true, ..Make::default() }]);
+        let plan = planned(&all, &device(&[("demo", "1.0"), ("core", "1")]), &had);
+        assert_eq!(served(&plan).len(), 0);
+        let errand = plan.errand.unwrap();
+        assert_eq!(entries(&errand.list), ["lib/demo-1.0.dist-info/METADATA"]);
+        let [(topic, content)] = &errand.files[..] else { panic!("{errand:?}") };
+        let id = UpdateList::parse(&errand.list).unwrap().packages().next().unwrap().0;
+        assert_eq!((topic, id.digest()), (&id.topic(), &Digest::of(content)));
+        let text = str::from_utf8(content).unwrap();
+        assert_eq!(text, "Metadata-Version: 2.1\nName: demo.replaced-1.0\nVersion: 1.0\n");
+        // After that it is a first install.
+        let plan = planned(&all, &device(&[("core", "1"), ("demo.replaced-1.0", "1.0")]), &had);
+        assert_eq!(entries(&plan.errand.unwrap().list), ["core 0"]);
+    }
+
+    #[test]
+    fn a_wedged_node_is_repaired_once_whatever_the_list_says() {
+        let all = survey(&[("demo", "2.0", Make { version: "2.0", ..Make::default() })], "");
+        let lost = known(&[Make { licenses: true, ..Make::default() }]);
+        let mut history = History::default();
+        history.begin(all.digest);
+        let first = plan(&all, &device(&[]), &history, &Known::new(), &lost);
+        let errand = first.errand.unwrap();
+        let folder = "lib/demo-1.0.dist-info";
+        assert_eq!(
+            entries(&errand.list),
+            ["METADATA", "WHEEL", "RECORD"].map(|name| format!("{folder}/{name}"))
+        );
+        assert_eq!(errand.files.len(), 3);
+        history.deliver(errand.key);
+        let second = plan(&all, &device(&[("core", "1")]), &history, &Known::new(), &lost);
+        assert_eq!(entries(&second.errand.unwrap().list), ["core 0"]);
+        // What leaves no folder behind has wedged nobody.
+        let sound = plan(&all, &device(&[]), &History::default(), &Known::new(), &known(&[Make::default()]));
+        assert_eq!(sound.errand, None);
+    }
+
+    #[test]
+    fn reasons_are_bounded() {
+        let all = Verdict::HeldBack((0..1000).map(|n| format!("reason {n}")).collect()).text().unwrap();
+        assert!(all.ends_with("reason 4; and 995 more"), "{all}");
+    }
+}

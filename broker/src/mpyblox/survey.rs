@@ -6,8 +6,7 @@ use std::{
 };
 
 use mpypi_protocol::{
-    Digest, Entry, PackageId, UpdateList, list::Wheel, package::PACKAGES,
-    wheel::normalized_name,
+    Digest, Entry, PackageId, UpdateList, list::Wheel, package::PACKAGES, wheel::normalized_name,
 };
 
 use super::wheel::Facts;

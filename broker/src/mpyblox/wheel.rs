@@ -98,7 +98,8 @@ impl Facts {
 
 /// Lines of METADATA or WHEEL: all of them, since anything but `Key: value` is an error there.
 fn headers(file: &str, text: &str) -> Result<HashMap<String, String>, String> {
-    let split = |line: &str| line.split_once(':').map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
+    let split =
+        |line: &str| line.split_once(':').map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
     text.lines()
         .enumerate()
         .map(|(n, line)| {
@@ -160,7 +161,9 @@ impl Archive<'_> {
         let mut archive = Archive { bytes, names: Vec::new(), members: HashMap::new() };
         for _ in 0..count {
             if !bytes.get(at..).is_some_and(|rest| rest.starts_with(b"PK\x01\x02")) {
-                return Err("its zip directory is not where it should be: something precedes the archive".into());
+                return Err(
+                    "its zip directory is not where it should be: something precedes the archive".into()
+                );
             }
             let [name_size, extra, comment] =
                 [28, 30, 32].map(|field| short(bytes, at + field).map(usize::from));
@@ -185,7 +188,8 @@ impl Archive<'_> {
     fn read(&self, name: &str) -> Result<Vec<u8>, String> {
         let shown = name.escape_debug();
         let member = self.members.get(name).ok_or_else(|| format!("`{shown}` is not in the archive"))?;
-        let packed = member.start.checked_add(member.packed).and_then(|end| self.bytes.get(member.start..end));
+        let packed =
+            member.start.checked_add(member.packed).and_then(|end| self.bytes.get(member.start..end));
         let packed = packed.ok_or_else(|| format!("`{shown}` lies outside the archive"))?;
         let mut content = Vec::new();
         match member.method {
@@ -287,7 +291,8 @@ pub(crate) mod tests {
                 let at = (out.len() as u32).to_le_bytes();
                 out.extend([&b"PK\x03\x04"[..], &fields, &(self.local_extra as u16).to_le_bytes()].concat());
                 out.extend([name.as_bytes(), &vec![0; self.local_extra], content.as_bytes()].concat());
-                directory.extend([&b"PK\x01\x02\x14\0"[..], &fields, &[0; 12], &at, name.as_bytes()].concat());
+                directory
+                    .extend([&b"PK\x01\x02\x14\0"[..], &fields, &[0; 12], &at, name.as_bytes()].concat());
             }
             let count = (members.len() as u16).to_le_bytes();
             let (size, at) = ((directory.len() as u32).to_le_bytes(), (out.len() as u32).to_le_bytes());

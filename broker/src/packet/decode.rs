@@ -70,6 +70,9 @@ pub fn decode(frame: Frame, version: Version, limits: &Limits) -> Result<Packet,
     let mut reader = Reader { bytes: frame.body, version, most_properties: limits.properties };
     check_first(frame.first)?;
     let (kind, flags) = (frame.first >> 4, frame.first & 0x0f);
+    if frame.first == SUBSCRIBE_OF_EARLY_MPYBLOX && version == Version::V3 {
+        return Err(wrong_flags(frame.first));
+    }
     let packet = match kind {
         1 => Packet::Connect(Box::new(connect(&mut reader)?)),
         3 => {
@@ -100,7 +103,8 @@ pub fn decode(frame: Frame, version: Version, limits: &Limits) -> Result<Packet,
 
 /// The first byte of a SUBSCRIBE of early Mpy-BLOX devices, whose own MQTT 5 client leaves the reserved bits 0 that
 /// have to be 0010. [MQTT-3.8.1-1] says to close; but nobody updates such a device in the field any more unless
-/// it is served. This is the only exception: the bits carry no meaning, and any other value is malformed.
+/// it is served. This is the only exception, in MQTT 5 only: the bits carry no meaning, and any other value is
+/// malformed.
 const SUBSCRIBE_OF_EARLY_MPYBLOX: u8 = 0x80;
 
 /// 2.1.2 and 2.1.3: types that a client sends, and their flags; but for [`SUBSCRIBE_OF_EARLY_MPYBLOX`].
@@ -117,8 +121,12 @@ fn check_first(first: u8) -> Result<(), PacketError> {
     };
     match flags == expected {
         true => Ok(()),
-        false => Err(PacketError::malformed(format!("flags {flags:#06b} in a packet of type {kind}"))),
+        false => Err(wrong_flags(first)),
     }
+}
+
+fn wrong_flags(first: u8) -> PacketError {
+    PacketError::malformed(format!("flags {:#06b} in a packet of type {}", first & 0x0f, first >> 4))
 }
 
 fn unexpected(kind: u8) -> PacketError {
