@@ -112,7 +112,10 @@ impl Bringer {
 mod tests {
     use super::*;
 
-    fn check(files: &[(&str, &str, Option<(&str, &str)>, &str)]) -> Result<Vec<String>, String> {
+    /// Path, what brings it, name and tag of a wheel, content.
+    type File<'a> = (&'a str, &'a str, Option<(&'a str, &'a str)>, &'a str);
+
+    fn check(files: &[File<'_>]) -> Result<Vec<String>, String> {
         let mut places = Places::default();
         for (path, from, wheel, content) in files {
             places.add(FilePath::new(*path).unwrap(), from, *wheel, Digest::of(content.as_bytes()));
