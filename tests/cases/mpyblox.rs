@@ -1,5 +1,5 @@
-//! Devices that run Mpy-BLOX, unmodified: its stand-in on MicroPython, with the broker and the publisher as users run
-//! them.
+//! Devices that run Mpy-BLOX, unmodified: its stand-in on MicroPython, with the broker and the publisher as
+//! users run them.
 
 use std::process::Command;
 

@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use crate::{PATIENCE, Server, World, programs::peer};
 
-/// A wheel, stored and not compressed, with these files and with these below its dist-info folder. `metadata` follows
-/// name and version.
+/// A wheel, stored and not compressed, with these files and with these below its dist-info folder. `metadata`
+/// follows name and version.
 #[must_use]
 pub fn wheel(
     name: &str,

@@ -1,5 +1,5 @@
-//! What the broker remembers of Mpy-BLOX nodes, each bounded and all together: what they fetched, what was delivered
-//! to them. Gone when the broker stops: then everything may be tried again, as often as the first time.
+//! What the broker remembers of Mpy-BLOX nodes, each bounded and all together: what they fetched, what was
+//! delivered to them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -34,8 +34,10 @@ pub struct History {
     pub took: bool,
     /// Packages that the node had and no longer finds, or had in another version at that time.
     pub lost: BTreeMap<String, String>,
-    /// How the node stood when it was last served, in a word.
+    /// How the node stood when it was last served, in a word; empty if there was nothing to say.
     pub word: &'static str,
+    /// The digest of what was said of it then.
+    pub said: Option<Digest>,
     used: u64,
 }
 
@@ -133,7 +135,8 @@ impl Histories {
         self.nodes.retain(|_, history| history.used > quarter);
     }
 
-    /// Takes what a node says of itself when it has started, and what it said the time before; completes `device`.
+    /// Takes what a node says of itself when it has started, and what it said the time before; completes
+    /// `device`.
     pub fn start(&mut self, node: &NodeId, device: &mut Device, before: Option<&Device>, now_ms: u64) {
         let has = |name: &String| device.versions.contains_key(name);
         let lost: BTreeMap<_, _> = match before {

@@ -17,6 +17,8 @@ use super::{history::History, survey::Survey, wheel::Facts};
 pub const ATTEMPTS: u8 = 3;
 /// How many reasons a node's state names.
 const REASONS: usize = 5;
+/// What frees a node.
+const UNTIL: &str = "it keeps what it has until the next release, or a `check`";
 /// Packages of a node, from its info, that are looked at.
 pub const PACKAGES: usize = 256;
 
@@ -84,8 +86,8 @@ pub enum Verdict {
 /// What the index knows of the packages a node has, or had: name to facts.
 pub type Known = BTreeMap<String, Arc<Facts>>;
 
-/// Plans what `device` is served of a list. `known` has the wheels that the device's packages came from, where they are
-/// in the index; `lost` those of [`Device::lost`].
+/// Plans what `device` is served of a list. `known` has the wheels that the device's packages came from,
+/// where they are in the index; `lost` those of [`Device::lost`].
 #[must_use]
 pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, lost: &Known) -> Plan {
     let stay = |verdict| Plan { serve: Serve::present(survey, device), errand: None, verdict };
@@ -235,8 +237,8 @@ fn payload(entries: Vec<Entry>) -> Bytes {
     UpdateList::new(entries).map_or_else(|_| Bytes::from_static(b"[]"), |list| list.to_bytes().into())
 }
 
-/// Has a wheel installed that the device does not have: as another version of a package that it has. The device takes
-/// the package's name and version from the wheel itself.
+/// Has a wheel installed that the device does not have: as another version of a package that it has. The
+/// device takes the package's name and version from the wheel itself.
 fn first_install(wheel: &Wheel, carrier: &str, version: &str) -> Errand {
     let other = if version == "0" { "1" } else { "0" };
     let entry = Entry::Wheel(Wheel {
@@ -257,13 +259,14 @@ fn first_install(wheel: &Wheel, carrier: &str, version: &str) -> Errand {
 
 /// Gives a package that cannot be upgraded another name, so that the next version is a first install.
 ///
-/// An upgrade ends with the removal of the old dist-info folder, which fails if there is a folder in it. What is left
-/// then has no METADATA, and the device finds none of the packages behind it any more.
+/// An upgrade ends with the removal of the old dist-info folder, which fails if there is a folder in it. What
+/// is left then has no METADATA, and the device finds none of the packages behind it any more.
 fn set_aside(old: &Facts) -> Errand {
     files(old, &[("METADATA", metadata(old))], format!("a new name for `{}` {}", old.name, old.version))
 }
 
-/// Makes a package of a dist-info folder that an upgrade could not remove, so that the device reads on behind it.
+/// Makes a package of a dist-info folder that an upgrade could not remove, so that the device reads on behind
+/// it.
 fn repair(old: &Facts) -> Errand {
     let wheel = format!("Wheel-Version: 1.0\nTag: {}\n", old.tag);
     let record = ["METADATA", "WHEEL", "RECORD"].map(|name| format!("{}/{name},,\n", old.folder)).concat();
@@ -322,14 +325,10 @@ impl Verdict {
                 }
             }
             Verdict::Looping(times) => {
-                format!(
-                    "{word}: installed {times} times within an hour; it keeps what it has until the next release, or a `check`"
-                )
+                format!("{word}: installed {times} times within an hour; {UNTIL}")
             }
             Verdict::Stuck => {
-                format!(
-                    "{word}: it took packages and did not start again; it keeps what it has until the next release, or a `check`"
-                )
+                format!("{word}: it took packages and did not start again; {UNTIL}")
             }
         })
     }
@@ -387,10 +386,8 @@ mod tests {
             let bytes = make.bytes();
             let digest = Digest::of(&bytes);
             looks.insert(digest, Facts::of(&bytes).map(Arc::new).map_err(Arc::from));
-            let tag = make.tag;
-            texts.push(format!(
-                r#"{{"type":"wheel","name":"{name}","version":"{version}","pkg_sha256":"{digest}","tag":"{tag}"}}"#
-            ));
+            let named = format!(r#""name":"{name}","version":"{version}","tag":"{}""#, make.tag);
+            texts.push(format!(r#"{{"type":"wheel",{named},"pkg_sha256":"{digest}"}}"#));
         }
         texts.extend((!entries.is_empty()).then(|| entries.to_owned()));
         let list = UpdateList::parse(format!("[{}]", texts.join(",")).as_bytes()).unwrap();
@@ -554,9 +551,9 @@ mod tests {
     #[test]
     fn a_signature_that_would_no_longer_be_true_is_left_out() {
         let empty = src("empty.py", &Digest::EMPTY.to_string());
-        let text = format!(
-            r#"{{"type":"release","channel":"dev","sequence":1,"version":"1"}},{empty},{{"type":"signature","key":"k","alg":"a","sig":"s"}}"#
-        );
+        let signature = r#"{"type":"signature","key":"k","alg":"a","sig":"s"}"#;
+        let text =
+            format!(r#"{{"type":"release","channel":"dev","sequence":1,"version":"1"}},{empty},{signature}"#);
         assert_eq!(served(&planned(&survey(&[], &text), &device(&[]), &Known::new())), ["release"]);
     }
 

@@ -31,7 +31,8 @@ pub struct Survey {
     pub digest: Digest,
     /// The list.
     pub list: Arc<UpdateList>,
-    /// The places of its wheels, by their normalised names; several for one name are made for different platforms.
+    /// The places of its wheels, by their normalised names; several for one name are made for different
+    /// platforms.
     packages: BTreeMap<String, Vec<usize>>,
     /// What is known of each wheel in it, or why it cannot be installed.
     wheels: HashMap<Digest, Look>,
