@@ -1,14 +1,14 @@
 """A stand-in for Mpy-BLOX, for MicroPython's Unix port.
 
 It does what Mpy-BLOX 0.6.0 is documented to do, down to its packets, what it refuses, where it waits for ever
-and when it resets in a loop; none of its code is Mpy-BLOX's. `quirks.py` shows that it has each quirk. Bytes in,
-bytes out: `Node` has no socket. Run as a program, it is a device on a broker:
+and when it resets in a loop; none of its code is Mpy-BLOX's. `quirks.py` shows that it has each quirk. Bytes
+in, bytes out: `Node` has no socket. Run as a program, it is a device on a broker:
 
     micropython node.py HOST PORT ROOT CLIENT_ID CHANNEL [option=value ...]
 
 and says what happens, one JSON object a line. A reset starts it anew on the same files, as often as `boots`
-allows. When nothing is on its way any more it says `rests`: it then knows from two pings, which the original only
-sends with a watchdog, that the broker has answered everything. Whoever rests while it boots waits for ever.
+allows. When nothing is on its way any more it says `rests`: it then knows from two pings, which the original
+only sends with a watchdog, that the broker has answered everything. Whoever rests while it boots waits for ever.
 """
 
 import binascii

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use mpypi_protocol::{Digest, NodeId};
 
-use super::plan::Device;
+use super::plan::{Device, aside};
 
 /// Nodes that are remembered; of more, those that did nothing for longest are forgotten.
 pub const NODES: usize = 16 * 1024;
@@ -139,13 +139,15 @@ impl Histories {
     /// `device`.
     pub fn start(&mut self, node: &NodeId, device: &mut Device, before: Option<&Device>, now_ms: u64) {
         let has = |name: &String| device.versions.contains_key(name);
+        // What we have given another name is not lost.
+        let is_found = |(name, version): (&String, &String)| has(name) || has(&aside(name, version));
         let lost: BTreeMap<_, _> = match before {
-            Some(before) if !before.versions.keys().all(has) => {
-                let gone = before
-                    .versions
-                    .iter()
-                    .filter(|(name, version)| device.versions.get(*name) != Some(version));
-                gone.take(LOST).map(|(name, version)| (name.clone(), version.clone())).collect()
+            Some(before) if !before.versions.iter().all(is_found) => {
+                let is_gone = |(name, version): &(&String, &String)| {
+                    device.versions.get(*name) != Some(*version) && !has(&aside(name, version))
+                };
+                let gone = before.versions.iter().filter(is_gone).take(LOST);
+                gone.map(|(name, version)| (name.clone(), version.clone())).collect()
             }
             _ => BTreeMap::new(),
         };
@@ -156,7 +158,7 @@ impl Histories {
         history.start(now_ms);
         if !lost.is_empty() {
             history.lost = lost;
-        } else if history.lost.keys().all(has) {
+        } else if history.lost.iter().all(is_found) {
             history.lost.clear();
         }
         device.lost.clone_from(&history.lost);
@@ -257,7 +259,10 @@ mod tests {
         let mut repaired = device(&[("demo", "2.0"), ("zeta", "1.0"), ("core", "1")]);
         histories.start(&node(1), &mut repaired, Some(&again), 2);
         assert!(repaired.lost.is_empty());
-        // An upgrade loses nothing.
+        // An upgrade loses nothing, nor does a new name.
+        let mut renamed = device(&[("demo.replaced-1.0", "1.0"), ("zeta", "1.0"), ("core", "1")]);
+        histories.start(&node(2), &mut renamed, Some(&before), 3);
+        assert!(renamed.lost.is_empty());
         histories.start(&node(2), &mut repaired, Some(&before), 3);
         assert!(repaired.lost.is_empty() && histories.find(&node(2)).is_none());
     }
