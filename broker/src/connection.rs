@@ -751,8 +751,8 @@ impl Connection<'_> {
         })
     }
 
-    /// What a topic of an earlier layout stands for that has only a file's path: the file in the channel that the client
-    /// follows.
+    /// What a topic of an earlier layout stands for that has only a file's path: the file in the channel that
+    /// the client follows.
     fn of_its_channels(&self, topic: &str, now_ms: u64) -> Result<Option<Message>, IndexError> {
         let path = match Topic::parse(topic) {
             Ok(Topic::Legacy(LegacyId::Path(path) | LegacyId::Src(path))) => path,
@@ -769,8 +769,8 @@ impl Connection<'_> {
         Ok(None)
     }
 
-    /// Whether a message is a list that is to be looked at first, because of who gets it. Takes note of what else such a
-    /// node gets.
+    /// Whether a message is a list that is to be looked at first, because of who gets it. Takes note of what
+    /// else such a node gets.
     fn is_list(&mut self, message: &Message, now: Now) -> bool {
         let Some(seat) = &mut self.seat else { return false };
         match seat.meaning(&message.topic) {

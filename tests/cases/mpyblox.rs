@@ -1,5 +1,5 @@
-//! Devices that run Mpy-BLOX, unmodified: its stand-in on MicroPython, with the broker and the publisher as users run
-//! them.
+//! Devices that run Mpy-BLOX, unmodified: its stand-in on MicroPython, with the broker and the publisher as
+//! users run them.
 
 use std::process::Command;
 
@@ -15,6 +15,7 @@ use mpypi_tests::{
 use serde_json::{Value, json};
 
 const NODE: &str = "esp32-0a1b2c";
+const ANY: &str = "py3-none-any";
 
 /// A channel with a wheel and a file.
 fn channel(world: &World, version: &str) {
@@ -110,12 +111,19 @@ impl Hand {
 
 fn plain(name: &str, version: &str) -> Vec<u8> {
     let file = format!("{name}/__init__.py");
-    wheel(name, version, &[(&file, &format!("V = '{version}'\n"))], &[], "")
+    wheel(name, version, ANY, &[(&file, &format!("V = '{version}'\n"))], &[], "")
 }
 
 fn with_licenses(name: &str, version: &str) -> Vec<u8> {
     let file = format!("{name}/__init__.py");
-    wheel(name, version, &[(&file, &format!("V = '{version}'\n"))], &[("licenses/LICENSE", "free\n")], "")
+    wheel(
+        name,
+        version,
+        ANY,
+        &[(&file, &format!("V = '{version}'\n"))],
+        &[("licenses/LICENSE", "free\n")],
+        "",
+    )
 }
 
 #[test]
@@ -232,7 +240,7 @@ fn a_channel_serves_our_agents_and_mpyblox_side_by_side() {
 
 #[test]
 fn what_cannot_be_installed_is_held_back_with_its_reason_and_the_node_runs_on() {
-    let body = wheel("demo", "2.0", &[("demo.py", "V = 2\n")], &[], "\nA description\n");
+    let body = wheel("demo", "2.0", ANY, &[("demo.py", "V = 2\n")], &[], "\nA description\n");
     let cases: [(&str, &str, Vec<u8>, &str); 4] = [
         ("demo", "2.0", body.clone(), "METADATA is not `Key: value`"),
         ("demo", "2.0.0", plain("demo", "2.0"), "METADATA says `Version: 2.0`"),
@@ -587,4 +595,85 @@ fn twenty_nodes_are_served_at_once() {
         node.until("reset");
         assert_eq!(node.rest(), Rest::Running);
     }
+}
+
+/// What a release of a careless publisher may hold for a package.
+fn careless(random: &mut fastrand::Rng, hand: &mut Hand, name: &str) {
+    let version = format!("{}.0", random.u8(1..5));
+    let file = format!("{name}/__init__.py");
+    let content = format!("# {}\n", random.u32(..));
+    let files = [(&*file, &*content)];
+    let licenses = [("licenses/LICENSE", "free\n")];
+    let (said, made) = match random.u8(..9) {
+        0..=2 => (&version, wheel(name, &version, ANY, &files, &[], "")),
+        3..=4 => (&version, wheel(name, &version, ANY, &files, &licenses, "")),
+        5 => (&version, wheel(name, &version, ANY, &files, &[], "\nA description\n")),
+        6 => (&version, wheel(name, &format!("{version}.0"), ANY, &files, &[], "")),
+        7 => (&version, wheel(name, &version, "mpy6-bytecode-rp2", &files, &[], "")),
+        _ => return,
+    };
+    hand.wheel(name, said, &made);
+}
+
+/// However careless the releases: a node always boots, starts again only a few times for each, and takes the next good
+/// one whole.
+fn survives_careless_releases(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let world = World::new();
+    let mut server = Server::start(&world);
+    let mut hand = Hand::new(&server);
+    let mut node = device(&world, &server);
+    assert_eq!(node.rest(), Rest::Running);
+    for release in 0..6 {
+        let is_good = release == 5;
+        for name in ["alpha", "beta", "gamma"] {
+            match is_good {
+                true => drop(hand.wheel(name, "9.0", &plain(name, "9.0"))),
+                false => careless(&mut random, &mut hand, name),
+            }
+        }
+        for path in ["main.py", "lib/x.py"] {
+            if random.bool() || is_good {
+                hand.src(path, &format!("# {release} {}\n", random.u8(..4)));
+            }
+        }
+        if random.bool() {
+            hand.src("empty.py", "");
+        }
+        let mut before = node.resets();
+        hand.publish();
+        match random.u8(..3) {
+            0 => drop(node.until("list")),
+            1 => {
+                drop(node);
+                node = device(&world, &server);
+                before = 0;
+            }
+            _ => {
+                before = 0;
+                let entries = std::mem::take(&mut hand.entries);
+                server.kill();
+                server = Server::start(&world);
+                hand = Hand { entries, ..Hand::new(&server) };
+                node = device(&world, &server);
+            }
+        }
+        assert_eq!(node.rest(), Rest::Running, "seed {seed}, release {release}");
+        // For each wheel at most a new name, and itself; then all the rest.
+        let resets = node.resets() - before;
+        assert!(resets <= 7, "seed {seed}, release {release}: {resets} starts");
+        assert!(node.said().iter().all(|event| event["event"] != "error"), "seed {seed}, release {release}");
+    }
+    let versions = node.versions();
+    for name in ["alpha", "beta", "gamma"] {
+        assert_eq!(versions[name], "9.0", "seed {seed}: {versions}");
+        assert_eq!(file(&world, &format!("lib/{name}/__init__.py")), "V = '9.0'\n", "seed {seed}");
+    }
+    assert!(file(&world, "main.py").starts_with("# 5 ") && file(&world, "lib/x.py").starts_with("# 5 "));
+}
+
+#[test]
+fn careless_releases_never_hang_a_node_and_never_loop_it() {
+    let rounds = std::env::var("MPYPI_ROUNDS").map_or(8, |rounds| rounds.parse().unwrap());
+    (0..rounds).for_each(survives_careless_releases);
 }

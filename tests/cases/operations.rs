@@ -126,7 +126,7 @@ fn sys_topics_are_retained_change_with_time_and_are_nobodys_to_write() {
     assert!(version.payload.starts_with(b"mpypi-broker version "));
     assert_eq!(viewer.subscribe("$SYS/#", 0), 0);
     let mut found = std::collections::BTreeMap::new();
-    for _ in 0..15 {
+    for _ in 0..20 {
         let message = viewer.message().unwrap();
         assert!(message.retain, "{}", message.topic);
         found.insert(message.topic, message.payload);

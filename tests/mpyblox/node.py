@@ -1,14 +1,14 @@
 """A stand-in for Mpy-BLOX, for MicroPython's Unix port.
 
-It does what Mpy-BLOX 0.6.0 is documented to do, down to its packets, what it refuses, where it waits for ever and
-when it resets in a loop; none of its code is Mpy-BLOX's. `quirks.py` shows that it has each quirk. Bytes in, bytes
-out: `Node` has no socket. Run as a program, it is a device on a broker:
+It does what Mpy-BLOX 0.6.0 is documented to do, down to its packets, what it refuses, where it waits for ever
+and when it resets in a loop; none of its code is Mpy-BLOX's. `quirks.py` shows that it has each quirk. Bytes
+in, bytes out: `Node` has no socket. Run as a program, it is a device on a broker:
 
     micropython node.py HOST PORT ROOT CLIENT_ID CHANNEL [option=value ...]
 
-and says what happens, one JSON object a line. A reset starts it anew on the same files, as often as `boots` allows.
-When nothing is on its way any more it says `rests`: it then knows from two pings, which the original only sends
-with a watchdog, that the broker has answered everything. Whoever rests while it boots waits for ever.
+and says what happens, one JSON object a line. A reset starts it anew on the same files, as often as `boots`
+allows. When nothing is on its way any more it says `rests`: it then knows from two pings, which the original
+only sends with a watchdog, that the broker has answered everything. Whoever rests while it boots waits for ever.
 """
 
 import binascii
@@ -57,7 +57,8 @@ class Wheel:
             name = data[at + 46 : at + 46 + name_size].decode()
             # The local header is taken to be as long as this one.
             start = number(data, at + 42, 4) + 30 + name_size + extra_size
-            method, crc, packed, size = (number(data, at + n, w) for n, w in ((10, 2), (16, 4), (20, 4), (24, 4)))
+            fields = ((10, 2), (16, 4), (20, 4), (24, 4))
+            method, crc, packed, size = (number(data, at + field, width) for field, width in fields)
             self.members[name] = (method, crc, start, packed, size)
             at += 46 + name_size + extra_size + comment_size
         # The first dist-info in the archive is the wheel's.
@@ -160,8 +161,9 @@ class Library:
         try:
             for folder in sorted(os.listdir(self.prefix)):
                 if folder.endswith(".dist-info") and "-" in folder:
-                    texts = [read(self.prefix + folder + "/" + text) for text in ("METADATA", "WHEEL", "RECORD")]
-                    found.append(Package(*[text.decode() for text in texts]))
+                    names = ("METADATA", "WHEEL", "RECORD")
+                    texts = [read(self.prefix + folder + "/" + name).decode() for name in names]
+                    found.append(Package(*texts))
         except OSError:
             pass
         return found

@@ -27,7 +27,8 @@ BOOTS = 4
 # ---- wheels to try
 
 
-def zipped(members, comment=b"", before=b"", behind=b"", local_extra=b"", method=0, bad_crc=None, directories=()):
+def zipped(members, comment=b"", before=b"", behind=b"", extra=b"", method=0, bad_crc=None, directories=()):
+    """An archive; `extra` stands in local headers only."""
     out, directory = before, b""
     for name in directories:
         members = dict(members)
@@ -38,11 +39,12 @@ def zipped(members, comment=b"", before=b"", behind=b"", local_extra=b"", method
             # One stored block: MicroPython here only inflates.
             packed = b"\x01" + le(len(content), 2) + le(len(content) ^ 0xFFFF, 2) + content
         crc = binascii.crc32(content) ^ (1 if name == bad_crc else 0)
-        fields = le(20, 2) + le(0, 2) + le(method, 2) + le(0, 4) + le(crc, 4) + le(len(packed), 4) + le(len(content), 4)
+        fields = le(20, 2) + le(0, 2) + le(method, 2) + le(0, 4)
+        fields += le(crc, 4) + le(len(packed), 4) + le(len(content), 4)
         name = name.encode()
         at = len(out) - (len(before) if before else 0)
-        out += b"PK\x03\x04" + fields + le(len(name), 2) + le(len(local_extra), 2) + name + local_extra + packed
-        directory += b"PK\x01\x02" + le(20, 2) + fields + le(len(name), 2) + le(0, 2) * 4 + le(0, 4) + le(at, 4) + name
+        out += b"PK\x03\x04" + fields + le(len(name), 2) + le(len(extra), 2) + name + extra + packed
+        directory += b"PK\x01\x02" + le(20, 2) + fields + le(len(name), 2) + bytes(12) + le(at, 4) + name
     end = le(0, 2) * 2 + le(len(members), 2) * 2 + le(len(directory), 4) + le(len(out) - len(before), 4)
     return out + directory + b"PK\x05\x06" + end + le(len(comment), 2) + comment + behind
 
@@ -285,12 +287,12 @@ WITH_DEMO = {
     "the next wheel": (upgraded(DEMO2), "running"),
     "an earlier wheel": (upgraded(wheel(version="0.9"), "0.9"), "running"),
     "the next wheel, deflated": (upgraded(wheel(version="2.0", zip={"method": 8})), "running"),
-    "a wheel with a directory entry": (upgraded(wheel(version="2.0", zip={"directories": ["demo/"]})), "running"),
-    "the installed version with another digest": (upgraded(wheel(files={"demo/x.py": b"x"}), "1.0"), "running"),
+    "a directory entry": (upgraded(wheel(version="2.0", zip={"directories": ["demo/"]})), "running"),
+    "what is installed, another digest": (upgraded(wheel(files={"demo/x.py": b"x"}), "1.0"), "running"),
     "a version that METADATA does not say": (upgraded(DEMO2, "2.0.0"), "loop"),
     "a number as version": (upgraded(DEMO1, 1.0), "loop"),
     "two versions": (merged(upgraded(DEMO1, "1.0"), upgraded(DEMO2)), "loop"),
-    "a wheel that the broker does not have": (channel(json.dumps([wheel_entry(DEMO2, version="2.0")]).encode()), "hang"),
+    "a wheel that the broker does not have": (retained(wheel_entry(DEMO2, version="2.0")), "hang"),
     "METADATA with a description": (upgraded(BODY), "hang"),
     "METADATA with a blank line at its end": (upgraded(BLANK), "hang"),
     "another tag": (upgraded(wheel(version="2.0", tag="mpy6-bytecode-esp32")), "hang"),
@@ -301,7 +303,7 @@ WITH_DEMO = {
     "an archive comment": (upgraded(wheel(version="2.0", zip={"comment": b"hello"})), "hang"),
     "bytes before the archive": (upgraded(wheel(version="2.0", zip={"before": b"#!python\n"})), "hang"),
     "bytes behind the archive": (upgraded(wheel(version="2.0", zip={"behind": b"\n"})), "hang"),
-    "an aligned entry": (upgraded(wheel(version="2.0", zip={"local_extra": b"\xfe\xca\x01\x00\x00"})), "hang"),
+    "an aligned entry": (upgraded(wheel(version="2.0", zip={"extra": b"\xfe\xca\x01\x00\x00"})), "hang"),
     "zip's other compressions": (upgraded(wheel(version="2.0", zip={"method": 12})), "hang"),
     "a wheel and src, both there": (merged(src("main.py"), upgraded(DEMO1, "1.0")), "running"),
 }
@@ -350,9 +352,11 @@ def the_packets_are_the_documented_ones():
     device = fresh()
     broker = Broker(src("main.py"))
     device.boot(broker)
-    assert broker.log[0] == b"\x10" + length(13 + len(ID)) + b"\x00\x04MQTT\x05\x02\x00\x00\x00" + text(ID), broker.log[0]
+    connect = b"\x10" + length(13 + len(ID)) + b"\x00\x04MQTT\x05\x02\x00\x00\x00" + text(ID)
+    assert broker.log[0] == connect, broker.log[0]
     assert broker.log[1][0] == 0x30 and broker.info_was_retained is False
-    assert broker.info["versions"] == {"mpy-blox": "0.6.0"} and set(broker.info["uname"]) == {"sysname", "machine", "version"}
+    assert broker.info["versions"] == {"mpy-blox": "0.6.0"}
+    assert set(broker.info["uname"]) == {"sysname", "machine", "version"}
     assert broker.subscribed == [CMD, CHANNEL, "%ssrc/main.py/%s" % (PACKAGES, digest(NEW))]
     assert [packet[0] for packet in broker.log[2:]] == [0x82] * 3
     assert all(packet[-1] == 0 for packet in broker.log[2:])

@@ -16,12 +16,13 @@ use serde_json::Value;
 
 use crate::{PATIENCE, Server, World, programs::peer};
 
-/// A wheel, stored and not compressed, with these files and with these below its dist-info folder. `metadata` follows
-/// name and version.
+/// A wheel, stored and not compressed, with these files and with these below its dist-info folder. `metadata`
+/// follows name and version.
 #[must_use]
 pub fn wheel(
     name: &str,
     version: &str,
+    tag: &str,
     files: &[(&str, &str)],
     info: &[(&str, &str)],
     metadata: &str,
@@ -31,7 +32,7 @@ pub fn wheel(
     members.extend(files.iter().map(|(name, content)| (name.to_string(), content.to_string())));
     let headers = format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}");
     members.push((format!("{folder}/METADATA"), headers));
-    members.push((format!("{folder}/WHEEL"), "Wheel-Version: 1.0\nTag: py3-none-any\n".to_owned()));
+    members.push((format!("{folder}/WHEEL"), format!("Wheel-Version: 1.0\nTag: {tag}\n")));
     members.extend(info.iter().map(|(name, content)| (format!("{folder}/{name}"), content.to_string())));
     let mut lines: Vec<_> = members
         .iter()

@@ -1,11 +1,11 @@
-//! What the broker remembers of Mpy-BLOX nodes, each bounded and all together: what they fetched, what was delivered
-//! to them. Gone when the broker stops: then everything may be tried again, as often as the first time.
+//! What the broker remembers of Mpy-BLOX nodes, each bounded and all together: what they fetched, what was
+//! delivered to them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use mpypi_protocol::{Digest, NodeId};
 
-use super::plan::Device;
+use super::plan::{Device, aside};
 
 /// Nodes that are remembered; of more, those that did nothing for longest are forgotten.
 pub const NODES: usize = 16 * 1024;
@@ -34,8 +34,10 @@ pub struct History {
     pub took: bool,
     /// Packages that the node had and no longer finds, or had in another version at that time.
     pub lost: BTreeMap<String, String>,
-    /// How the node stood when it was last served, in a word.
+    /// How the node stood when it was last served, in a word; empty if there was nothing to say.
     pub word: &'static str,
+    /// The digest of what was said of it then.
+    pub said: Option<Digest>,
     used: u64,
 }
 
@@ -133,16 +135,19 @@ impl Histories {
         self.nodes.retain(|_, history| history.used > quarter);
     }
 
-    /// Takes what a node says of itself when it has started, and what it said the time before; completes `device`.
+    /// Takes what a node says of itself when it has started, and what it said the time before; completes
+    /// `device`.
     pub fn start(&mut self, node: &NodeId, device: &mut Device, before: Option<&Device>, now_ms: u64) {
         let has = |name: &String| device.versions.contains_key(name);
+        // What we have given another name is not lost.
+        let is_found = |(name, version): (&String, &String)| has(name) || has(&aside(name, version));
         let lost: BTreeMap<_, _> = match before {
-            Some(before) if !before.versions.keys().all(has) => {
-                let gone = before
-                    .versions
-                    .iter()
-                    .filter(|(name, version)| device.versions.get(*name) != Some(version));
-                gone.take(LOST).map(|(name, version)| (name.clone(), version.clone())).collect()
+            Some(before) if !before.versions.iter().all(is_found) => {
+                let is_gone = |(name, version): &(&String, &String)| {
+                    device.versions.get(*name) != Some(*version) && !has(&aside(name, version))
+                };
+                let gone = before.versions.iter().filter(is_gone).take(LOST);
+                gone.map(|(name, version)| (name.clone(), version.clone())).collect()
             }
             _ => BTreeMap::new(),
         };
@@ -153,7 +158,7 @@ impl Histories {
         history.start(now_ms);
         if !lost.is_empty() {
             history.lost = lost;
-        } else if history.lost.keys().all(has) {
+        } else if history.lost.iter().all(is_found) {
             history.lost.clear();
         }
         device.lost.clone_from(&history.lost);
@@ -254,7 +259,10 @@ mod tests {
         let mut repaired = device(&[("demo", "2.0"), ("zeta", "1.0"), ("core", "1")]);
         histories.start(&node(1), &mut repaired, Some(&again), 2);
         assert!(repaired.lost.is_empty());
-        // An upgrade loses nothing.
+        // An upgrade loses nothing, nor does a new name.
+        let mut renamed = device(&[("demo.replaced-1.0", "1.0"), ("zeta", "1.0"), ("core", "1")]);
+        histories.start(&node(2), &mut renamed, Some(&before), 3);
+        assert!(renamed.lost.is_empty());
         histories.start(&node(2), &mut repaired, Some(&before), 3);
         assert!(repaired.lost.is_empty() && histories.find(&node(2)).is_none());
     }

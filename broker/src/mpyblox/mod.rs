@@ -1,28 +1,37 @@
 //! Mpy-BLOX nodes, served unmodified.
 //!
-//! Mpy-BLOX installs what its channel lists, and much of what a list may hold makes it wait for ever or start again for
-//! ever: a wheel that it does not have yet, a version that is not METADATA's, an empty file. Users have it in the
-//! field and cannot change it, so a session that says by its `info` that it is such a node is served a list that it
-//! can take:
+//! Mpy-BLOX installs what its channel lists, and much of what a list may hold makes it wait for ever or start
+//! again for ever: a wheel that it does not have yet, a version that is not METADATA's, an empty file. Users
+//! have it in the field and cannot change it, so a session that says by its `info` that it is such a node is
+//! served a list that it can take:
 //!
 //! | the list has | the node gets |
 //! |---|---|
 //! | nothing that would hurt it | the list, byte for byte |
 //! | an empty file, or a wheel for another platform | the list without it |
-//! | a wheel that it does not have | what it has, then the wheel once, under the name of a package that it has; the list when it has all |
-//! | an upgrade of a wheel with folders in its dist-info | the same, with the old one given another name first |
+//! | a wheel that it does not have | what it has, then the wheel once, under another's name |
+//! | an upgrade of a wheel with folders in its dist-info | the same; first the old one gets another name |
 //! | a wheel that it cannot install, or did not in [`plan::ATTEMPTS`] tries | what it has |
-//! | what it installed [`history::LOOP`] times within an hour | what it has, until the next release or an operator's `check` |
-//! | packages that it took without starting again | the same |
+//! | what it installed [`history::LOOP`] times within an hour | what it has, until it is freed |
+//! | packages that it took without starting again | what it has, until it is freed |
 //!
-//! A node that no longer finds packages since an upgrade left half a dist-info folder behind gets the texts that are
-//! missing there. Whatever is sent once goes out on the channel, not retained and to that session alone, after a list
-//! that has nothing to do: so the device has booted whatever becomes of it, and a device that is not to update by
-//! itself only logs it. That an entry was left out, and why, is in the log, in the metrics and in the node's retained
-//! `state`, which the broker writes for such nodes (`"by":"broker"`).
+//! A new list frees a node, and so does a `check` that an operator sends to its `cmd` while it is connected.
+//! When it has all wheels that were new to it, it gets the list as it is. A node that no longer finds
+//! packages, since an upgrade left half a dist-info folder behind, gets the texts that are missing there.
 //!
-//! What is inferred and not documented of Mpy-BLOX: that it finds its packages by reading one dist-info folder after
-//! the other, and ends at the first that it cannot read.
+//! What is sent once goes out on the channel, not retained and to that session alone, after a list that has
+//! nothing to do: so the device has booted whatever becomes of it, and a device that is not to update by
+//! itself only logs it. That an entry was left out, and why, is in the log, in the metrics, in
+//! `$SYS/broker/mpyblox/` and in the node's retained `state`, which the broker writes for such nodes
+//! (`"by":"broker"`, with the channel).
+//!
+//! Nothing of this is kept when the broker stops: what was tried may then be tried as often again, and a node
+//! that was wedged before, by somebody else or while the broker was away, is not recognised.
+//!
+//! What is inferred of Mpy-BLOX beyond what it documents, from its source: that it finds its packages by
+//! reading one dist-info folder after the other, and ends at the first in which METADATA, WHEEL or RECORD
+//! cannot be read; that an upgrade removes its predecessor's folder last; that a package's name is what its
+//! METADATA says.
 //!
 //! | module | holds |
 //! |---|---|
@@ -55,7 +64,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::{
     history::Histories,
-    plan::{Device, Known, PACKAGES, Plan, Serve, Verdict},
+    plan::{Device, Known, PACKAGES, Plan, Serve},
     survey::{Library, Survey},
 };
 use crate::{
@@ -65,7 +74,7 @@ use crate::{
     packet::{Properties, Qos},
 };
 
-/// How nodes may stand that are not simply served: the words of [`Verdict`].
+/// How nodes may stand that are not simply served: the words of [`plan::Verdict`].
 pub const WORDS: [&str; 5] = ["delivering", "left-out", "held-back", "looping", "stuck"];
 
 /// What all connections of such nodes share.
@@ -124,8 +133,8 @@ pub struct Served {
 }
 
 impl Device {
-    /// What an info says, if it is that of a Mpy-BLOX node. One with more packages than such a device can hold, or
-    /// with longer names, is none.
+    /// What an info says, if it is that of a Mpy-BLOX node. One with more packages than such a device can
+    /// hold, or with longer names, is none.
     #[must_use]
     pub fn of(info: &[u8]) -> Option<Device> {
         let info = Info::parse(info).ok().filter(Info::is_mpyblox)?;
@@ -190,8 +199,8 @@ impl Desk {
         }))
     }
 
-    /// What `seat` gets for a channel's list. Reads the index, and perhaps many wheels there: not for the threads of the
-    /// network.
+    /// What `seat` gets for a channel's list. Reads the index, and perhaps many wheels there: not for the
+    /// threads of the network.
     ///
     /// # Errors
     /// The index fails.
@@ -236,7 +245,7 @@ impl Desk {
             }
         });
         let channel = message.topic.strip_prefix(CHANNELS).unwrap_or_default();
-        let state = self.state(seat, &verdict, &verdict.state(&survey.list, channel), index, now)?;
+        let state = self.state(seat, &verdict.state(&survey.list, channel), index, now)?;
         Ok(Served { message, is_adapted, errand, state })
     }
 
@@ -249,11 +258,17 @@ impl Desk {
         };
         history.begin(survey.digest);
         let plan = plan::plan(survey, &seat.device, history, known, lost);
-        let word = if plan.verdict == Verdict::Served { "" } else { plan.verdict.word() };
-        if plan.errand.is_some() || history.word != word {
+        let (word, said) = match plan.verdict.text() {
+            Some(text) => (plan.verdict.word(), Some(Digest::of(text.as_bytes()))),
+            None => ("", None),
+        };
+        if let Some(text) = plan.verdict.text().filter(|_| history.said != said) {
+            tracing::warn!(node = %seat.node, "Mpy-BLOX, {text}");
+        }
+        if plan.errand.is_some() || history.said != said {
             let history = histories.of(&seat.node);
             history.begin(survey.digest);
-            history.word = word;
+            (history.word, history.said) = (word, said);
             if let Some(errand) = &plan.errand {
                 history.deliver(errand.key);
             }
@@ -261,34 +276,23 @@ impl Desk {
         plan
     }
 
-    /// The node's new state, if there is one to tell: the broker speaks for nodes that have none of their own.
+    /// The node's new state, if there is one to tell: the broker speaks for nodes that have none of their
+    /// own.
     fn state(
         &self,
         seat: &Seat,
-        verdict: &Verdict,
         state: &State,
         index: &Index,
         now: Now,
     ) -> Result<Option<Bytes>, IndexError> {
-        let present = match index.get(&seat.node.topic(NodeSubject::State), now.unix_ms)? {
-            Some(message) => Some(index.payload(&message.payload)?),
-            None => None,
-        };
-        let is_ours = |state: &State| state.extra.get(plan::WRITER).is_some_and(|by| by == plan::BROKER);
-        match &present {
-            Some(present) if !State::parse(present).is_ok_and(|state| is_ours(&state)) => return Ok(None),
-            _ => {}
-        }
         let state = state.to_bytes();
-        if present.is_some_and(|present| present == state) {
-            return Ok(None);
-        }
-        let node = &seat.node;
-        match verdict.text() {
-            Some(text) => tracing::warn!(%node, "Mpy-BLOX, {text}"),
-            None => tracing::info!(%node, "Mpy-BLOX, served as it is published"),
-        }
-        Ok(Some(state.into()))
+        let Some(present) = index.get(&seat.node.topic(NodeSubject::State), now.unix_ms)? else {
+            return Ok(Some(state.into()));
+        };
+        let present = index.payload(&present.payload)?;
+        let is_ours = State::parse(&present)
+            .is_ok_and(|state| state.extra.get(plan::WRITER).is_some_and(|by| by == plan::BROKER));
+        Ok((is_ours && present != state).then(|| state.into()))
     }
 
     /// Takes note that the node asks for a package.

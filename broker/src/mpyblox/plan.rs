@@ -17,6 +17,8 @@ use super::{history::History, survey::Survey, wheel::Facts};
 pub const ATTEMPTS: u8 = 3;
 /// How many reasons a node's state names.
 const REASONS: usize = 5;
+/// What frees a node.
+const UNTIL: &str = "it keeps what it has until the next release, or a `check`";
 /// Packages of a node, from its info, that are looked at.
 pub const PACKAGES: usize = 256;
 
@@ -81,11 +83,11 @@ pub enum Verdict {
     Stuck,
 }
 
-/// What the index knows of the packages a node has, or had: name to facts.
-pub type Known = BTreeMap<String, Arc<Facts>>;
+/// The wheels in the index that the packages a node has, or had, may have come from, by the packages' names.
+pub type Known = BTreeMap<String, Vec<Arc<Facts>>>;
 
-/// Plans what `device` is served of a list. `known` has the wheels that the device's packages came from, where they are
-/// in the index; `lost` those of [`Device::lost`].
+/// Plans what `device` is served of a list. `known` has the wheels that the device's packages came from,
+/// where they are in the index; `lost` those of [`Device::lost`].
 #[must_use]
 pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, lost: &Known) -> Plan {
     let stay = |verdict| Plan { serve: Serve::present(survey, device), errand: None, verdict };
@@ -100,7 +102,7 @@ pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, 
         Plan { serve: Serve::present(survey, device), errand: Some(errand), verdict }
     };
     // A device that no longer finds its packages is put right before anything else.
-    for facts in lost.values().filter(|facts| facts.may_wedge()) {
+    for facts in lost.values().flatten().filter(|facts| facts.may_wedge()) {
         let errand = repair(facts);
         if history.attempts(&errand.key) < 1 {
             return deliver(errand);
@@ -156,13 +158,19 @@ struct Choice {
 impl Choice {
     fn package(&mut self, survey: &Survey, device: &Device, known: &Known, candidates: &[(usize, &Wheel)]) {
         let installed = candidates.iter().find_map(|(_, wheel)| device.versions.get(&wheel.name));
-        let before = candidates.iter().find_map(|(_, wheel)| known.get(&wheel.name));
+        let before =
+            candidates.iter().find_map(|(_, wheel)| known.get(&wheel.name)).map_or(&[][..], Vec::as_slice);
+        let is_fit = |facts: &&Arc<Facts>| facts.fits(&device.sysname);
+        let before: Vec<_> = match before.iter().any(|facts| is_fit(&facts)) {
+            true => before.iter().filter(is_fit).collect(),
+            false => before.iter().collect(),
+        };
         let facts = |wheel: &Wheel| survey.wheel(&wheel.digest).and_then(|look| look.as_ref().ok());
-        // Of several, the one that is made like what it has, or for its platform.
-        let suits = |wheel: &Wheel| match (facts(wheel), before) {
-            (Some(facts), Some(before)) => facts.tag == before.tag,
-            (Some(facts), None) => facts.fits(&device.sysname),
-            (None, _) => true,
+        // Of several, one that is made like what it has, or for its platform.
+        let suits = |wheel: &Wheel| match facts(wheel) {
+            Some(facts) if before.is_empty() => facts.fits(&device.sysname),
+            Some(facts) => before.iter().any(|before| before.tag == facts.tag),
+            None => true,
         };
         let chosen = candidates
             .iter()
@@ -171,7 +179,7 @@ impl Choice {
         let chosen_at = chosen.map(|(at, _)| *at);
         self.skip.extend(candidates.iter().map(|(at, _)| *at).filter(|at| Some(*at) != chosen_at));
         let Some((_, wheel)) = chosen else {
-            if let (Some(before), Some((_, wheel))) = (before, candidates.first()) {
+            if let (Some(before), Some((_, wheel))) = (before.first(), candidates.first()) {
                 let tag = facts(wheel).map_or("?", |facts| &facts.tag);
                 self.held.push(format!(
                     "wheel `{}` {} has the tag `{tag}`, and the node has `{}` installed",
@@ -197,17 +205,21 @@ impl Choice {
         if new.version != wheel.version {
             return hold(&format!("its METADATA says `Version: {}`: it would install for ever", new.version));
         }
-        match (installed, before) {
-            (Some(_), Some(before)) if before.wedges(new) => {
-                self.errand.get_or_insert_with(|| set_aside(before));
-            }
-            (Some(_), _) => {}
-            (None, _) => match device.versions.iter().next() {
-                Some((name, version)) => {
-                    self.errand.get_or_insert_with(|| first_install(wheel, name, version));
+        match (installed, before.first(), device.versions.iter().next()) {
+            // Where it is not known for certain that an upgrade goes well, a first install does.
+            (Some(_), Some(first), _)
+                if before.iter().any(|before| before.wedges(new) || before.tag != new.tag) =>
+            {
+                match before.iter().all(|before| before.folder == first.folder) {
+                    true => drop(self.errand.get_or_insert_with(|| set_aside(first))),
+                    false => hold(&"the folder of what is installed cannot be told"),
                 }
-                None => hold(&"the node has no package at all under whose name it could be delivered"),
-            },
+            }
+            (Some(_), ..) => {}
+            (None, _, Some((name, version))) => {
+                self.errand.get_or_insert_with(|| first_install(wheel, name, version));
+            }
+            (None, _, None) => hold(&"the node has no package at all under whose name it could be delivered"),
         }
     }
 }
@@ -235,8 +247,8 @@ fn payload(entries: Vec<Entry>) -> Bytes {
     UpdateList::new(entries).map_or_else(|_| Bytes::from_static(b"[]"), |list| list.to_bytes().into())
 }
 
-/// Has a wheel installed that the device does not have: as another version of a package that it has. The device takes
-/// the package's name and version from the wheel itself.
+/// Has a wheel installed that the device does not have: as another version of a package that it has. The
+/// device takes the package's name and version from the wheel itself.
 fn first_install(wheel: &Wheel, carrier: &str, version: &str) -> Errand {
     let other = if version == "0" { "1" } else { "0" };
     let entry = Entry::Wheel(Wheel {
@@ -257,13 +269,14 @@ fn first_install(wheel: &Wheel, carrier: &str, version: &str) -> Errand {
 
 /// Gives a package that cannot be upgraded another name, so that the next version is a first install.
 ///
-/// An upgrade ends with the removal of the old dist-info folder, which fails if there is a folder in it. What is left
-/// then has no METADATA, and the device finds none of the packages behind it any more.
+/// An upgrade ends with the removal of the old dist-info folder, which fails if there is a folder in it. What
+/// is left then has no METADATA, and the device finds none of the packages behind it any more.
 fn set_aside(old: &Facts) -> Errand {
     files(old, &[("METADATA", metadata(old))], format!("a new name for `{}` {}", old.name, old.version))
 }
 
-/// Makes a package of a dist-info folder that an upgrade could not remove, so that the device reads on behind it.
+/// Makes a package of a dist-info folder that an upgrade could not remove, so that the device reads on behind
+/// it.
 fn repair(old: &Facts) -> Errand {
     let wheel = format!("Wheel-Version: 1.0\nTag: {}\n", old.tag);
     let record = ["METADATA", "WHEEL", "RECORD"].map(|name| format!("{}/{name},,\n", old.folder)).concat();
@@ -272,7 +285,13 @@ fn repair(old: &Facts) -> Errand {
 }
 
 fn metadata(old: &Facts) -> String {
-    format!("Metadata-Version: 2.1\nName: {}.replaced-{}\nVersion: {}\n", old.name, old.version, old.version)
+    format!("Metadata-Version: 2.1\nName: {}\nVersion: {}\n", aside(&old.name, &old.version), old.version)
+}
+
+/// What a package is called that stands in the way of its next version.
+#[must_use]
+pub fn aside(name: &str, version: &str) -> String {
+    format!("{name}.replaced-{version}")
 }
 
 fn files(old: &Facts, texts: &[(&str, String)], text: String) -> Errand {
@@ -322,14 +341,10 @@ impl Verdict {
                 }
             }
             Verdict::Looping(times) => {
-                format!(
-                    "{word}: installed {times} times within an hour; it keeps what it has until the next release, or a `check`"
-                )
+                format!("{word}: installed {times} times within an hour; {UNTIL}")
             }
             Verdict::Stuck => {
-                format!(
-                    "{word}: it took packages and did not start again; it keeps what it has until the next release, or a `check`"
-                )
+                format!("{word}: it took packages and did not start again; {UNTIL}")
             }
         })
     }
@@ -387,10 +402,8 @@ mod tests {
             let bytes = make.bytes();
             let digest = Digest::of(&bytes);
             looks.insert(digest, Facts::of(&bytes).map(Arc::new).map_err(Arc::from));
-            let tag = make.tag;
-            texts.push(format!(
-                r#"{{"type":"wheel","name":"{name}","version":"{version}","pkg_sha256":"{digest}","tag":"{tag}"}}"#
-            ));
+            let named = format!(r#""name":"{name}","version":"{version}","tag":"{}""#, make.tag);
+            texts.push(format!(r#"{{"type":"wheel",{named},"pkg_sha256":"{digest}"}}"#));
         }
         texts.extend((!entries.is_empty()).then(|| entries.to_owned()));
         let list = UpdateList::parse(format!("[{}]", texts.join(",")).as_bytes()).unwrap();
@@ -404,7 +417,9 @@ mod tests {
 
     fn known(makes: &[Make<'_>]) -> Known {
         let facts = makes.iter().map(|make| Facts::of(&make.bytes()).unwrap());
-        facts.map(|facts| (facts.name.clone(), Arc::new(facts))).collect()
+        let mut known = Known::new();
+        facts.for_each(|facts| known.entry(facts.name.clone()).or_default().push(Arc::new(facts)));
+        known
     }
 
     fn planned(survey: &Survey, device: &Device, known: &Known) -> Plan {
@@ -554,9 +569,9 @@ mod tests {
     #[test]
     fn a_signature_that_would_no_longer_be_true_is_left_out() {
         let empty = src("empty.py", &Digest::EMPTY.to_string());
-        let text = format!(
-            r#"{{"type":"release","channel":"dev","sequence":1,"version":"1"}},{empty},{{"type":"signature","key":"k","alg":"a","sig":"s"}}"#
-        );
+        let signature = r#"{"type":"signature","key":"k","alg":"a","sig":"s"}"#;
+        let text =
+            format!(r#"{{"type":"release","channel":"dev","sequence":1,"version":"1"}},{empty},{signature}"#);
         assert_eq!(served(&planned(&survey(&[], &text), &device(&[]), &Known::new())), ["release"]);
     }
 
@@ -576,6 +591,29 @@ mod tests {
         // After that it is a first install.
         let plan = planned(&all, &device(&[("core", "1"), ("demo.replaced-1.0", "1.0")]), &had);
         assert_eq!(entries(&plan.errand.unwrap().list), ["core 0"]);
+    }
+
+    #[test]
+    fn where_a_package_may_have_come_from_several_wheels_the_safe_way_is_taken() {
+        let all = survey(&[("demo", "2.0", Make { version: "2.0", ..Make::default() })], "");
+        let node = device(&[("demo", "1.0"), ("core", "1")]);
+        let made = |tag, licenses| Make { tag, licenses, ..Make::default() };
+        let (any, esp32, rp2) = ("py3-none-any", "mpy6-bytecode-esp32", "mpy6-bytecode-rp2");
+        let goes = |makes: &[Make<'_>]| match planned(&all, &node, &known(makes)).verdict {
+            Verdict::Served => "at once",
+            Verdict::Delivering(_) => "another name first",
+            _ => "not at all",
+        };
+        assert_eq!(
+            goes(&[made(any, false), made(rp2, false)]),
+            "at once",
+            "it cannot have that of another platform"
+        );
+        assert_eq!(goes(&[made(any, false), made(any, true)]), "another name first");
+        assert_eq!(goes(&[made(any, false), made(esp32, false)]), "another name first");
+        assert_eq!(goes(&[made(esp32, false)]), "not at all");
+        let elsewhere = Make { folder: Some("Demo-1.0.dist-info"), ..Make::default() };
+        assert_eq!(goes(&[made(any, false), elsewhere]), "not at all");
     }
 
     #[test]

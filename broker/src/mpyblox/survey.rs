@@ -9,7 +9,7 @@ use mpypi_protocol::{
     Digest, Entry, PackageId, UpdateList, list::Wheel, package::PACKAGES, wheel::normalized_name,
 };
 
-use super::wheel::Facts;
+use super::{plan::Known, wheel::Facts};
 use crate::{
     index::{Index, IndexError, Step},
     message::Payload,
@@ -21,8 +21,11 @@ const WHEELS: usize = 4096;
 const LISTS: usize = 16;
 /// Wheels that are read to find a package, at once.
 const READS: usize = 256;
-/// How long a package that was not found is not looked for again, in milliseconds.
-const MISS: u64 = 60_000;
+/// Wheels of one name and version that are told apart.
+const VARIANTS: usize = 8;
+/// How long it is believed which wheel a package came from, in milliseconds: to look takes a look at all of
+/// them.
+const BELIEVED: u64 = 60_000;
 
 /// A list with what is known of its wheels.
 #[derive(Debug)]
@@ -31,7 +34,8 @@ pub struct Survey {
     pub digest: Digest,
     /// The list.
     pub list: Arc<UpdateList>,
-    /// The places of its wheels, by their normalised names; several for one name are made for different platforms.
+    /// The places of its wheels, by their normalised names; several for one name are made for different
+    /// platforms.
     packages: BTreeMap<String, Vec<usize>>,
     /// What is known of each wheel in it, or why it cannot be installed.
     wheels: HashMap<Digest, Look>,
@@ -77,8 +81,15 @@ pub struct Library {
     order: VecDeque<Digest>,
     lists: VecDeque<(Digest, Arc<UpdateList>)>,
     surveys: VecDeque<Arc<Survey>>,
-    /// Packages that are not among the wheels in the index, and until when that is believed.
-    misses: HashMap<(String, String), u64>,
+    /// What was found for names and versions of packages.
+    finds: HashMap<(String, String), Find>,
+}
+
+/// The wheels that a package may have come from, and until when that is believed.
+#[derive(Debug)]
+struct Find {
+    variants: Vec<Arc<Facts>>,
+    until: u64,
 }
 
 impl Library {
@@ -152,7 +163,8 @@ impl Library {
         Ok(look)
     }
 
-    /// The wheels in the index that are packages of these names and versions, as far as they can be told.
+    /// The wheels in the index that are packages of these names and versions, as far as they can be told:
+    /// several for one, if it was made for several platforms or more than once.
     ///
     /// # Errors
     /// The index fails.
@@ -161,32 +173,37 @@ impl Library {
         index: &Index,
         wanted: &BTreeMap<String, String>,
         now_ms: u64,
-    ) -> Result<BTreeMap<String, Arc<Facts>>, IndexError> {
-        let mut found = BTreeMap::new();
-        let is_missed = |name: &String, version: &String| {
-            self.misses.get(&(name.clone(), version.clone())).is_some_and(|until| *until > now_ms)
-        };
-        let mut open: HashMap<_, _> =
-            wanted.iter().filter(|(name, version)| !is_missed(name, version)).collect();
-        let mut take = |facts: &Arc<Facts>| {
-            if open.get(&facts.name).is_some_and(|version| **version == facts.version) {
-                open.remove(&facts.name);
-                found.insert(facts.name.clone(), facts.clone());
+    ) -> Result<Known, IndexError> {
+        let mut found = Known::new();
+        let mut open = BTreeMap::new();
+        for (name, version) in wanted {
+            match self.finds.get(&(name.clone(), version.clone())) {
+                Some(find) if find.until > now_ms => {
+                    found.insert(name.clone(), find.variants.clone());
+                }
+                _ => drop(open.insert(name, version)),
             }
-            open.is_empty()
-        };
-        let mut is_done = self.wheels.values().flatten().any(&mut take);
+        }
+        if open.is_empty() {
+            return Ok(found);
+        }
         let filter = format!("{PACKAGES}wheel/+");
         let (mut after, mut reads) = (None::<String>, 0);
-        while !is_done && reads < READS {
+        while reads < READS {
             match index.next(&filter, after.as_deref(), 0, now_ms)? {
                 Step::Found(message) => {
                     let digest = message.topic.rsplit('/').next().and_then(|digest| digest.parse().ok());
-                    if let Some(digest) = digest
-                        && !self.wheels.contains_key(&digest)
-                    {
-                        reads += 1;
-                        is_done = self.look(index, &digest, now_ms)?.is_ok_and(|facts| take(&facts));
+                    if let Some(digest) = digest {
+                        reads += usize::from(!self.wheels.contains_key(&digest));
+                        let look = self.look(index, &digest, now_ms)?;
+                        if let Ok(facts) = look
+                            && open.get(&facts.name).is_some_and(|version| **version == facts.version)
+                        {
+                            let variants = found.entry(facts.name.clone()).or_default();
+                            if variants.len() < VARIANTS && !variants.contains(&facts) {
+                                variants.push(facts);
+                            }
+                        }
                     }
                     after = Some(message.topic.to_string());
                 }
@@ -194,11 +211,13 @@ impl Library {
                 Step::End => break,
             }
         }
-        if self.misses.len() >= WHEELS {
-            self.misses.clear();
+        if self.finds.len() + open.len() > WHEELS {
+            self.finds.clear();
         }
         for (name, version) in open {
-            self.misses.insert((name.clone(), version.clone()), now_ms.saturating_add(MISS));
+            let variants = found.get(name).cloned().unwrap_or_default();
+            let find = Find { variants, until: now_ms.saturating_add(BELIEVED) };
+            self.finds.insert((name.clone(), version.clone()), find);
         }
         Ok(found)
     }

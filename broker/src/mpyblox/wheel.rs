@@ -73,9 +73,9 @@ impl Facts {
         })
     }
 
-    /// Whether an upgrade from this wheel to `new` would end with a folder that cannot be removed, after which
-    /// the device no longer finds its packages. It removes `<new's folder name>-<this version>.dist-info`, and
-    /// only if nothing but files was in it.
+    /// Whether an upgrade from this wheel to `new` would end with a folder that cannot be removed, after
+    /// which the device no longer finds its packages. It removes `<new's folder name>-<this
+    /// version>.dist-info`, and only if nothing but files was in it.
     #[must_use]
     pub fn wedges(&self, new: &Facts) -> bool {
         let name = new.folder.split('-').next().unwrap_or_default();
