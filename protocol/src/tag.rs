@@ -108,13 +108,24 @@ impl Tag {
 
     /// Every single tag it stands for: python, ABI, platform.
     pub fn singles(&self) -> impl Iterator<Item = (&str, &str, &str)> {
-        let mut parts = self.text.split('-');
-        let mut part = || parts.next().unwrap_or_default();
-        let (python, abi, platform) = (part(), part(), part());
+        let [python, abi, platform] = self.parts();
         python.split('.').flat_map(move |python| {
             abi.split('.')
                 .flat_map(move |abi| platform.split('.').map(move |platform| (python, abi, platform)))
         })
+    }
+
+    /// Whether it is for this platform, as a tag spells it, or for any.
+    #[must_use]
+    pub fn is_for(&self, platform: &str) -> bool {
+        let [.., platforms] = self.parts();
+        platforms.split('.').any(|named| named == platform || named == ANY)
+    }
+
+    /// Python, ABI and platform, each perhaps several.
+    fn parts(&self) -> [&str; 3] {
+        let mut parts = self.text.split('-');
+        [(); 3].map(|()| parts.next().unwrap_or_default())
     }
 }
 
@@ -129,15 +140,15 @@ impl Runtime {
     #[must_use]
     pub fn fit(&self, tag: Option<&str>) -> Option<Fit> {
         let Some(tag) = tag else { return Some(Fit { code: Code::Source, own_platform: false }) };
-        Tag::new(tag)
-            .ok()?
-            .singles()
-            .filter_map(|(python, abi, platform)| {
-                let own_platform = platform == self.platform;
-                let code = self.code(python, abi)?;
-                (own_platform || platform == ANY).then_some(Fit { code, own_platform })
-            })
-            .max()
+        let tag = Tag::new(tag).ok()?;
+        if !tag.is_for(&self.platform) {
+            return None;
+        }
+        let [pythons, abis, platforms] = tag.parts();
+        let own_platform = platforms.split('.').any(|platform| platform == self.platform);
+        let codes =
+            pythons.split('.').flat_map(|python| abis.split('.').filter_map(|abi| self.code(python, abi)));
+        codes.max().map(|code| Fit { code, own_platform })
     }
 
     /// Which of several wheels of one package to take, by its place among their tags: the one that fits best, of

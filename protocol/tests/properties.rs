@@ -5,7 +5,7 @@
 use std::path::{Component, Path};
 
 use mpypi_protocol::{
-    BrokerUrl, ChannelName, Digest, Entry, FilePath, NodeId, PackageId, Topic, UpdateList,
+    BrokerUrl, ChannelName, Digest, Entry, FilePath, NodeId, PackageId, Runtime, Tag, Topic, UpdateList,
     list::{Command, Firmware, Release, Signature, Src, Wheel},
     node::{Info, Phase, State, Uname},
     package::LegacyId,
@@ -46,6 +46,11 @@ fn near_misses() -> impl Strategy<Value = String> {
             "\"\"",
             ",",
             "sha256=",
+            "mpy6_3",
+            "py3",
+            "-bytecode-",
+            "-none-",
+            "any",
             "=",
             "\n",
             "\r",
@@ -234,6 +239,11 @@ fn parse_everything(bytes: &[u8]) {
     if let Ok(lines) = parse_record(&text) {
         assert_eq!(parse_record(&write_record(&lines)), Ok(lines));
     }
+    if let Ok(tag) = Tag::new(text.as_ref()) {
+        assert!(tag.singles().count() >= 1);
+        assert_eq!(tag.to_string(), text);
+    }
+    let _ = Runtime { mpy: Some(2822), platform: "linux".into() }.fit(Some(&text));
     let _ = check_filter(&text);
     let _ = check_name(&text);
     let _ = matches(&text, &text);

@@ -310,12 +310,7 @@ impl Order {
             return Err(InstallError::OtherAgent { node: node(), agent });
         }
         let platform = tag::platform(&info.uname.sysname);
-        let fits = |tag: &str| match Tag::new(tag) {
-            Ok(tag) => {
-                tag.singles().any(|(_, _, for_platform)| [tag::ANY, &platform].contains(&for_platform))
-            }
-            Err(_) => false,
-        };
+        let fits = |tag: &String| Tag::new(tag.as_str()).is_ok_and(|tag| tag.is_for(&platform));
         if let Some(tag) = wheel.tag.clone().filter(|tag| !fits(tag)) {
             return Err(InstallError::NoFit { node: node(), tag, sysname: info.uname.sysname.clone() });
         }

@@ -226,7 +226,11 @@ impl PublishError {
             PublishError::Channel(error) => error.hint(),
             PublishError::Ask(error) => error.hint(),
             PublishError::Harmful { .. } => {
-                Some("follow the remedies above, or publish it all the same with `--force`".to_owned())
+                Some(
+                    "follow the remedies above, or publish it all the same with `--force`; a node that is gone is \
+                     forgotten when its retained `mpypi/nodes/<node>/info` is cleared"
+                        .to_owned(),
+                )
             }
             PublishError::PackageRefused { refusal, .. } | PublishError::ListRefused { refusal, .. } => {
                 refusal.hint()

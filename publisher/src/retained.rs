@@ -157,50 +157,65 @@ pub async fn mpyblox(
     channel: &ChannelName,
     answers: bool,
 ) -> Result<BTreeMap<NodeId, Info>, AskError> {
-    let filters = ["mpypi/nodes/+/info", "mpypi/nodes/+/state"].map(str::to_owned);
     let fence = match answers {
         true => channel.topic(),
         false => format!("mpypi/channels/fence-{:08x}", fastrand::u32(..)),
     };
-    let (mut nodes, mut elsewhere) = (BTreeMap::new(), HashSet::new());
-    let take = |topic: String, payload: Bytes| match Topic::parse(&topic) {
-        Ok(Topic::Node(node, NodeSubject::Info)) => {
-            let info = Info::parse(&payload).ok().filter(Info::is_mpyblox);
-            if let Some(info) = info.filter(|info| info.channel.as_ref().is_none_or(|other| other == channel))
-            {
-                nodes.insert(node, info);
-            }
+    let mut nodes = BTreeMap::new();
+    survey(link, "mpypi/nodes/+/info", &fence, |topic, payload| {
+        let info = Info::parse(&payload).ok().filter(Info::is_mpyblox);
+        if let (Ok(Topic::Node(node, NodeSubject::Info)), Some(info)) = (Topic::parse(&topic), info)
+            && info.channel.as_ref().is_none_or(|other| other == channel)
+        {
+            nodes.insert(node, info);
         }
-        // Such a node says nothing of its channel: a broker of ours does, in the state that it keeps for it.
-        Ok(Topic::Node(node, NodeSubject::State)) => {
+    })
+    .await?;
+    // Such a node says nothing of its channel: a broker of ours does, in the state that it keeps for it.
+    if !nodes.is_empty() && link.adapts_for_mpyblox() {
+        survey(link, "mpypi/nodes/+/state", &fence, |topic, payload| {
             let state = State::parse(&payload).ok();
-            let other = state.and_then(|state| state.extra.get("channel")?.as_str().map(str::to_owned));
-            elsewhere.extend(other.filter(|other| other != channel.as_str()).map(|_| node));
-        }
-        _ => {}
-    };
-    let found = before(link, &filters, &fence, take).await;
-    for filter in filters.iter().chain([&fence]) {
+            let followed = state.and_then(|state| state.extra.get("channel")?.as_str().map(str::to_owned));
+            if let (Ok(Topic::Node(node, NodeSubject::State)), Some(followed)) =
+                (Topic::parse(&topic), followed)
+                && followed != channel.as_str()
+            {
+                nodes.remove(&node);
+            }
+        })
+        .await?;
+    }
+    Ok(nodes)
+}
+
+/// Everything retained under `filter` that comes before the answer to `fence`; the subscriptions are given up then.
+async fn survey(
+    link: &mut Link,
+    filter: &str,
+    fence: &str,
+    take: impl FnMut(String, Bytes),
+) -> Result<(), AskError> {
+    let found = before(link, &[filter.to_owned()], fence, take).await;
+    for filter in [filter, fence] {
         link.unsubscribe(filter);
     }
-    for _ in 0..=filters.len() {
+    for _ in 0..2 {
         while link.next().await? != Signal::Unsubscribed {}
     }
-    nodes.retain(|node, _| !elsewhere.contains(node));
-    found.map(|()| nodes)
+    found
 }
 
 /// Everything retained under `filters` that comes before the answer to `fence`.
 async fn before(
     link: &mut Link,
     filters: &[String],
-    fence: &String,
+    fence: &str,
     mut take: impl FnMut(String, Bytes),
 ) -> Result<(), AskError> {
     let mut refused = None;
     let mut owed = 0;
-    for filter in filters.iter().chain([fence]) {
-        link.subscribe(std::slice::from_ref(filter));
+    for filter in filters.iter().map(String::as_str).chain([fence]) {
+        link.subscribe(&[filter.to_owned()]);
         owed += 1;
     }
     let mut answered = 0;
@@ -212,7 +227,7 @@ async fn before(
         };
         match signal {
             None => break,
-            Some(Signal::Message { topic, .. }) if topic == *fence => ended = true,
+            Some(Signal::Message { topic, .. }) if topic == fence => ended = true,
             Some(Signal::Message { topic, payload }) => take(topic, payload),
             Some(Signal::Subscribed(accepted)) => {
                 if let Some(filter) = filters.get(answered).filter(|_| !accepted.contains(&true)) {

