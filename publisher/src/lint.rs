@@ -263,8 +263,9 @@ impl Subject<'_> {
                 "install it first: `mpypi install --node {node} <its project or .whl>`",
             ),
             (Broker::Adapting, true) => find(
-                Severity::Refusal,
-                "is not installed, and the node has no package under whose name the broker could deliver it",
+                Severity::Warning,
+                "is not installed, and the node has no package under whose name the broker could deliver it: it \
+                 keeps what it has",
                 "install a first package on it by hand, as with `mpremote mip install`",
             ),
             (Broker::Adapting, false) => find(
@@ -667,7 +668,7 @@ mod tests {
         assert!(text.starts_with("Mpy-BLOX node `n0`: `wheel new 1.0` is not installed: "), "{text}");
         assert!(text.contains("remedy: install it first: `mpypi install --node n0 "), "{text}");
         let bare = Case { nodes: vec![&[]], ..case };
-        assert_eq!(bare.found(OURS), one(Rule::NotInstalled, Refusal, "wheel new 1.0"));
+        assert_eq!(bare.found(OURS), one(Rule::NotInstalled, Warning, "wheel new 1.0"));
     }
 
     #[test]
