@@ -139,12 +139,15 @@ impl Histories {
     /// `device`.
     pub fn start(&mut self, node: &NodeId, device: &mut Device, before: Option<&Device>, now_ms: u64) {
         let has = |name: &String| device.versions.contains_key(name);
-        // What we have given another name is not lost.
-        let is_found = |(name, version): (&String, &String)| has(name) || has(&aside(name, version));
+        // What we have given another name is not lost, nor is that name once its folder has a package again.
+        let is_aside = |name: &String, version: &String| {
+            has(&aside(name, version)) || name.strip_suffix(&aside("", version)).is_some()
+        };
+        let is_found = |(name, version): (&String, &String)| has(name) || is_aside(name, version);
         let lost: BTreeMap<_, _> = match before {
             Some(before) if !before.versions.iter().all(is_found) => {
                 let is_gone = |(name, version): &(&String, &String)| {
-                    device.versions.get(*name) != Some(*version) && !has(&aside(name, version))
+                    device.versions.get(*name) != Some(*version) && !is_aside(name, version)
                 };
                 let gone = before.versions.iter().filter(is_gone).take(LOST);
                 gone.map(|(name, version)| (name.clone(), version.clone())).collect()
@@ -263,6 +266,9 @@ mod tests {
         let mut renamed = device(&[("demo.replaced-1.0", "1.0"), ("zeta", "1.0"), ("core", "1")]);
         histories.start(&node(2), &mut renamed, Some(&before), 3);
         assert!(renamed.lost.is_empty());
+        let mut again = device(&[("demo", "1.0"), ("zeta", "1.0"), ("core", "1")]);
+        histories.start(&node(2), &mut again, Some(&renamed), 3);
+        assert!(again.lost.is_empty());
         histories.start(&node(2), &mut repaired, Some(&before), 3);
         assert!(repaired.lost.is_empty() && histories.find(&node(2)).is_none());
     }

@@ -153,6 +153,10 @@ impl Library {
             return Ok(Err(MISSING.into()));
         };
         let look = Facts::of(&index.payload(&message.payload)?).map(Arc::new).map_err(Arc::from);
+        if let Ok(facts) = &look {
+            // Somebody may have it from now on.
+            self.finds.remove(&(facts.name.clone(), facts.version.clone()));
+        }
         if self.order.len() >= WHEELS
             && let Some(oldest) = self.order.pop_front()
         {
