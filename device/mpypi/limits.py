@@ -1,38 +1,89 @@
-"""Every limit of the agent, by name. Times are in milliseconds, sizes in bytes, unless said otherwise."""
+"""Every limit of the agent, by name. Those of the wire are as in protocol/src/limits.rs, those of the store as in
+agent-sim/src/limits.rs."""
 
-# The wire, as in protocol/src/limits.rs.
-PACKET = 16 * 1024 * 1024  # largest MQTT packet
-LIST = 1024 * 1024  # largest update list
-LIST_ENTRIES = 16 * 1024  # most entries in one
-TOPIC = 1024  # longest topic
-CHANNEL_NAME = 64
-NODE_NAME = 128
-TEXT = 128  # longest name, version, tag or other short text
+from micropython import const
 
-# This agent's own.
-PIECE = 1024  # what is held of a message, file or package at a time
-ENTRY_VALUE = 1024  # longest key or value of a list's entry that this agent reads
-ENTRY_DEPTH = 64  # deepest nesting of what it skips
-WINDOW = 4  # packages asked for at a time
-ERROR_TEXT = 500  # longest `error` of a state message
+# How much of a file is held in memory while it is written, read or hashed, in bytes.
+PIECE = const(1024)
 
-# Waiting for the broker.
-CONNECT = 10_000  # for TCP to connect
-HANDSHAKE = 20_000  # for TLS, and the answer to CONNECT: a slow chip needs seconds
-READ = 10_000  # for the rest of what has begun: a packet's header, or the next piece of its payload
-WRITE = 10_000  # for a packet to be taken
-KEEP_ALIVE = 60  # s; what the broker is told. A ping goes out after half of it
-PONG = 10_000  # for the answer to a ping
-GOODBYE = 2_000  # for the last words before a restart to arrive
-NAP_MOST = 32  # between two looks at a connection that is silent
+# The wire.
 
-# The update, as in agent-sim/src/limits.rs.
-FETCH_STALL = 10_000  # for any of the packages asked for
-ATTEMPTS = 5  # tries in a row of one release
-RETRY_FIRST = 500  # pause before a release is tried again
-RETRY_MOST = 30_000
-RECONNECT_FIRST = 200  # pause before the broker is tried again
-RECONNECT_MOST = 15_000
-CONFIRM_AFTER = 30_000  # how long a new release runs until it is confirmed, unless told otherwise
-PROGRESS = 500  # between two reports of progress
-LOOK = 1_000  # between two looks at what other code asked of the agent
+# Largest update list, in bytes.
+LIST = const(1048576)
+# Most entries in one update list.
+LIST_ENTRIES = const(16384)
+# Largest package, in bytes.
+PACKAGE = const(8388608)
+# Longest path of a file on a device, in bytes of UTF-8.
+PATH = const(512)
+# Most components in a path.
+PATH_COMPONENTS = const(60)
+
+# The store.
+
+# Most members of a wheel.
+WHEEL_MEMBERS = const(4096)
+# Largest RECORD or METADATA of a wheel, in bytes.
+WHEEL_TEXT = const(1048576)
+# Longest line of a RECORD, METADATA or record of ours, in bytes.
+LINE = const(2048)
+# Most bytes a wheel may unpack to: a bomb is refused here, whatever its headers say.
+WHEEL_UNPACKED = const(33554432)
+# How often a release may boot without being confirmed, and a committed install may fail to complete, before it is
+# rolled back.
+UNCONFIRMED_BOOTS = const(3)
+# Longest `error` of a state message, in bytes.
+ERROR_TEXT = const(500)
+
+# The line. Times are in milliseconds, but for KEEP_ALIVE.
+
+# Largest MQTT packet, in bytes.
+PACKET = const(16777216)
+# Longest topic, in bytes of UTF-8.
+TOPIC = const(1024)
+# Longest channel name and node name, in bytes of UTF-8.
+CHANNEL_NAME = const(64)
+NODE_NAME = const(128)
+# Longest package name, version, tag or other short text of an entry, in bytes of UTF-8.
+TEXT = const(128)
+# Longest key or value of an entry that this agent reads, in bytes: what is longer is skipped, or refused.
+VALUE = const(1024)
+# Deepest nesting of what it skips.
+DEPTH = const(64)
+# For TCP to connect.
+CONNECT = const(10000)
+# For TLS, and the answer to CONNECT: a slow chip needs seconds.
+HANDSHAKE = const(20000)
+# For the rest of what has begun: a packet's header, or the next piece of its payload.
+READ = const(10000)
+# For a packet to be taken.
+WRITE = const(10000)
+# What the broker is told, in seconds. A ping goes out after half of it.
+KEEP_ALIVE = const(60)
+# For the answer to a ping.
+PONG = const(10000)
+# For the last words before a restart to arrive.
+GOODBYE = const(2000)
+# Between two looks at a connection that is silent.
+NAP_MOST = const(32)
+
+# The update, as in agent-sim/src/limits.rs, with times in milliseconds.
+
+# Packages asked for at a time.
+WINDOW = const(4)
+# For any of the packages asked for.
+FETCH_STALL = const(10000)
+# How often a release is tried before the agent gives up until the next list or connection.
+ATTEMPTS = const(5)
+# The first and the longest pause before a release is tried again.
+RETRY_FIRST = const(500)
+RETRY_MOST = const(30000)
+# The first and the longest pause before the broker is tried again.
+RECONNECT_FIRST = const(200)
+RECONNECT_MOST = const(15000)
+# How long a new release runs until it is confirmed, unless told otherwise.
+CONFIRM_AFTER = const(30000)
+# The shortest time between two reports of progress within one phase.
+PROGRESS = const(500)
+# Between two looks at what other code asked of the agent.
+LOOK = const(1000)

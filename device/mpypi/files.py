@@ -1,0 +1,1 @@
+"""Names, digests and pieces of files."""
