@@ -48,8 +48,10 @@ NODE_NAME = const(128)
 TEXT = const(128)
 # Longest key or value of an entry that this agent reads, in bytes: what is longer is skipped, or refused.
 VALUE = const(1024)
-# Deepest nesting of what it skips.
-DEPTH = const(64)
+# Deepest nesting of a list.
+DEPTH = const(127)
+# Most entries of a list that this agent takes.
+ENTRIES = const(4096)
 # For TCP to connect.
 CONNECT = const(10000)
 # For TLS, and the answer to CONNECT: a slow chip needs seconds.

@@ -10,24 +10,21 @@ All of it is coroutines. Under asyncio they yield while they wait; given the blo
 Numbers in [] are the requirements of the MQTT 3.1.1 specification that a line is about.
 """
 
-import errno
-import select
-import socket
 import time
+
+from micropython import const
 
 from . import limits
 
-CONNACK = 2
-PUBLISH = 3
-PUBACK = 4
-SUBACK = 9
-UNSUBACK = 11
-PINGRESP = 13
+CONNACK = const(2)
+PUBLISH = const(3)
+PUBACK = const(4)
+SUBACK = const(9)
+UNSUBACK = const(11)
+PINGRESP = const(13)
 
 _PING = b"\xc0\x00"
-# What a connection that is being made says: Linux, lwIP as ports use it, lwIP on older ESP32 builds.
-_CONNECTING = (errno.EINPROGRESS, 36, 115, 118, 119)
-_AGAIN = (errno.EAGAIN, 11, 35)
+_AGAIN = (11, 35)  # EAGAIN here and there
 
 
 class Lost(Exception):
@@ -52,8 +49,8 @@ class Line:
     """One connection to a broker; after `Lost` or `close` it can be opened again."""
 
     def __init__(self, nap=nap):
-        self._nap = nap
-        self._socket = None
+        self.nap = nap
+        self.socket = None
         self._view = memoryview(bytearray(limits.PIECE))
         self._head = bytearray(4)
         self._filled = 0  # of the packet being written
@@ -67,94 +64,16 @@ class Line:
         self._heard = self._said = 0  # when
         self._pinged = None  # when, if no answer came yet
 
-    # The connection
-
-    async def open(self, host, port, secure=None):
-        """Connects. `secure` makes the socket a TLS one: see `tls.wrapper`."""
-        self.close()
-        try:
-            places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        except OSError as error:
-            raise Lost("cannot find `%s`: %s" % (host, error))
-        trouble = None
-        for place in places:
-            try:
-                self._socket = socket.socket(place[0], socket.SOCK_STREAM)
-                await self._connect(place[-1])
-                break
-            except OSError as error:
-                trouble = error
-                self.close()
-        else:
-            raise Lost("cannot reach `%s` port %d: %s" % (host, port, trouble), "is there a broker?")
-        if secure:
-            try:
-                self._socket = secure(self._socket, host)
-            except (OSError, ValueError) as error:
-                raise self._lost(error)
-
-    async def _connect(self, address):
-        self._socket.setblocking(False)
-        try:
-            self._socket.connect(address)
-        except OSError as error:
-            if error.errno not in _CONNECTING:
-                raise
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT)
-        since = time.ticks_ms()
-        while True:
-            ready = poll.poll(0)
-            if ready:
-                if ready[0][1] & (select.POLLERR | select.POLLHUP):
-                    raise OSError(errno.ECONNREFUSED)
-                return
-            if time.ticks_diff(time.ticks_ms(), since) > limits.CONNECT:
-                raise OSError(errno.ETIMEDOUT)
-            await self._nap(10)
-
-    async def greet(self, client, will_topic, user=None, password=None):
-        """Logs in, with a session of its own and the will `0`, retained."""
-        flags = 0x02 | 0x04 | 0x08 | 0x20  # clean session; a will, at QoS 1, retained
-        if user is not None:
-            flags |= 0x80
-            if password is not None:
-                flags |= 0x40
-        texts = [client, will_topic, "0"]
-        if user is not None:
-            texts.append(user)
-            if password is not None:
-                texts.append(password)
-        texts = [text.encode() if isinstance(text, str) else text for text in texts]
-        self._begin(0x10, 10 + sum([2 + len(text) for text in texts]))
-        await self._put(b"\x00\x04MQTT\x04" + bytes([flags, limits.KEEP_ALIVE >> 8, limits.KEEP_ALIVE & 0xFF]))
-        for text in texts:
-            await self._put_text(text)
-        now = time.ticks_ms()
-        self._heard = self._said = now
+    def start(self):
+        """A new connection is being used."""
+        self._heard = self._said = time.ticks_ms()
         self._pinged = None
         self.unacknowledged = 0
-        # With TLS, the handshake is what the first bytes wait for.
-        await self._send(limits.HANDSHAKE)
-        if await self.next(limits.HANDSHAKE) != CONNACK:
-            raise self._lost("the broker does not answer as one")
-        code = self.answer[1]
-        if code:
-            reasons = {
-                1: ("it does not speak MQTT 3.1.1", None),
-                2: ("it does not accept this node's name", "use another `node`"),
-                3: ("it is not available", "look at its log"),
-                4: ("it wants another user name or password", "give `user` and `password`"),
-                5: ("it wants another user name or password", "give `user` and `password`"),
-            }
-            reason = reasons.get(code, ("it says %d" % code, None))
-            self.close()
-            raise Lost("the broker refused the connection: " + reason[0], reason[1])
 
     def close(self):
         """Closes without a word; nothing happens if it is closed."""
-        sock = self._socket
-        self._socket = None
+        sock = self.socket
+        self.socket = None
         self.left = self._filled = 0
         if sock:
             try:
@@ -162,11 +81,7 @@ class Line:
             except (OSError, ValueError):
                 pass  # What could be closed is closed.
 
-    @property
-    def is_open(self):
-        return self._socket is not None
-
-    def _lost(self, error):
+    def lost(self, error):
         """Closes, and returns what to raise."""
         self.close()
         if isinstance(error, ValueError):
@@ -199,7 +114,7 @@ class Line:
         sizes = {CONNACK: (2, 2), PUBACK: (2, 2), SUBACK: (3, 2 + 8), UNSUBACK: (2, 2), PINGRESP: (0, 0)}
         least, most = sizes.get(kind, (1, 0))
         if flags or not least <= left <= most:
-            raise self._lost("the broker sent a packet that MQTT does not know, or that is no client's")
+            raise self.lost("the broker sent a packet that MQTT does not know, or that is no client's")
         await self._fill(self._view[:left], limits.READ)
         if kind == PUBACK:
             self.unacknowledged = max(0, self.unacknowledged - 1)
@@ -218,35 +133,35 @@ class Line:
             if not byte[0] & 0x80:
                 break
             if shift > 21:
-                raise self._lost("the broker sent a length that is none")
+                raise self.lost("the broker sent a length that is none")
         if left > limits.PACKET:
-            raise self._lost("the broker sent a packet of %d bytes, more than %d" % (left, limits.PACKET))
+            raise self.lost("the broker sent a packet of %d bytes, more than %d" % (left, limits.PACKET))
         return left
 
     async def _publish(self, flags, left):
         qos = flags >> 1 & 3
         # Nothing is subscribed to at QoS 2.
         if qos > 1:
-            raise self._lost("the broker sent a message at QoS %d" % qos)
+            raise self.lost("the broker sent a message at QoS %d" % qos)
         short = memoryview(self._head)[2:4]
         if left < 2:
-            raise self._lost("the broker sent a message without a topic")
+            raise self.lost("the broker sent a message without a topic")
         await self._fill(short, limits.READ)
         size = short[0] << 8 | short[1]
         left -= 2 + size + 2 * qos
         if left < 0 or not 0 < size <= limits.TOPIC:
-            raise self._lost("the broker sent a message with a topic that is none")
+            raise self.lost("the broker sent a message with a topic that is none")
         await self._fill(self._view[:size], limits.READ)
         try:
             self.topic = str(self._view[:size], "utf-8")
         except UnicodeError:
-            raise self._lost("the broker sent a topic that is not UTF-8")
+            raise self.lost("the broker sent a topic that is not UTF-8")
         self._acknowledge = 0
         if qos:
             await self._fill(short, limits.READ)
             self._acknowledge = short[0] << 8 | short[1]
             if not self._acknowledge:
-                raise self._lost("the broker sent a message at QoS 1 without a number")
+                raise self.lost("the broker sent a message at QoS 1 without a number")
         self.retained = bool(flags & 1)
         self.left = left
         if not left:
@@ -257,7 +172,7 @@ class Line:
         size = min(self.left, limits.PIECE)
         view = self._view[:size]
         if size:
-            await self._nap(0)
+            await self.nap(0)
             await self._fill(view, limits.READ)
             self.left -= size
             if not self.left:
@@ -280,31 +195,31 @@ class Line:
         at, size, pause = 0, len(view), 1
         since = time.ticks_ms()
         while at < size:
-            if self._socket is None:
+            if self.socket is None:
                 raise Lost("there is no connection")
             try:
-                got = self._socket.readinto(view[at:] if at else view)
+                got = self.socket.readinto(view[at:] if at else view)
             except OSError as error:
                 if error.errno not in _AGAIN:
-                    raise self._lost(error)
+                    raise self.lost(error)
                 got = None
             except ValueError as error:
-                raise self._lost(error)
+                raise self.lost(error)
             if got:
                 at += got
                 pause = 1
                 self._heard = time.ticks_ms()
                 continue
             if got == 0:
-                raise self._lost("the broker closed the connection")
+                raise self.lost("the broker closed the connection")
             now = time.ticks_ms()
             waited = time.ticks_diff(now, since)
             if waited >= wait:
                 if at or needed:
-                    raise self._lost("the broker said nothing for %d ms in the middle of a packet" % waited)
+                    raise self.lost("the broker said nothing for %d ms in the middle of a packet" % waited)
                 return False
             await self._keep_alive(now)
-            await self._nap(min(pause, max(1, wait - waited)))
+            await self.nap(min(pause, max(1, wait - waited)))
             pause = min(2 * pause, limits.NAP_MOST)
         return True
 
@@ -313,14 +228,14 @@ class Line:
             if time.ticks_diff(self._heard, self._pinged) >= 0:
                 self._pinged = None
             elif time.ticks_diff(now, self._pinged) > limits.PONG:
-                raise self._lost("the broker did not answer a ping")
+                raise self.lost("the broker did not answer a ping")
         elif time.ticks_diff(now, self._said) > limits.KEEP_ALIVE * 500:
             self._pinged = now
             await self._write(_PING, limits.WRITE)
 
     # Writing: a packet is put together in the buffer, and written whenever that is full.
 
-    def _begin(self, first, size):
+    def begin(self, first, size):
         view, at = self._view, 1
         view[0] = first
         while True:
@@ -331,21 +246,21 @@ class Line:
                 break
         self._filled = at
 
-    async def _put(self, data):
+    async def put(self, data):
         at, size = 0, len(data)
         while at < size:
             if self._filled == limits.PIECE:
-                await self._send()
+                await self.send()
             part = min(size - at, limits.PIECE - self._filled)
             self._view[self._filled : self._filled + part] = data[at : at + part]
             self._filled += part
             at += part
 
-    async def _put_text(self, text):
-        await self._put(bytes([len(text) >> 8, len(text) & 0xFF]))
-        await self._put(text)
+    async def put_text(self, text):
+        await self.put(bytes([len(text) >> 8, len(text) & 0xFF]))
+        await self.put(text)
 
-    async def _send(self, wait=limits.WRITE):
+    async def send(self, wait=limits.WRITE):
         size, self._filled = self._filled, 0
         await self._write(self._view[:size], wait)
 
@@ -353,24 +268,24 @@ class Line:
         at, size, pause = 0, len(data), 1
         since = time.ticks_ms()
         while at < size:
-            if self._socket is None:
+            if self.socket is None:
                 raise Lost("there is no connection")
             try:
-                took = self._socket.write(data[at:] if at else data)
+                took = self.socket.write(data[at:] if at else data)
             except OSError as error:
                 if error.errno not in _AGAIN:
-                    raise self._lost(error)
+                    raise self.lost(error)
                 took = None
             except ValueError as error:
-                raise self._lost(error)
+                raise self.lost(error)
             if took:
                 at += took
                 pause = 1
                 continue
             waited = time.ticks_diff(time.ticks_ms(), since)
             if waited >= wait:
-                raise self._lost("the broker took nothing for %d ms" % waited)
-            await self._nap(pause)
+                raise self.lost("the broker took nothing for %d ms" % waited)
+            await self.nap(pause)
             pause = min(2 * pause, limits.NAP_MOST)
         self._said = time.ticks_ms()
 
@@ -382,19 +297,19 @@ class Line:
         """Publishes. `payload` is bytes, or their number and what yields them in pieces."""
         topic = topic.encode()
         size, pieces = (len(payload), (payload,)) if isinstance(payload, bytes) else payload
-        self._begin(0x30 | qos << 1 | retain, 2 + len(topic) + 2 * qos + size)
-        await self._put_text(topic)
+        self.begin(0x30 | qos << 1 | retain, 2 + len(topic) + 2 * qos + size)
+        await self.put_text(topic)
         if qos:
-            await self._put(self._number())
+            await self.put(self._number())
             self.unacknowledged += 1
         for piece in pieces:
             size -= len(piece)
             if size >= 0:
-                await self._put(piece)
+                await self.put(piece)
         if size:
             # What was said to come is not what came: the broker would take the next packet for the rest.
-            raise self._lost("a message changed while it was sent")
-        await self._send()
+            raise self.lost("a message changed while it was sent")
+        await self.send()
 
     async def subscribe(self, topics):
         """Subscribes to `topics` at QoS 1. Returns the number that the broker's answer has."""
@@ -405,12 +320,12 @@ class Line:
         return await self._ask(0xA2, topics, b"")
 
     async def _ask(self, first, topics, options):
-        self._begin(first, 2 + sum([2 + len(topic.encode()) + len(options) for topic in topics]))
-        await self._put(self._number())
+        self.begin(first, 2 + sum([2 + len(topic.encode()) + len(options) for topic in topics]))
+        await self.put(self._number())
         for topic in topics:
-            await self._put_text(topic.encode())
-            await self._put(options)
-        await self._send()
+            await self.put_text(topic.encode())
+            await self.put(options)
+        await self.send()
         return self._last_id
 
     async def leave(self, topic):
