@@ -34,6 +34,9 @@ WHEEL_UNPACKED = const(33554432)
 UNCONFIRMED_BOOTS = const(3)
 # Longest `error` of a state message, in bytes.
 ERROR_TEXT = const(500)
+# Room for the records to come, taken before the commit, in bytes: a flash that is full by then cannot keep a
+# release from being confirmed or rolled back.
+RESERVE = const(8192)
 
 # The line. Times are in milliseconds, but for KEEP_ALIVE.
 

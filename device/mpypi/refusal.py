@@ -3,7 +3,7 @@
 from . import limits
 
 # What may work later: it is tried again a few times, then at the next list or connection.
-_RETRY = ("missing-package", "connection", "not-allowed", "no-space", "storage")
+_RETRY = ("missing-package", "connection", "not-allowed", "no-space", "no-memory", "storage")
 _ENOSPC = 28
 
 
