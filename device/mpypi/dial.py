@@ -20,48 +20,11 @@ _REASONS = (
 )
 
 
-class Server:
-    """Where a broker is: `mqtt://[user[:password]@]host[:port]`, or `mqtts://` for TLS."""
-
-    def __init__(self, url, user=None, password=None, ca=None, cert=None, key=None):
-        scheme, mark, place = url.partition("://")
-        if not mark or scheme not in ("mqtt", "tcp", "mqtts", "ssl"):
-            raise ValueError("`server` does not start with `mqtt://` or `mqtts://`")
-        self.secure = scheme in ("mqtts", "ssl")
-        self.ca, self.cert, self.key = ca, cert, key
-        login, mark, place = (place[:-1] if place.endswith("/") else place).rpartition("@")
-        if mark:
-            name, mark, word = login.partition(":")
-            user = _decoded(name)
-            password = _decoded(word) if mark else password
-        self.user, self.password = user, password
-        if place.startswith("["):
-            host, _, port = place[1:].partition("]")
-            mark, port = port[:1], port[1:]
-        else:
-            host, mark, port = place.partition(":")
-        self.host = host
-        try:
-            self.port = int(port) if mark else 8883 if self.secure else 1883
-        except ValueError:
-            self.port = 0
-        if not host or not 0 < self.port < 65536 or mark not in ("", ":"):
-            raise ValueError("`server` names no host, or no port, that can be")
-        if self.secure and not ca:
-            raise ValueError("`mqtts://` needs `ca`, the file of the CA that made the broker's certificate")
-
-
-def _decoded(text):
-    parts = text.split("%")
-    whole = parts[0].encode()
-    for part in parts[1:]:
-        whole += bytes([int(part[:2], 16)]) + part[2:].encode()
-    return str(whole, "utf-8")
-
-
-async def dial(line, server, client, will_topic):
-    """Connects `line` and logs in, with a session of its own and the will `0`, retained."""
+async def run(agent):
+    """Connects, and logs in with a session of its own and the will `0`, retained."""
+    line, server = agent.line, agent.server
     line.close()
+    agent.since = 0
     try:
         places = socket.getaddrinfo(server.host, server.port, 0, socket.SOCK_STREAM)
     except OSError as error:
@@ -79,7 +42,8 @@ async def dial(line, server, client, will_topic):
         raise Lost("cannot reach `%s` port %d: %s" % (server.host, server.port, trouble), "is there a broker?")
     if server.secure:
         _secure(line, server)
-    await _greet(line, server, client, will_topic)
+    await _greet(agent, line, server)
+    return "greet"
 
 
 async def _connect(line, address):
@@ -155,9 +119,9 @@ def ders(path):
     return parts
 
 
-async def _greet(line, server, client, will_topic):
+async def _greet(agent, line, server):
     flags = 0x02 | 0x04 | 0x08 | 0x20  # a clean session; a will, at QoS 1, retained
-    texts = [client, will_topic, "0"]
+    texts = [agent.node, agent.topics[1] + "online", "0"]
     if server.user is not None:
         flags |= 0x80
         texts.append(server.user)

@@ -2,143 +2,143 @@
 
 import binascii
 import hashlib
+import json
 import os
 import time
 
-from . import limits, lists, tags
+from . import limits
+from .agent import Job, tidy
 from .refusal import Refused
 
 # A clock that says less was never set.
 _YEAR = 2024
 
 
-class _Arrival:
-    """A list that arrives. It is written only where it differs from the one that is there, to spare the flash."""
-
-    def __init__(self, store):
-        self.store = store
-        self.size = 0
-        self.digest = hashlib.sha256()
-        self.part = self.same = None
-        try:
-            self.same = open(store.list_path, "rb")
-        except OSError:
-            self._differ()
-
-    def write(self, piece):
-        self.digest.update(piece)
-        if not self.part and self.same.read(len(piece)) != piece:
-            self._differ()
-        if self.part:
-            self.part.write(piece)
-        self.size += len(piece)
-
-    def _differ(self):
-        self.part = open(self.store.list_part, "wb")
-        if self.same:
-            self.same.seek(0)
-            for at in range(0, self.size, limits.PIECE):
-                self.part.write(self.same.read(min(limits.PIECE, self.size - at)))
-
-    def finish(self):
-        """All of it has come: where it is."""
-        if not self.part and self.same.read(1):
-            self._differ()
-        self.close()
-        return self.store.list_part if self.part else self.store.list_path
-
-    def close(self):
-        for file in (self.part, self.same):
-            if file:
-                file.close()
-
-
-async def take(agent, is_cmd):
-    """Takes the list in that is arriving, and does what it says."""
+async def run(agent):
     line = agent.line
-    if not line.left:
-        if not is_cmd:
-            agent.tell("the channel has no list any more; nothing changes")
-        return
-    if line.left > limits.LIST:
-        raise lists.bad("a list of %d bytes is larger than %d" % (line.left, limits.LIST))
-    arrival = _Arrival(agent.store)
+    list_path = agent.folder + "list.json"
+    if agent.queued and not agent.confirming and agent.arrived is None:
+        digest, agent.queued = agent.queued, None
+        if agent.head.get("list") == digest:
+            return "greet"
+        path, is_cmd = list_path, False
+    else:
+        is_cmd, agent.arrived = agent.arrived, None
+        if line.left > limits.LIST:
+            text = "a list of %d bytes is larger than %d" % (line.left, limits.LIST)
+            _refuse(agent, Refused("bad-list", text), None, None)
+            return "listen"
+        arrival = _Arrival(agent.folder)
+        try:
+            while True:
+                piece = await line.piece()
+                if not piece:
+                    break
+                arrival.write(piece)
+            path = arrival.finish()
+        finally:
+            arrival.close()
+        digest = binascii.hexlify(arrival.digest.digest()).decode()
+        arrival = None
+    seen = None
     try:
-        while True:
-            piece = await line.piece()
-            if not piece:
-                break
-            arrival.write(piece)
-        path = arrival.finish()
-    finally:
-        arrival.close()
-    digest = binascii.hexlify(arrival.digest.digest()).decode()
+        summary = _read(path)
+        if is_cmd:
+            for order in summary.orders:
+                if await _order(agent, order):
+                    return "leave"
+            # Orders alone are no list: nothing is to be removed because of them.
+            if not summary.release and not summary.packages:
+                return "listen"
+        if agent.confirming:
+            # To be judged when that is over.
+            if path != list_path:
+                os.rename(path, list_path)
+            agent.queued = digest
+            return "listen"
+        seen = {"channel": agent.channel, "list": digest}
+        if summary.release:
+            for key in ("sequence", "version"):
+                seen[key] = summary.release[key]
+        if agent.keys:
+            _check_signature(agent, path)
+        return _judge(agent, summary, seen, path)
+    except Refused as refused:
+        if refused.verdict != "reject":
+            raise
+        _refuse(agent, refused, seen, digest)
+        return "listen"
+
+
+def _read(path):
+    from . import lists, tags
+
     try:
         summary = lists.check(path, tags.rank)
-    except Refused as refused:
-        _refuse(agent, refused, None, digest)
-        return
-    if is_cmd:
-        for order in summary.orders:
-            await _order(agent, order)
-        # Orders alone are no list: nothing is to be removed because of them.
-        if not summary.release and not summary.packages:
-            return
-    if agent.confirming:
-        # To be judged when that is over.
-        _accept(agent, path)
-        agent.queued = digest
-    else:
-        judge(agent, summary, path, digest)
+        if summary.unfit:
+            summary.unfit["best"] = tags.best()
+        return summary
+    finally:
+        del lists, tags
+        tidy()
 
 
-def again(agent, digest):
-    """Judges the list that came while a release was being confirmed."""
-    if agent.store.head.get("list") != digest:
-        path = agent.store.list_path
-        judge(agent, lists.check(path, tags.rank), path, digest)
+def _check_signature(agent, path):
+    from . import rsa
+
+    try:
+        keys = agent.keys
+        if isinstance(keys, str):
+            with open(keys) as file:
+                keys = json.load(file)
+        rsa.check(path, keys)
+    finally:
+        del rsa
+        tidy()
 
 
 async def _order(agent, order):
+    """Carries an order out; says whether the device restarts for it."""
     if order == "check":
+        store = _store(agent)
         agent.recheck = True
-        agent.tried = None
-        agent.store.forgive()
-        await agent.line.subscribe(["mpypi/channels/" + agent.channel])
+        agent.tried = (None, 0)
+        store.forgive()
+        await agent.line.subscribe(agent.topics[:1])
     elif order == "rollback":
         if agent.confirming:
-            agent.store.give_up("told-to: an operator rolled this release back")
-            agent.restart()
+            _store(agent).give_up("told-to: an operator rolled this release back")
+            agent.restarting = True
         else:
             agent.tell("nothing to roll back: no release waits for confirmation")
     elif agent.job:
         agent.tell("not restarting: an update is under way and will")
     else:
-        agent.restart()
+        agent.restarting = True
+    return agent.restarting
 
 
-def judge(agent, summary, path, digest):
-    """Decides about a list, and starts on it if it is to be installed."""
-    store = agent.store
-    seen = {"channel": agent.channel, "list": digest}
-    for key in ("sequence", "version"):
-        if summary.release:
-            seen[key] = summary.release[key]
-    try:
-        if agent.keys:
-            _check_signature(agent, path)
-        _check(agent, summary, seen)
-    except Refused as refused:
-        _refuse(agent, refused, seen, digest)
-        return
-    if agent.job and agent.job.digest == digest:
-        return
+def _store(agent):
+    from .store import Store
+
+    store = Store(agent.root)
+    store.load()
+    return store
+
+
+def _judge(agent, summary, seen, path):
+    """Decides about a list: what is to be done next."""
+    store = _store(agent)
     before = store.seen or {}
+    _check(agent, summary, seen, before)
+    digest = seen["list"]
+    if agent.job and agent.job.seen["list"] == digest:
+        return "listen"
     agent.abandon()
     if not summary.release and not summary.packages and "list" not in store.head:
         # What a channel that nobody published to answers.
         agent.rest()
-        return
+        return "listen"
     if before.get("list") == digest and "refused" in before:
         seen["refused"] = before["refused"]
     if store.head.get("list") == digest and not agent.recheck:
@@ -146,41 +146,44 @@ def judge(agent, summary, path, digest):
         # The same list once more, as after the restart, leaves what is told about its download.
         if agent.phase != "idle" or agent.seen.get("list") != digest:
             agent.rest()
-        return
+        return "listen"
     if "refused" in seen:
         agent.rest_on_refused(seen)
-        return
+        return "listen"
     agent.recheck = False
     for text in summary.skipped:
         agent.tell("skipping " + text)
-    _accept(agent, path)
-    store.remember(seen)
+    list_path = agent.folder + "list.json"
+    if path != list_path:
+        os.rename(path, list_path)
+    del store
+    _note(agent, summary, list_path)
+    _store(agent).remember(seen)
     agent.done = 0
-    agent.begin(summary, seen)
+    agent.job = Job(seen)
+    return "survey"
 
 
-def _accept(agent, path):
-    if path != agent.store.list_path:
-        agent.abandon()
-        os.rename(path, agent.store.list_path)
+def _note(agent, summary, path):
+    """Writes down what this device takes of the list, so that reading it takes no judge."""
+    from . import lists
+
+    try:
+        with open(agent.folder + "list.jsonl", "wb") as file:
+            number = 0
+            for entry in lists.read(path):
+                if number >> 3 < len(summary.ours) and summary.ours[number >> 3] & 1 << (number & 7):
+                    file.write((json.dumps(entry) + "\n").encode())
+                number += 1
+            file.flush()
+    finally:
+        del lists
+        tidy()
 
 
-def _check_signature(agent, path):
-    from . import rsa
-
-    keys = agent.keys
-    if isinstance(keys, str):
-        import json
-
-        with open(keys) as file:
-            keys = json.load(file)
-    rsa.check(path, keys)
-
-
-def _check(agent, summary, found):
+def _check(agent, summary, found, seen):
     """Whether to believe a list."""
-    seen = agent.store.seen
-    highest = seen.get("sequence") if seen and seen.get("channel") == agent.channel else None
+    highest = seen.get("sequence") if seen.get("channel") == agent.channel else None
     release = summary.release
     sequence = found.get("sequence")
     if release and release["channel"] != agent.channel:
@@ -201,8 +204,9 @@ def _check(agent, summary, found):
             text = "sequence %d expired at %s, it is %sZ"
             raise Refused("expired", text % (sequence, release["expires"], now))
     if summary.unfit:
+        wheel = summary.unfit
         text = "wheel `%s` is for `%s`; this device is `%s`"
-        raise Refused("no-fit", text % (summary.unfit["name"], summary.unfit.get("tag"), tags.best()))
+        raise Refused("no-fit", text % (wheel["name"], wheel.get("tag"), wheel["best"]))
 
 
 def _refuse(agent, refused, seen, digest):
@@ -211,3 +215,44 @@ def _refuse(agent, refused, seen, digest):
     if not agent.job and not agent.confirming:
         agent.show("failed", seen or {"list": digest})
         agent.fail(refused)
+
+
+class _Arrival:
+    """A list that arrives. It is written only where it differs from the one that is there, to spare the flash."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self.part = self.same = None
+        try:
+            self.same = open(folder + "list.json", "rb")
+        except OSError:
+            self._differ()
+
+    def write(self, piece):
+        self.digest.update(piece)
+        if not self.part and self.same.read(len(piece)) != piece:
+            self._differ()
+        if self.part:
+            self.part.write(piece)
+        self.size += len(piece)
+
+    def _differ(self):
+        self.part = open(self.folder + "list.part", "wb")
+        if self.same:
+            self.same.seek(0)
+            for at in range(0, self.size, limits.PIECE):
+                self.part.write(self.same.read(min(limits.PIECE, self.size - at)))
+
+    def finish(self):
+        """All of it has come: where it is."""
+        if not self.part and self.same.read(1):
+            self._differ()
+        self.close()
+        return self.folder + ("list.part" if self.part else "list.json")
+
+    def close(self):
+        for file in (self.part, self.same):
+            if file:
+                file.close()

@@ -92,3 +92,5 @@ CONFIRM_AFTER = const(30000)
 PROGRESS = const(500)
 # Between two looks at what other code asked of the agent.
 LOOK = const(1000)
+# With more free memory than this, in bytes, modules that are not needed for a while are kept nevertheless.
+PLENTY = const(98304)

@@ -394,14 +394,6 @@ class Summary:
         self.unfit = None  # a wheel, if no wheel of its name suits this device
         self.skipped = []  # for people
 
-    def entries(self, path):
-        """The entries that this device takes."""
-        index = -1
-        for entry in read(path):
-            index += 1
-            if index >> 3 < len(self.ours) and self.ours[index >> 3] & 1 << (index & 7):
-                yield entry
-
 
 def _hashed(kind, name):
     return hashlib.sha256((kind + name).encode()).digest()[:_HASH]
