@@ -58,12 +58,14 @@ class Store:
         -> ("restart", seen): files were put in place or taken back under what runs now: restart the device.
         """
         found = boot.found(self.root)
-        self._load()
+        self.load()
         if found[0] == "rest":
             self._check_staging()
         return found
 
-    def _load(self):
+    @_flash
+    def load(self):
+        """Reads `head` and `seen`."""
         self.head = header(self.root + INSTALLED)
         self.seen = boot.read(self.root + boot.SEEN)
 
@@ -339,7 +341,7 @@ class Store:
             raise Refused("bug", "a release is committed while another is being confirmed")
         if not self._changes:
             boot.finish(root, self._seen)
-            self._load()
+            self.load()
             return "unchanged"
         journal = {"step": "install", "boots": 0, "seen": self._seen}
         try:
@@ -380,7 +382,7 @@ class Store:
         """The new release is what is installed from now on."""
         if not boot.confirm(self.root):
             raise Refused("bug", "there is no release to confirm")
-        self._load()
+        self.load()
 
     @_flash
     def give_up(self, reason):

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{ChannelName, limits};
+use crate::{
+    ChannelName, limits,
+    tag::{self, Runtime},
+};
 
 /// Where a node's update stands: the phases of the agent's state machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -149,6 +152,13 @@ impl Info {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         to_bytes(self)
+    }
+
+    /// What the node runs, as far as wheels are concerned: its `mpy` is `sys.implementation._mpy`.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        let mpy = self.extra.get("mpy").and_then(Value::as_u64).and_then(|number| number.try_into().ok());
+        Runtime { mpy, platform: tag::platform(&self.uname.sysname) }
     }
 }
 
