@@ -346,7 +346,7 @@ class Store:
         journal = {"step": "install", "boots": 0, "seen": self._seen}
         try:
             boot.clear(root + OLD)
-            self._keep_code()
+            self._keep_copies()
             filling = b"-" * 256
             with open(root + RESERVE, "wb") as file:
                 for _ in range(limits.RESERVE // len(filling)):
@@ -364,17 +364,18 @@ class Store:
         boot.write_journal(root, journal)
         return "restart"
 
-    def _keep_code(self):
-        # Code is replaced by one rename: a power cut must not leave a device without its boot.py, or without
-        # the module that would go on with the journal. So its old file is kept as a copy, before the commit.
+    def _keep_copies(self):
+        # Before the commit, a copy is kept of the old files whose folders a start needs. They are then replaced by
+        # one rename, and a power cut does not leave a device without its boot.py, or without the module that goes
+        # on with the journal. Nor is anything moved out of their folders: littlefs, cut in the middle of that,
+        # hides the neighbour of what was moved.
         number = 0
         for line in lines(self.root + PLAN):
             if "folder" in line:
                 continue
-            if "put" in line and line["put"].endswith((".py", ".mpy")):
-                path = self.root + "/" + line["put"]
-                if kind(path) == FILE:
-                    copy(path, self.root + OLD + "/%d" % number)
+            name = line["put"] if "put" in line else line["remove"]
+            if needed_to_start(name) and kind(self.root + "/" + name) == FILE:
+                copy(self.root + "/" + name, self.root + OLD + "/%d" % number)
             number += 1
 
     @_flash
@@ -504,6 +505,12 @@ class Incoming:
     def _short(self):
         digest = self._entry["pkg_sha256"]
         return topic(self._entry)[len("mpypi/packages/") :].replace(digest, digest[:12])
+
+
+def needed_to_start(path):
+    """Whether a file is code, or lies beside what a start needs: boot.py, lib/, lib/mpypi/."""
+    folder = path.rpartition("/")[0]
+    return path.endswith((".py", ".mpy")) or folder in ("", "lib", "lib/mpypi")
 
 
 def topic(entry):
