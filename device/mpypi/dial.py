@@ -6,7 +6,8 @@ import socket
 import time
 
 from . import limits
-from .mqtt import CONNACK, Lost
+from .mqtt import CONNACK, Line
+from .refusal import Lost
 
 # What a socket says whose connection is being made: Linux, lwIP, and lwIP on older ESP32 builds.
 _CONNECTING = (errno.EINPROGRESS, 36, 115, 118, 119)
@@ -22,9 +23,10 @@ _REASONS = (
 
 async def run(agent):
     """Connects, and logs in with a session of its own and the will `0`, retained."""
-    line, server = agent.line, agent.server
-    line.close()
+    server = agent.server
+    agent.hang_up()
     agent.since = 0
+    line = agent.line = Line(agent.nap, agent.buffer)
     try:
         places = socket.getaddrinfo(server.host, server.port, 0, socket.SOCK_STREAM)
     except OSError as error:

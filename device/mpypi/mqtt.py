@@ -4,8 +4,7 @@ A message is read in pieces of at most `limits.PIECE` bytes into one buffer that
 larger than the memory. Every wait has a limit. Whatever the broker sends that MQTT does not allow, or that is
 beyond a limit, ends the connection with `Lost`; so does every error of the connection itself.
 
-All of it is coroutines. Under asyncio they yield while they wait; given the blocking `nap` below they never do, and
-`drive` runs them to their end.
+All of it is coroutines. Under asyncio they yield while they wait; given the `nap` of `blocking` they never do.
 
 Numbers in [] are the requirements of the MQTT 3.1.1 specification that a line is about.
 """
@@ -15,6 +14,7 @@ import time
 from micropython import const
 
 from . import limits
+from .refusal import Lost
 
 CONNACK = const(2)
 PUBLISH = const(3)
@@ -27,31 +27,13 @@ _PING = b"\xc0\x00"
 _AGAIN = (11, 35)  # EAGAIN here and there
 
 
-class Lost(Exception):
-    """There is no connection, or none any more. The first argument says why, a second one what may help."""
-
-
-async def nap(ms):
-    """Waits without giving way: what makes the coroutines of this module block."""
-    time.sleep_ms(ms)
-
-
-def drive(task):
-    """Runs a coroutine that never yields, and returns what it returns."""
-    try:
-        while True:
-            task.send(None)
-    except StopIteration as end:
-        return end.value
-
-
 class Line:
     """One connection to a broker; after `Lost` or `close` it can be opened again."""
 
-    def __init__(self, nap=nap):
+    def __init__(self, nap, view):
         self.nap = nap
         self.socket = None
-        self._view = memoryview(bytearray(limits.PIECE))
+        self._view = view  # of `limits.PIECE` bytes, for whatever comes and goes
         self._head = bytearray(4)
         self._filled = 0  # of the packet being written
         self._last_id = 0

@@ -7,7 +7,7 @@ from . import limits
 
 def channel(name):
     """The name of a channel, checked."""
-    from .lists import channel_problem
+    from .paths import channel_problem
 
     problem = channel_problem(name)
     if problem:

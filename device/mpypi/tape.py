@@ -4,17 +4,25 @@ holds all."""
 import json
 import os
 
-from .boot import FILE, kind
+from .files import FILE, STAGING, kind
+
+# Where they are for the release under way.
+TAPES = STAGING + "/files-"
 
 
 class Tapes:
     """Lines as in `installed.jsonl`, sorted by path, then by wheel. Its four files begin with `prefix`."""
 
-    def __init__(self, prefix):
+    def __init__(self, prefix, state=None):
+        """Empty tapes; or, given what `pause` said, the same once more."""
         self._names = [prefix + "%d.part" % n for n in range(4)]
-        self._out = self._open()
-        self._at = 0
-        self._last = None
+        self._at, self._last = state or (0, None)
+        self._out = self._open("ab" if state else "wb")
+
+    def pause(self):
+        """Closes the files. -> what it takes to go on"""
+        self._close()
+        return self._at, self._last
 
     def add(self, path, digest, wheel=None):
         """Adds a file of the release."""
@@ -35,7 +43,7 @@ class Tapes:
             if not os.stat(second)[6]:
                 return first
             self._names = [third, fourth, first, second]
-            self._out = self._open()
+            self._out = self._open("wb")
             self._merge(_Run(first), _Run(second))
 
     def remove(self):
@@ -45,8 +53,8 @@ class Tapes:
             if kind(name) == FILE:
                 os.remove(name)
 
-    def _open(self):
-        return [open(name, "wb") for name in self._names[:2]]
+    def _open(self, mode):
+        return [open(name, mode) for name in self._names[:2]]
 
     def _close(self):
         for file in self._out:

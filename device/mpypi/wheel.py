@@ -9,9 +9,11 @@ import hashlib
 import os
 import struct
 
+from micropython import const
+
 from . import limits
-from .boot import FILE, STAGING, kind
-from .files import Filter, check_path, hexlify, piece, write
+from .files import FILE, STAGING, Filter, hexlify, kind, piece, write
+from .paths import check_path
 from .refusal import Refused
 
 # Wheels are unpacked into this folder of the root.
@@ -19,15 +21,15 @@ ROOT = "lib"
 
 # Windows to unpack with, as powers of two. Our publisher writes members for which 4 KiB are enough; others get
 # up to deflate's 32 KiB if there is memory.
-_LEAST = 8
-_USUAL = 12
-_MOST = 15
+_LEAST = const(8)
+_USUAL = const(12)
+_MOST = const(15)
 
-_LOCAL = 0x04034B50
-_CENTRAL = 0x02014B50
+_LOCAL = const(0x04034B50)
+_CENTRAL = const(0x02014B50)
 _END = b"PK\5\6"
-_STORED = 0
-_DEFLATED = 8
+_STORED = const(0)
+_DEFLATED = const(8)
 _RECORD = b".dist-info/RECORD"
 
 
