@@ -87,7 +87,7 @@ fn device_with(release: &Release) -> Memory {
 /// Nothing of the agent's is left but what it knows.
 fn assert_clean(flash: &Memory) {
     let left: Vec<_> = flash.files().map(|(path, _)| path).filter(|path| path.starts_with(FOLDER)).collect();
-    assert_eq!(left, [INSTALLED]);
+    assert_eq!(left, [INSTALLED, SEEN]);
     let folders: BTreeSet<_> = flash.folders().collect();
     let used: BTreeSet<_> = flash.files().flat_map(|(path, _)| parents(path)).collect();
     let extra: Vec<_> = folders.difference(&used).filter(|folder| !folder.starts_with(FOLDER)).collect();
@@ -242,7 +242,7 @@ fn a_power_cut_while_confirming_keeps_the_new_release_or_rolls_back() {
     let mut start = confirming();
     let mut journal = journal::read_journal(&start).unwrap().unwrap();
     journal.boots = 0;
-    journal::write(&mut start, JOURNAL, &journal).unwrap();
+    journal::replace(&mut start, JOURNAL, &journal).unwrap();
     let cuts = cut_everywhere(&start, confirm, &[old, new.clone()], converge, &new);
     assert!(cuts > 5, "{cuts}");
 }
@@ -403,27 +403,10 @@ fn a_flash_filled_up_while_a_release_waits_for_confirmation_keeps_the_device_sta
 #[test]
 fn a_damaged_record_is_an_error_and_not_a_guess() {
     let mut flash = device_with(&first());
-    put(&mut flash, JOURNAL, b"{\"format\":1");
+    put(&mut flash, JOURNAL, b"{\"format\":1}\n");
     assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Damaged { .. }))));
-    put(&mut flash, JOURNAL, b"{\"format\":2}");
+    put(&mut flash, JOURNAL, b"{\"format\":1");
+    assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Incomplete { .. }))));
+    put(&mut flash, JOURNAL, b"{\"format\":2}\n");
     assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Format { .. }))));
-}
-
-#[test]
-fn the_records_have_the_documented_form() {
-    let flash = confirming();
-    let journal = journal::read_journal(&flash).unwrap().unwrap();
-    let value = serde_json::to_value(&journal).unwrap();
-    assert_eq!(
-        (&value["format"], &value["step"], &value["boots"]),
-        (&1.into(), &"confirm".into(), &1.into())
-    );
-    let operations = value["operations"].as_array().unwrap();
-    let put = operations.iter().find(|operation| operation["path"] == "main.py").unwrap();
-    assert_eq!((&put["op"], &put["copy"], &put["had"]), (&"put".into(), &0.into(), &true.into()));
-    let remove = operations.iter().find(|operation| operation["path"] == "assets/deep/a.txt").unwrap();
-    assert_eq!(remove["op"], "remove");
-    assert_eq!(value["installed"]["sequence"], 2);
-    assert_eq!(value["installed"]["seen"]["sequence"], 2);
-    assert_eq!(value["installed"]["wheels"]["blink"]["version"], "2.0");
 }
