@@ -123,7 +123,8 @@ class Agent:
         warm_up()
         from . import names
 
-        self.server = names.Server(server, user, password, ca, cert, key)
+        self.server = names.server(server, user, password, ca)
+        self.trust = (ca, cert, key)
         self.channel = names.channel(channel)
         self.node = names.node(node)
         self.topics = ("mpypi/channels/" + self.channel, "mpypi/nodes/" + self.node + "/")

@@ -123,7 +123,8 @@ def hexlify(data):
 
 def is_digest(name):
     """Whether a text is a SHA-256 in lower case."""
-    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)
+    data = name.encode()
+    return len(data) == 64 and not data.strip(b"0123456789abcdef")
 
 
 def digest(path):

@@ -12,7 +12,7 @@ import hashlib
 from micropython import const
 
 from . import limits
-from .paths import channel_problem, check_path, consists
+from .paths import channel_problem, check_path, consists, has_control, is_digest, normalized
 from .refusal import Refused
 
 _KEYS = {
@@ -30,17 +30,6 @@ _HASH = const(6)  # bytes of a name's digest that stand for it
 
 def bad(problem):
     return Refused("bad-list", problem)
-
-
-def normalized(name):
-    """A package's name as its dist-info folder has it."""
-    text = ""
-    for char in name.lower():
-        if char not in "-_.":
-            text += char
-        elif not text.endswith("_"):
-            text += "_"
-    return text
 
 
 class _Json:
@@ -310,49 +299,41 @@ def _problem(kind, key, value):
             check_path(value)
         except ValueError as error:
             return str(error)
-        for char in "+#":
-            if char in value:
-                return "path `%s` has the character '%s', which no MQTT topic can carry" % (value, char)
+        if "+" in value or "#" in value:
+            return "path `%s` has a character which no MQTT topic can carry" % value
         return None
     if key == "channel":
         return channel_problem(value)
     if key == "pkg_sha256":
-        if len(value) == 64:
-            for digit in value:
-                if digit not in "0123456789abcdef":
-                    break
-            else:
-                return None
+        if is_digest(value):
+            return None
         return "a digest is 64 lowercase hexadecimal digits, not `%s`" % value[:80]
     if key in ("created", "expires"):
         return None if _is_time(value) else "`%s` is no time in UTC such as `2026-11-20T10:00:00Z`" % value[:40]
-    if not 0 < len(value.encode()) <= limits.TEXT:
+    data = value.encode()
+    if not 0 < len(data) <= limits.TEXT:
         return "a text should have 1 to %d bytes" % limits.TEXT
-    for char in value:
-        if ord(char) < 32 or 127 <= ord(char) < 160:
-            return "a control character does not belong here"
+    if has_control(data):
+        return "a control character does not belong here"
     if kind == "wheel" and key == "name":
-        if not consists(value, "._-") or not consists(value[0] + value[-1], ""):
+        if not consists(data, b"._-") or not consists(data[:1] + data[-1:], b""):
             return "`%s` is no package name: use letters, digits, `.`, `_` and `-`" % value
-    elif kind == "wheel" and key == "version" and not consists(value, "._-+!"):
+    elif kind == "wheel" and key == "version" and not consists(data, b"._-+!"):
         return "`%s` is no version: use letters, digits, `.`, `_`, `-`, `+` and `!`" % value
     return None
 
 
 def _is_time(text):
-    if len(text) < 20 or text[-1] != "Z":
+    data = text.encode()
+    if len(data) < 20 or data[-1] != 90:
         return False
-    for at in range(19):
-        form, char = "0000-00-00T00:00:00"[at], text[at]
-        if not ("0" <= char <= "9" if form == "0" else char == form):
+    for at in range(len(data) - 1):
+        # The form, then a fraction.
+        form = b"0000-00-00T00:00:00."[at] if at < 20 else 48
+        if not (48 <= data[at] <= 57 if form == 48 else data[at] == form):
             return False
-    fraction = text[19:-1]
-    if fraction:
-        if fraction[0] != "." or not 2 <= len(fraction) <= 10:
-            return False
-        for char in fraction[1:]:
-            if not "0" <= char <= "9":
-                return False
+    if len(data) == 21 or len(data) > 30:
+        return False
     year, month, day = int(text[:4]), int(text[5:7]), int(text[8:10])
     days = 28 if month == 2 else 30 if month in (4, 6, 9, 11) else 31
     if month == 2 and year % 4 == 0 and (year % 100 or year % 400 == 0):
