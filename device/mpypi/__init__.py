@@ -25,16 +25,16 @@ def Agent(*arguments, **options):
 
 def run(*arguments, **options):
     """Runs an agent without asyncio, and without an end. Takes what `agent.Agent` takes."""
-    from . import agent, mqtt
+    from . import agent, blocking
 
-    return mqtt.drive(agent.Agent(*arguments, nap=mqtt.nap, **options).run())
+    return blocking.drive(agent.Agent(*arguments, nap=blocking.nap, **options).run())
 
 
 def check(*arguments, **options):
     """Looks at the channel once, without asyncio, and says how it went: see `agent.Agent.check`."""
-    from . import agent, mqtt
+    from . import agent, blocking
 
-    return mqtt.drive(agent.Agent(*arguments, nap=mqtt.nap, **options).check())
+    return blocking.drive(agent.Agent(*arguments, nap=blocking.nap, **options).check())
 
 
 def confirm(root=""):

@@ -23,13 +23,16 @@ import sys
 import time
 
 from . import limits
-from .mqtt import Line, Lost
-from .refusal import Refused, of_flash
+from .refusal import Lost, Refused, of_flash
 
 # The agent that runs, if one does: `mpypi.confirm` tells it.
 running = None
 
-_RESIDENT = ("mpypi", "mpypi.agent", "mpypi.limits", "mpypi.mqtt", "mpypi.refusal")
+# The largest first; each brings what it imports.
+_MODULES = (
+    "wheel lists plan start dial gather listen judge survey commit unpack greet arrive incoming fail confirm leave rsa tags"
+)
+_RESIDENT = ("mpypi.agent", "mpypi.blocking", "mpypi.limits", "mpypi.refusal")
 
 
 def tidy():
@@ -39,6 +42,8 @@ def tidy():
         return
     package = sys.modules["mpypi"]
     for name in list(sys.modules):
+        if name == "mpypi.mqtt" and running and running.line:
+            continue
         if name.startswith("mpypi.") and name not in _RESIDENT:
             del sys.modules[name]
             if hasattr(package, name[6:]):
@@ -52,6 +57,17 @@ def pause(tries, first, most):
     return wait - random.getrandbits(16) % (wait // 2 + 1)
 
 
+def warm_up():
+    """Where memory is short, has every module in memory once, the largest first: what stays of each, its names, then lies
+    where it does not cut what is free to pieces.
+    """
+    for name in _MODULES.split(" "):
+        if gc.mem_free() > limits.PLENTY:
+            return
+        __import__("mpypi." + name)
+        tidy()
+
+
 class Job:
     """A release on its way to this device."""
 
@@ -59,7 +75,8 @@ class Job:
         self.seen = seen
         self.tries = 1
         self.again_at = None  # when to try again, if it waits for that
-        self.cursor = None  # over what is to be fetched and was not asked for yet
+        self.needs = None  # bit n: the entry n is to be fetched
+        self.cursor = None  # over those that were not asked for yet
         self.open = {}  # what was asked for, by topic
         self.stall_at = 0
         self.losses = 0  # connections lost since the last package came
@@ -102,9 +119,12 @@ class Agent:
         log=print,
         nap=None,
     ):
+        self.buffer = memoryview(bytearray(limits.PIECE))
+        warm_up()
         from . import names
 
-        self.server = names.Server(server, user, password, ca, cert, key)
+        self.server = names.server(server, user, password, ca)
+        self.trust = (ca, cert, key)
         self.channel = names.channel(channel)
         self.node = names.node(node)
         self.topics = ("mpypi/channels/" + self.channel, "mpypi/nodes/" + self.node + "/")
@@ -114,7 +134,8 @@ class Agent:
         self.confirm_after = confirm_after
         self.log = log
         self.restart = restart
-        self.line = Line(nap or _asyncio_nap())
+        self.nap = nap or _asyncio_nap()
+        self.line = None
         self.folder = None  # ours on the flash; None before the start
         self.head = {}  # what is installed: channel, sequence, version, list
         self.job = None
@@ -128,6 +149,7 @@ class Agent:
         self.recheck = False  # the next list is compared with the device even if it is what is installed
         self.tried = (None, 0)  # which list was tried how often
         self.restarting = False
+        self.tapes = self.packed = self.changes = None  # between the phases that install
         self.refused = None  # what came in the way of the job
         self.phase = "idle"
         self.seen = {}  # the list that the phase is about
@@ -159,7 +181,7 @@ class Agent:
                     tries += 1
         finally:
             running = None
-            self.line.close()
+            self.hang_up()
         return self.phase
 
     async def check(self):
@@ -179,7 +201,7 @@ class Agent:
         finally:
             self.once = False
             running = None
-            self.line.close()
+            self.hang_up()
         return self.phase
 
     def confirm(self):
@@ -195,23 +217,31 @@ class Agent:
     async def _follow(self, phase):
         """Goes from phase to phase until there is none."""
         while phase:
-            module = __import__("mpypi." + phase, None, None, ("run",))
+            module = None
             try:
+                module = __import__("mpypi." + phase, None, None, ("run",))
                 phase = await module.run(self)
-            except (OSError, MemoryError, Refused) as error:
+            except (OSError, MemoryError, ValueError, Refused) as error:
                 if not self.folder:
                     # The device does not even start.
                     raise
                 if phase == "fail":
-                    raise self.line.lost(self.refusal(error).text)
+                    raise Lost(self.refusal(error).text)
                 self.refused = self.refusal(error)
                 phase = "fail"
             finally:
                 del module
                 tidy()
 
+    def hang_up(self):
+        """Ends the connection, without a word."""
+        if self.line:
+            self.line.close()
+            self.line = None
+
     def _lost(self, lost):
         """There is no connection; says what to do when the pause is over."""
+        self.hang_up()
         self.tell("; hint: ".join([str(part) for part in lost.args if part]))
         self.lines.clear()
         job = self.job
@@ -228,7 +258,7 @@ class Agent:
         while time.ticks_diff(time.ticks_ms(), since) < wait:
             if self.is_due():
                 await self._follow_offline("confirm")
-            await self.line.nap(min(wait, limits.LOOK))
+            await self.nap(min(wait, limits.LOOK))
 
     async def _follow_offline(self, phase):
         try:
@@ -259,6 +289,9 @@ class Agent:
         gc.collect()
         if isinstance(error, MemoryError):
             return Refused("no-memory", "this device has too little memory for it")
+        if isinstance(error, ValueError):
+            # A record is damaged.
+            return Refused("storage", str(error))
         return of_flash(error)
 
     def abandon(self):
@@ -298,6 +331,14 @@ class Agent:
 
     def fail(self, refused):
         self.phase, self.error = "failed", refused.text
+
+    async def try_report(self):
+        """Reports, if there is a connection."""
+        if self.line:
+            try:
+                await self.report()
+            except Lost:
+                self.hang_up()
 
     async def report(self):
         """Reports a change at once, and mere progress at a bounded rate."""

@@ -27,8 +27,6 @@ OLD = FOLDER + "old"
 
 # How often a release may boot without being confirmed, and a committed install may fail to complete.
 _BOOTS = const(3)
-# Longest line of a record, in bytes: a path of 512 bytes, each escaped, and what stands around it.
-_LINE = const(2048)
 # How many names of a folder are in memory at once.
 _NAMES = const(32)
 
@@ -294,7 +292,7 @@ def header(path):
     if kind(path) != FILE:
         return {}
     with open(path, "rb") as file:
-        record = _parse(file.readline(2 * _LINE), path)
+        record = _parse(file.readline(), path)
     if record.get("format") != FORMAT:
         raise ValueError("`%s` has format %s, this agent knows %d" % (path, record.get("format"), FORMAT))
     del record["format"]
@@ -304,9 +302,9 @@ def header(path):
 def lines(path):
     """The lines of a record, without its header."""
     with open(path, "rb") as file:
-        file.readline(2 * _LINE)
+        file.readline()
         while True:
-            line = file.readline(_LINE)
+            line = file.readline()
             if not line:
                 return
             yield _parse(line, path)

@@ -16,7 +16,7 @@ async def run(agent):
         return "leave"
     agent.head = store.head
     agent.rest(True)
-    if not agent.line.socket:
+    if not agent.line:
         return None
     if agent.queued:
         # People see that the last one arrived before the next one starts.

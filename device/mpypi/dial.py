@@ -6,7 +6,8 @@ import socket
 import time
 
 from . import limits
-from .mqtt import CONNACK, Lost
+from .mqtt import CONNACK, Line
+from .refusal import Lost
 
 # What a socket says whose connection is being made: Linux, lwIP, and lwIP on older ESP32 builds.
 _CONNECTING = (errno.EINPROGRESS, 36, 115, 118, 119)
@@ -22,13 +23,14 @@ _REASONS = (
 
 async def run(agent):
     """Connects, and logs in with a session of its own and the will `0`, retained."""
-    line, server = agent.line, agent.server
-    line.close()
+    host, port, secure = agent.server[:3]
+    agent.hang_up()
     agent.since = 0
+    line = agent.line = Line(agent.nap, agent.buffer)
     try:
-        places = socket.getaddrinfo(server.host, server.port, 0, socket.SOCK_STREAM)
+        places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     except OSError as error:
-        raise Lost("cannot find `%s`: %s" % (server.host, error))
+        raise Lost("cannot find `%s`: %s" % (host, error))
     trouble = "it has no address"
     for place in places:
         try:
@@ -39,10 +41,10 @@ async def run(agent):
             trouble = error
             line.close()
     else:
-        raise Lost("cannot reach `%s` port %d: %s" % (server.host, server.port, trouble), "is there a broker?")
-    if server.secure:
-        _secure(line, server)
-    await _greet(agent, line, server)
+        raise Lost("cannot reach `%s` port %d: %s" % (host, port, trouble), "is there a broker?")
+    if secure:
+        _secure(line, host, *agent.trust)
+    await _greet(agent, line, *agent.server[3:])
     return "greet"
 
 
@@ -67,31 +69,30 @@ async def _connect(line, address):
         await line.nap(limits.NAP_MOST)
 
 
-def _secure(line, server):
+def _secure(line, host, ca, cert, key):
     """Makes the socket a TLS one that believes nobody but who `ca` vouches for, under the name that was asked for.
 
     The handshake comes with the first bytes: there it has its limit.
     """
     import ssl
 
-    host = server.host
     try:
         if hasattr(ssl, "SSLContext"):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.verify_mode = ssl.CERT_REQUIRED
-            for der in ders(server.ca):
+            for der in ders(ca):
                 context.load_verify_locations(cadata=der)
-            if server.cert:
-                context.load_cert_chain(ders(server.cert)[0], ders(server.key)[0])
+            if cert:
+                context.load_cert_chain(ders(cert)[0], ders(key)[0])
             line.socket = context.wrap_socket(line.socket, server_hostname=host, do_handshake_on_connect=False)
         else:
             # MicroPython before 1.21.
-            more = {"cert": ders(server.cert)[0], "key": ders(server.key)[0]} if server.cert else {}
+            more = {"cert": ders(cert)[0], "key": ders(key)[0]} if cert else {}
             line.socket = ssl.wrap_socket(
                 line.socket,
                 server_hostname=host,
                 cert_reqs=ssl.CERT_REQUIRED,
-                cadata=ders(server.ca)[0],
+                cadata=ders(ca)[0],
                 do_handshake=False,
                 **more
             )
@@ -119,15 +120,15 @@ def ders(path):
     return parts
 
 
-async def _greet(agent, line, server):
+async def _greet(agent, line, user, password):
     flags = 0x02 | 0x04 | 0x08 | 0x20  # a clean session; a will, at QoS 1, retained
     texts = [agent.node, agent.topics[1] + "online", "0"]
-    if server.user is not None:
+    if user is not None:
         flags |= 0x80
-        texts.append(server.user)
-        if server.password is not None:
+        texts.append(user)
+        if password is not None:
             flags |= 0x40
-            texts.append(server.password)
+            texts.append(password)
     texts = [text.encode() for text in texts]
     line.begin(0x10, 10 + sum([2 + len(text) for text in texts]))
     await line.put(b"\x00\x04MQTT\x04" + bytes([flags, limits.KEEP_ALIVE >> 8, limits.KEEP_ALIVE & 0xFF]))

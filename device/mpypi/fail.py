@@ -4,14 +4,17 @@ import time
 
 from . import limits
 from .agent import pause
-from .refusal import Refused
+from .refusal import Lost, Refused
 
 
 async def run(agent):
     refused, job, line = agent.refused, agent.job, agent.line
     agent.refused = None
-    if line.socket:
+    if line:
         await line.skip()
+    if line and not agent.since:
+        # It did not even come to ask for anything.
+        raise Lost(refused.text)
     if not job:
         agent.tell(refused.text)
         if not agent.confirming:
@@ -30,13 +33,13 @@ async def run(agent):
         agent.abandon()
         agent.fail(refused)
         _remember(agent, refused)
-    if topics and line.socket:
+    if topics and line:
         await line.unsubscribe(topics)
     return _next(agent)
 
 
 def _next(agent):
-    return "listen" if agent.line.socket else "dial"
+    return "listen" if agent.line else "dial"
 
 
 def _remember(agent, refused):

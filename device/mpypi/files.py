@@ -2,52 +2,110 @@
 
 import binascii
 import hashlib
+import json
 import os
 
+from micropython import const
+
 from . import limits
-from .boot import FILE, kind
 
 # The SHA-256 of nothing.
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-# The folder that belongs to the agent.
-_RESERVED = ".mpypi"
+# As in boot.py, which imports nothing of ours, and which most of what is here must do without.
+STAGING = "/.mpypi/staging"
+INSTALLED = "/.mpypi/installed.jsonl"
+NONE = const(0)
+FILE = const(1)
+DIRECTORY = const(2)
+_ENOENT = const(2)
+_ENOTDIR = const(20)
 
 # Shared by all that reads and writes files: allocated once, so that a heap in pieces cannot stop an update.
 _buffer = bytearray(limits.PIECE)
 piece = memoryview(_buffer)
 
 
-def check_path(path):
-    """Raises `ValueError` unless `path` names a file inside the device's root: the rules and texts of
-    protocol/src/path.rs."""
-    if not path:
-        raise ValueError("a path must not be empty")
-    length = len(path.encode())
-    if length > limits.PATH:
-        raise ValueError("a path of %d bytes is longer than %d" % (length, limits.PATH))
-    components = path.count("/") + 1
-    if components > limits.PATH_COMPONENTS:
-        raise ValueError("a path of %d components has more than %d" % (components, limits.PATH_COMPONENTS))
-    for character in path:
-        code = ord(character)
-        if code < 0x20 or 0x7F <= code < 0xA0 or character in "\\:":
-            raise ValueError(
-                "path `%s` has the character %r, which not every device can store" % (path, character)
-            )
-    names = path.split("/")
-    for name in names:
-        if name in ("", ".", ".."):
-            raise ValueError(
-                "path `%s` would leave the device's root: component `%s` is not a name" % (path, name)
-            )
-    for name in names:
-        if name[-1] in ". ":
-            raise ValueError(
-                "path `%s`: component `%s` ends in a dot or space, which not every device keeps" % (path, name)
-            )
-    # FAT, which many boards use, ignores case.
-    if names[0].lower() == _RESERVED:
-        raise ValueError("path `%s` is inside `%s`, which belongs to the agent" % (path, _RESERVED))
+def kind(path):
+    """What stands at `path`: NONE, FILE (and all that is no folder) or DIRECTORY."""
+    try:
+        return DIRECTORY if os.stat(path)[0] & 0x4000 else FILE
+    except OSError as error:
+        if error.args[0] in (_ENOENT, _ENOTDIR):
+            return NONE
+        raise
+
+
+def staged_name(digest, copy=0):
+    """Where a staged file is, below the root."""
+    return STAGING + "/" + digest + ("-%d" % copy if copy else "")
+
+
+def is_staged(root, digest):
+    """Whether a file with these bytes is in staging."""
+    return kind(root + staged_name(digest)) == FILE
+
+
+def free(root):
+    """Free space in bytes."""
+    found = os.statvfs(root or "/")
+    return found[1] * found[4]
+
+
+def records(path):
+    """The objects in the lines of a file."""
+    with open(path, "rb") as file:
+        while True:
+            line = file.readline()
+            if not line:
+                return
+            yield json.loads(line)
+
+
+def installed(root):
+    """The lines of what is installed, without the header."""
+    if kind(root + INSTALLED) == FILE:
+        for line in records(root + INSTALLED):
+            if "format" not in line:
+                yield line
+
+
+def intact(root, entry):
+    """Whether the device has all files of a wheel, unchanged."""
+    known = False
+    good = True
+    for line in installed(root):
+        if line.get("wheel") == entry["name"]:
+            if "version" in line:
+                known = line["digest"] == entry["pkg_sha256"]
+            elif known and good:
+                good = digest(root + "/" + line["file"]) == line["digest"]
+    return known and good
+
+
+def names(path):
+    """The names in a folder of ours, a few at a time: what is removed meanwhile must not confuse the file system."""
+    last = ""
+    while True:
+        some = []
+        for entry in os.ilistdir(path):
+            if entry[0] > last:
+                some.append(entry[0])
+                if len(some) > 16:
+                    some.sort()
+                    some.pop()
+        some.sort()
+        for name in some:
+            yield name
+        if len(some) < 16:
+            return
+        last = some[-1]
+
+
+def topic(entry):
+    """Where the package of a wheel or src entry is retained."""
+    if entry["type"] == "wheel":
+        return "mpypi/packages/wheel/" + entry["pkg_sha256"]
+    return "mpypi/packages/src/%s/%s" % (entry["path"], entry["pkg_sha256"])
 
 
 def parents(path):
@@ -65,7 +123,8 @@ def hexlify(data):
 
 def is_digest(name):
     """Whether a text is a SHA-256 in lower case."""
-    return len(name) == 64 and all(c in "0123456789abcdef" for c in name)
+    data = name.encode()
+    return len(data) == 64 and not data.strip(b"0123456789abcdef")
 
 
 def digest(path):

@@ -6,16 +6,15 @@ import sys
 import time
 
 from . import __version__
-from .store import Store
+from .files import free, installed
 
 
 async def run(agent):
-    store = Store(agent.root)
     line = agent.line
-    free = store.free()
+    room = free(agent.root)
     await line.publish(agent.topics[1] + "online", b"1")
-    size = sum([len(piece) for piece in _info(agent, store, free)])
-    await line.publish(agent.topics[1] + "info", (size, _info(agent, store, free)))
+    size = sum([len(piece) for piece in _info(agent, room)])
+    await line.publish(agent.topics[1] + "info", (size, _info(agent, room)))
     if not agent.since:
         # The connection is new.
         agent.since = time.ticks_ms() or 1
@@ -28,7 +27,7 @@ async def run(agent):
     return "listen"
 
 
-def _info(agent, store, free):
+def _info(agent, room):
     here = sys.implementation
     machine = getattr(here, "_machine", sys.platform)
     if hasattr(os, "uname"):
@@ -36,11 +35,12 @@ def _info(agent, store, free):
     text = '{"uname":{"sysname":%s,"machine":%s,"version":%s},"versions":{'
     yield (text % (json.dumps(sys.platform), json.dumps(machine), json.dumps(sys.version))).encode()
     comma = ""
-    for name, version in store.versions():
-        yield (comma + json.dumps(name) + ":" + json.dumps(version)).encode()
-        comma = ","
+    for record in installed(agent.root):
+        if "version" in record:
+            yield (comma + json.dumps(record["wheel"]) + ":" + json.dumps(record["version"])).encode()
+            comma = ","
     text = '},"channel":"%s","agent":"mpypi/%s","runtime":"micropython-%d.%d"'
     yield (text % (agent.channel, __version__, here.version[0], here.version[1])).encode()
     if hasattr(here, "_mpy"):
         yield b',"mpy":%d' % here._mpy
-    yield b',"free":%d}' % free
+    yield b',"free":%d}' % room

@@ -1,65 +1,53 @@
-"""Takes update lists in and judges them: the rules of agent-sim/src/accept.rs, and `judge` of its update.rs."""
+"""Judges an update list: the rules of agent-sim/src/accept.rs, and `judge` of its update.rs."""
 
-import binascii
-import hashlib
 import json
 import os
 import time
 
-from . import limits
+from micropython import const
+
 from .agent import Job, tidy
 from .refusal import Refused
 
 # A clock that says less was never set.
-_YEAR = 2024
+_YEAR = const(2024)
 
 
 async def run(agent):
-    line = agent.line
-    list_path = agent.folder + "list.json"
-    if agent.queued and not agent.confirming and agent.arrived is None:
+    if agent.arrived is None:
+        # One that came while a release was being confirmed.
         digest, agent.queued = agent.queued, None
         if agent.head.get("list") == digest:
             return "greet"
-        path, is_cmd = list_path, False
+        from . import arrive
+
+        path = agent.folder + "list.json"
+        summary, is_cmd = arrive.read(agent.folder, path), False
+        del arrive
     else:
-        is_cmd, agent.arrived = agent.arrived, None
-        if line.left > limits.LIST:
-            text = "a list of %d bytes is larger than %d" % (line.left, limits.LIST)
-            _refuse(agent, Refused("bad-list", text), None, None)
-            return "listen"
-        arrival = _Arrival(agent.folder)
-        try:
-            while True:
-                piece = await line.piece()
-                if not piece:
-                    break
-                arrival.write(piece)
-            path = arrival.finish()
-        finally:
-            arrival.close()
-        digest = binascii.hexlify(arrival.digest.digest()).decode()
-        arrival = None
+        summary, path, digest, is_cmd = agent.arrived
+        agent.arrived = None
+    tidy()
     seen = None
     try:
-        summary = _read(path)
+        if isinstance(summary, Refused):
+            raise summary
         if is_cmd:
-            for order in summary.orders:
+            for order in summary["orders"]:
                 if await _order(agent, order):
                     return "leave"
             # Orders alone are no list: nothing is to be removed because of them.
-            if not summary.release and not summary.packages:
+            if not summary["release"] and not summary["packages"]:
                 return "listen"
         if agent.confirming:
             # To be judged when that is over.
-            if path != list_path:
-                os.rename(path, list_path)
+            _accept(agent, path)
             agent.queued = digest
             return "listen"
         seen = {"channel": agent.channel, "list": digest}
-        if summary.release:
+        if summary["release"]:
             for key in ("sequence", "version"):
-                seen[key] = summary.release[key]
+                seen[key] = summary["release"][key]
         if agent.keys:
             _check_signature(agent, path)
         return _judge(agent, summary, seen, path)
@@ -70,17 +58,11 @@ async def run(agent):
         return "listen"
 
 
-def _read(path):
-    from . import lists, tags
-
-    try:
-        summary = lists.check(path, tags.rank)
-        if summary.unfit:
-            summary.unfit["best"] = tags.best()
-        return summary
-    finally:
-        del lists, tags
-        tidy()
+def _accept(agent, path):
+    # First what was written down of it: if the list is there, so is that.
+    os.rename(agent.folder + "list.next", agent.folder + "list.jsonl")
+    if not path.endswith("list.json"):
+        os.rename(path, agent.folder + "list.json")
 
 
 def _check_signature(agent, path):
@@ -135,7 +117,7 @@ def _judge(agent, summary, seen, path):
     if agent.job and agent.job.seen["list"] == digest:
         return "listen"
     agent.abandon()
-    if not summary.release and not summary.packages and "list" not in store.head:
+    if not summary["release"] and not summary["packages"] and "list" not in store.head:
         # What a channel that nobody published to answers.
         agent.rest()
         return "listen"
@@ -151,40 +133,19 @@ def _judge(agent, summary, seen, path):
         agent.rest_on_refused(seen)
         return "listen"
     agent.recheck = False
-    for text in summary.skipped:
+    for text in summary["skipped"]:
         agent.tell("skipping " + text)
-    list_path = agent.folder + "list.json"
-    if path != list_path:
-        os.rename(path, list_path)
-    del store
-    _note(agent, summary, list_path)
-    _store(agent).remember(seen)
+    _accept(agent, path)
+    store.remember(seen)
     agent.done = 0
     agent.job = Job(seen)
     return "survey"
 
 
-def _note(agent, summary, path):
-    """Writes down what this device takes of the list, so that reading it takes no judge."""
-    from . import lists
-
-    try:
-        with open(agent.folder + "list.jsonl", "wb") as file:
-            number = 0
-            for entry in lists.read(path):
-                if number >> 3 < len(summary.ours) and summary.ours[number >> 3] & 1 << (number & 7):
-                    file.write((json.dumps(entry) + "\n").encode())
-                number += 1
-            file.flush()
-    finally:
-        del lists
-        tidy()
-
-
 def _check(agent, summary, found, seen):
     """Whether to believe a list."""
     highest = seen.get("sequence") if seen.get("channel") == agent.channel else None
-    release = summary.release
+    release = summary["release"]
     sequence = found.get("sequence")
     if release and release["channel"] != agent.channel:
         text = "this list is for channel `%s`, this device follows `%s`"
@@ -203,10 +164,10 @@ def _check(agent, summary, found, seen):
         if release["expires"][:19] <= now:
             text = "sequence %d expired at %s, it is %sZ"
             raise Refused("expired", text % (sequence, release["expires"], now))
-    if summary.unfit:
-        wheel = summary.unfit
+    if summary["unfit"]:
+        wheel = summary["unfit"]
         text = "wheel `%s` is for `%s`; this device is `%s`"
-        raise Refused("no-fit", text % (wheel["name"], wheel.get("tag"), wheel["best"]))
+        raise Refused("no-fit", text % (wheel["name"], wheel.get("tag"), summary["device"]))
 
 
 def _refuse(agent, refused, seen, digest):
@@ -215,44 +176,3 @@ def _refuse(agent, refused, seen, digest):
     if not agent.job and not agent.confirming:
         agent.show("failed", seen or {"list": digest})
         agent.fail(refused)
-
-
-class _Arrival:
-    """A list that arrives. It is written only where it differs from the one that is there, to spare the flash."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.size = 0
-        self.digest = hashlib.sha256()
-        self.part = self.same = None
-        try:
-            self.same = open(folder + "list.json", "rb")
-        except OSError:
-            self._differ()
-
-    def write(self, piece):
-        self.digest.update(piece)
-        if not self.part and self.same.read(len(piece)) != piece:
-            self._differ()
-        if self.part:
-            self.part.write(piece)
-        self.size += len(piece)
-
-    def _differ(self):
-        self.part = open(self.folder + "list.part", "wb")
-        if self.same:
-            self.same.seek(0)
-            for at in range(0, self.size, limits.PIECE):
-                self.part.write(self.same.read(min(limits.PIECE, self.size - at)))
-
-    def finish(self):
-        """All of it has come: where it is."""
-        if not self.part and self.same.read(1):
-            self._differ()
-        self.close()
-        return self.folder + ("list.part" if self.part else "list.json")
-
-    def close(self):
-        for file in (self.part, self.same):
-            if file:
-                file.close()

@@ -1,16 +1,11 @@
 """Says goodbye; restarts the device if that is why."""
 
-from .mqtt import Lost
-
 
 async def run(agent):
-    line = agent.line
-    if line.socket:
-        try:
-            await agent.report()
-        except Lost:
-            pass
-        await line.leave(agent.topics[1] + "online")
+    await agent.try_report()
+    if agent.line:
+        await agent.line.leave(agent.topics[1] + "online")
+        agent.hang_up()
     if not agent.restarting:
         return None
     if agent.restart:

@@ -10,8 +10,6 @@ PIECE = const(1024)
 
 # Largest update list, in bytes.
 LIST = const(1048576)
-# Most entries in one update list.
-LIST_ENTRIES = const(16384)
 # Largest package, in bytes.
 PACKAGE = const(8388608)
 # Longest path of a file on a device, in bytes of UTF-8.
@@ -29,9 +27,6 @@ WHEEL_TEXT = const(1048576)
 LINE = const(2048)
 # Most bytes a wheel may unpack to: a bomb is refused here, whatever its headers say.
 WHEEL_UNPACKED = const(33554432)
-# How often a release may boot without being confirmed, and a committed install may fail to complete, before it is
-# rolled back.
-UNCONFIRMED_BOOTS = const(3)
 # Longest `error` of a state message, in bytes.
 ERROR_TEXT = const(500)
 # Room for the records to come, taken before the commit, in bytes: a flash that is full by then cannot keep a
@@ -94,3 +89,5 @@ PROGRESS = const(500)
 LOOK = const(1000)
 # With more free memory than this, in bytes, modules that are not needed for a while are kept nevertheless.
 PLENTY = const(98304)
+# With less free memory than this, in bytes, the connection is ended before a release is unpacked.
+ROOM = const(32768)

@@ -3,8 +3,9 @@
 import time
 
 from . import limits
-from .mqtt import PUBLISH, SUBACK, Lost
-from .refusal import Refused, missing_package
+from .files import topic as package_topic
+from .mqtt import PUBLISH, SUBACK
+from .refusal import Lost, Refused, missing_package
 
 
 async def run(agent):
@@ -21,7 +22,7 @@ async def run(agent):
                     job.tries += 1
                     return "survey"
             elif not await _fetch(agent, job, now):
-                return "install"
+                return "gather"
         while agent.lines:
             await line.publish(agent.topics[1] + "log", agent.lines.pop(0).encode(), False, 0)
         await agent.report()
@@ -41,7 +42,7 @@ async def run(agent):
                 agent.listed = agent.listed or not is_cmd
                 if line.left:
                     agent.arrived = is_cmd
-                    return "judge"
+                    return "arrive"
                 agent.tell("there is no list any more; nothing changes")
             elif job and topic in job.open and line.left:
                 await _package(agent, job, topic)
@@ -72,14 +73,25 @@ def _granted(agent):
                 agent.fail(refused)
 
 
+def _needed(entries, needs):
+    number = 0
+    for entry in entries:
+        if needs[number >> 3] & 1 << (number & 7):
+            yield entry
+        number += 1
+
+
 async def _fetch(agent, job, now):
     """Asks for packages up to the window; says whether any are still awaited."""
     topics = []
+    if job.needs is not None:
+        job.cursor = _needed(agent.entries(), job.needs)
+        job.needs = None
     while job.cursor and len(job.open) < limits.WINDOW:
         found = next(job.cursor, None)
         if found:
-            job.open[found[0]] = found[1]
-            topics.append(found[0])
+            topics.append(package_topic(found))
+            job.open[topics[-1]] = found
         else:
             job.cursor = None
     if topics:
@@ -91,12 +103,12 @@ async def _fetch(agent, job, now):
 
 
 async def _package(agent, job, topic):
-    from .store import Store
+    from .incoming import Incoming
 
     line = agent.line
     entry = job.open[topic]
     before = agent.done, agent.total
-    incoming = Store(agent.root).receive(entry)
+    incoming = Incoming(agent.root, entry)
     try:
         while True:
             piece = await line.piece()

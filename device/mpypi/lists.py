@@ -9,8 +9,10 @@ An entry is a dict of what this agent knows of it; other keys are skipped. Diffe
 
 import hashlib
 
+from micropython import const
+
 from . import limits
-from .files import check_path
+from .paths import channel_problem, check_path, consists, has_control, is_digest, normalized
 from .refusal import Refused
 
 _KEYS = {
@@ -23,22 +25,11 @@ _KEYS = {
 _OPTIONAL = ("created", "expires", "size", "tag", "target")
 # What a key's value is when it is no text and no number.
 _OTHER = object()
-_HASH = 6  # bytes of a name's digest that stand for it
+_HASH = const(6)  # bytes of a name's digest that stand for it
 
 
 def bad(problem):
     return Refused("bad-list", problem)
-
-
-def normalized(name):
-    """A package's name as its dist-info folder has it."""
-    text = ""
-    for char in name.lower():
-        if char not in "-_.":
-            text += char
-        elif not text.endswith("_"):
-            text += "_"
-    return text
 
 
 class _Json:
@@ -308,63 +299,41 @@ def _problem(kind, key, value):
             check_path(value)
         except ValueError as error:
             return str(error)
-        for char in "+#":
-            if char in value:
-                return "path `%s` has the character '%s', which no MQTT topic can carry" % (value, char)
+        if "+" in value or "#" in value:
+            return "path `%s` has a character which no MQTT topic can carry" % value
         return None
     if key == "channel":
         return channel_problem(value)
     if key == "pkg_sha256":
-        if len(value) == 64:
-            for digit in value:
-                if digit not in "0123456789abcdef":
-                    break
-            else:
-                return None
+        if is_digest(value):
+            return None
         return "a digest is 64 lowercase hexadecimal digits, not `%s`" % value[:80]
     if key in ("created", "expires"):
         return None if _is_time(value) else "`%s` is no time in UTC such as `2026-11-20T10:00:00Z`" % value[:40]
-    if not 0 < len(value.encode()) <= limits.TEXT:
+    data = value.encode()
+    if not 0 < len(data) <= limits.TEXT:
         return "a text should have 1 to %d bytes" % limits.TEXT
-    for char in value:
-        if ord(char) < 32 or 127 <= ord(char) < 160:
-            return "a control character does not belong here"
+    if has_control(data):
+        return "a control character does not belong here"
     if kind == "wheel" and key == "name":
-        if not _consists(value, "._-") or not _consists(value[0] + value[-1], ""):
+        if not consists(data, b"._-") or not consists(data[:1] + data[-1:], b""):
             return "`%s` is no package name: use letters, digits, `.`, `_` and `-`" % value
-    elif kind == "wheel" and key == "version" and not _consists(value, "._-+!"):
+    elif kind == "wheel" and key == "version" and not consists(data, b"._-+!"):
         return "`%s` is no version: use letters, digits, `.`, `_`, `-`, `+` and `!`" % value
     return None
 
 
-def _consists(text, more):
-    """Whether `text` has only ASCII letters and digits, and `more`."""
-    for char in text:
-        if not ("a" <= char <= "z" or "A" <= char <= "Z" or "0" <= char <= "9" or char in more):
-            return False
-    return True
-
-
-def channel_problem(name):
-    if 0 < len(name) <= limits.CHANNEL_NAME and _consists(name, "._-") and _consists(name[0], ""):
-        return None
-    return "`%s` is no channel name: use letters, digits, `.`, `_` and `-`, a letter or digit first" % name[:80]
-
-
 def _is_time(text):
-    if len(text) < 20 or text[-1] != "Z":
+    data = text.encode()
+    if len(data) < 20 or data[-1] != 90:
         return False
-    for at in range(19):
-        form, char = "0000-00-00T00:00:00"[at], text[at]
-        if not ("0" <= char <= "9" if form == "0" else char == form):
+    for at in range(len(data) - 1):
+        # The form, then a fraction.
+        form = b"0000-00-00T00:00:00."[at] if at < 20 else 48
+        if not (48 <= data[at] <= 57 if form == 48 else data[at] == form):
             return False
-    fraction = text[19:-1]
-    if fraction:
-        if fraction[0] != "." or not 2 <= len(fraction) <= 10:
-            return False
-        for char in fraction[1:]:
-            if not "0" <= char <= "9":
-                return False
+    if len(data) == 21 or len(data) > 30:
+        return False
     year, month, day = int(text[:4]), int(text[5:7]), int(text[8:10])
     days = 28 if month == 2 else 30 if month in (4, 6, 9, 11) else 31
     if month == 2 and year % 4 == 0 and (year % 100 or year % 400 == 0):
@@ -381,18 +350,6 @@ def _is_time(text):
 _ALL = set(["type"])
 for _keys in _KEYS.values():
     _ALL.update(_keys)
-
-
-class Summary:
-    """What a whole list says."""
-
-    def __init__(self):
-        self.release = None  # the entry
-        self.packages = False  # whether it names any
-        self.orders = []  # `check`, `rollback`, `restart`, in order
-        self.ours = bytearray()  # bit n: entry n is a wheel or file that this device takes
-        self.unfit = None  # a wheel, if no wheel of its name suits this device
-        self.skipped = []  # for people
 
 
 def _hashed(kind, name):
@@ -412,17 +369,24 @@ def check(path, rank):
 
     `rank(tag)` says how well a wheel with that tag suits this device: 0 not at all; of several wheels of one name, the
     first of the highest rank is taken.
+
+    -> `release`: its entry; `packages`: whether the list names any; `orders`: `check`, `rollback`, `restart`, in order;
+    `ours`: a bitmap of the entries that are wheels and files for this device; `unfit`: a wheel, if none of its name suits
+    this device; `skipped`: what is not for this agent, for people
     """
-    summary = Summary()
     names = bytearray()  # of everything that may be there once, hashed
     wheels = bytearray()  # rows of a name, hashed; the index of the wheel chosen, and its rank
     row = _HASH + 3
-    signed = folders = False
+    ours = bytearray()
+    release = None
+    orders = []
+    skipped = []
+    packages = signed = folders = False
     index = -1
     for entry in read(path):
         index += 1
         if not index & 7:
-            summary.ours.append(0)
+            ours.append(0)
         kind = entry["type"]
         name = None
         if signed:
@@ -430,11 +394,11 @@ def check(path, rank):
         if kind == "release":
             if index:
                 raise bad("entry %d: a release comes first, once" % index)
-            summary.release = entry
+            release = entry
         elif kind == "src":
             name = entry["path"]
             folders = folders or "/" in name
-            summary.ours[-1] |= 1 << (index & 7)
+            ours[-1] |= 1 << (index & 7)
         elif kind == "wheel":
             name = normalized(entry["name"])
             key = _hashed("", name)
@@ -447,16 +411,16 @@ def check(path, rank):
                 wheels[at + _HASH : at + row] = bytes([index >> 8, index & 255, good])
         elif kind == "firmware":
             name = entry["name"]
-            summary.packages = True
-            summary.skipped.append("firmware `%s %s`" % (name, entry["version"]))
+            if len(skipped) < 4:
+                skipped.append("firmware `%s %s`" % (name, entry["version"]))
         elif kind == "signature":
             signed = True
         elif kind in ("check", "rollback", "restart"):
-            summary.orders.append(kind)
-        elif len(summary.skipped) < 4:
-            summary.skipped.append("an entry of unknown type `%s`" % kind[:40])
+            orders.append(kind)
+        elif len(skipped) < 4:
+            skipped.append("an entry of unknown type `%s`" % kind[:40])
         if name is not None:
-            summary.packages = True
+            packages = True
             tag = entry.get("tag") or entry.get("target")
             if tag:
                 name += " (" + tag + ")"
@@ -464,23 +428,29 @@ def check(path, rank):
             if _find(names, key, _HASH) >= 0:
                 raise bad("entry %d (`%s`): `%s` is in the list twice" % (index, kind, name))
             names.extend(key)
-    unfit = None
+    unfit = hashed = None
     for at in range(0, len(wheels), row):
         if wheels[at + row - 1]:
             index = wheels[at + _HASH] << 8 | wheels[at + _HASH + 1]
-            summary.ours[index >> 3] |= 1 << (index & 7)
-        elif unfit is None:
-            unfit = bytes(wheels[at : at + _HASH])
-    if folders or unfit:
+            ours[index >> 3] |= 1 << (index & 7)
+        elif hashed is None:
+            hashed = bytes(wheels[at : at + _HASH])
+    if folders or hashed:
         index = -1
         for entry in read(path):
             index += 1
             if entry["type"] == "src":
                 _check_folders(index, entry["path"], names)
-            elif entry["type"] == "wheel" and unfit == _hashed("", normalized(entry["name"])):
-                summary.unfit = entry
-                unfit = None
-    return summary
+            elif entry["type"] == "wheel" and not unfit and hashed == _hashed("", normalized(entry["name"])):
+                unfit = entry
+    return {
+        "release": release,
+        "packages": packages,
+        "orders": orders,
+        "ours": ours,
+        "unfit": unfit,
+        "skipped": skipped,
+    }
 
 
 def _check_folders(index, path, names):

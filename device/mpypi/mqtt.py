@@ -4,8 +4,7 @@ A message is read in pieces of at most `limits.PIECE` bytes into one buffer that
 larger than the memory. Every wait has a limit. Whatever the broker sends that MQTT does not allow, or that is
 beyond a limit, ends the connection with `Lost`; so does every error of the connection itself.
 
-All of it is coroutines. Under asyncio they yield while they wait; given the blocking `nap` below they never do, and
-`drive` runs them to their end.
+All of it is coroutines. Under asyncio they yield while they wait; given the `nap` of `blocking` they never do.
 
 Numbers in [] are the requirements of the MQTT 3.1.1 specification that a line is about.
 """
@@ -15,6 +14,7 @@ import time
 from micropython import const
 
 from . import limits
+from .refusal import Lost
 
 CONNACK = const(2)
 PUBLISH = const(3)
@@ -27,33 +27,15 @@ _PING = b"\xc0\x00"
 _AGAIN = (11, 35)  # EAGAIN here and there
 
 
-class Lost(Exception):
-    """There is no connection, or none any more. The first argument says why, a second one what may help."""
-
-
-async def nap(ms):
-    """Waits without giving way: what makes the coroutines of this module block."""
-    time.sleep_ms(ms)
-
-
-def drive(task):
-    """Runs a coroutine that never yields, and returns what it returns."""
-    try:
-        while True:
-            task.send(None)
-    except StopIteration as end:
-        return end.value
-
-
 class Line:
     """One connection to a broker; after `Lost` or `close` it can be opened again."""
 
-    def __init__(self, nap=nap):
+    def __init__(self, nap, view):
         self.nap = nap
         self.socket = None
-        self._view = memoryview(bytearray(limits.PIECE))
-        self._head = bytearray(4)
-        self._filled = 0  # of the packet being written
+        self.view = view  # of `limits.PIECE` bytes, for whatever comes and goes
+        self.head = bytearray(4)
+        self.filled = 0  # of the packet being written
         self._last_id = 0
         self.unacknowledged = 0  # messages of ours
         self.left = 0  # what is still to be read of the packet
@@ -74,7 +56,7 @@ class Line:
         """Closes without a word; nothing happens if it is closed."""
         sock = self.socket
         self.socket = None
-        self.left = self._filled = 0
+        self.left = self.filled = 0
         if sock:
             try:
                 sock.close()
@@ -102,8 +84,8 @@ class Line:
         """
         if self.left:
             await self.skip()
-        head = memoryview(self._head)
-        if not await self._fill(head[:1], wait, False):
+        head = memoryview(self.head)
+        if not await self.fill(head[:1], wait, False):
             return 0
         kind, flags = head[0] >> 4, head[0] & 15
         left = await self._remaining()
@@ -115,19 +97,19 @@ class Line:
         least, most = sizes.get(kind, (1, 0))
         if flags or not least <= left <= most:
             raise self.lost("the broker sent a packet that MQTT does not know, or that is no client's")
-        await self._fill(self._view[:left], limits.READ)
+        await self.fill(self.view[:left], limits.READ)
         if kind == PUBACK:
             self.unacknowledged = max(0, self.unacknowledged - 1)
         else:
-            self.answer = bytes(self._view[:left])
+            self.answer = bytes(self.view[:left])
         return kind
 
     async def _remaining(self):
         """The length of what follows. [MQTT-2.2.3]: at most four bytes."""
-        byte = memoryview(self._head)[1:2]
+        byte = memoryview(self.head)[1:2]
         left = shift = 0
         while True:
-            await self._fill(byte, limits.READ)
+            await self.fill(byte, limits.READ)
             left |= (byte[0] & 0x7F) << shift
             shift += 7
             if not byte[0] & 0x80:
@@ -143,40 +125,40 @@ class Line:
         # Nothing is subscribed to at QoS 2.
         if qos > 1:
             raise self.lost("the broker sent a message at QoS %d" % qos)
-        short = memoryview(self._head)[2:4]
+        short = memoryview(self.head)[2:4]
         if left < 2:
             raise self.lost("the broker sent a message without a topic")
-        await self._fill(short, limits.READ)
+        await self.fill(short, limits.READ)
         size = short[0] << 8 | short[1]
         left -= 2 + size + 2 * qos
         if left < 0 or not 0 < size <= limits.TOPIC:
             raise self.lost("the broker sent a message with a topic that is none")
-        await self._fill(self._view[:size], limits.READ)
+        await self.fill(self.view[:size], limits.READ)
         try:
-            self.topic = str(self._view[:size], "utf-8")
+            self.topic = str(self.view[:size], "utf-8")
         except UnicodeError:
             raise self.lost("the broker sent a topic that is not UTF-8")
         self._acknowledge = 0
         if qos:
-            await self._fill(short, limits.READ)
+            await self.fill(short, limits.READ)
             self._acknowledge = short[0] << 8 | short[1]
             if not self._acknowledge:
                 raise self.lost("the broker sent a message at QoS 1 without a number")
         self.retained = bool(flags & 1)
         self.left = left
         if not left:
-            await self._done()
+            await self.done()
 
     async def piece(self):
         """The next piece of the message: a view that is good until the line is used again; empty at the end."""
         size = min(self.left, limits.PIECE)
-        view = self._view[:size]
+        view = self.view[:size]
         if size:
             await self.nap(0)
-            await self._fill(view, limits.READ)
+            await self.fill(view, limits.READ)
             self.left -= size
             if not self.left:
-                await self._done()
+                await self.done()
         return view
 
     async def skip(self):
@@ -184,13 +166,13 @@ class Line:
         while self.left:
             await self.piece()
 
-    async def _done(self):
+    async def done(self):
         if self._acknowledge:
             # Not through the buffer: the last piece is in it.
-            await self._write(bytes([0x40, 2, self._acknowledge >> 8, self._acknowledge & 0xFF]), limits.WRITE)
+            await self.write(bytes([0x40, 2, self._acknowledge >> 8, self._acknowledge & 0xFF]), limits.WRITE)
             self._acknowledge = 0
 
-    async def _fill(self, view, wait, needed=True):
+    async def fill(self, view, wait, needed=True):
         """Reads until `view` is full. Says whether it is; it must be, within `wait` ms, if it is `needed` or begun."""
         at, size, pause = 0, len(view), 1
         since = time.ticks_ms()
@@ -231,12 +213,12 @@ class Line:
                 raise self.lost("the broker did not answer a ping")
         elif time.ticks_diff(now, self._said) > limits.KEEP_ALIVE * 500:
             self._pinged = now
-            await self._write(_PING, limits.WRITE)
+            await self.write(_PING, limits.WRITE)
 
     # Writing: a packet is put together in the buffer, and written whenever that is full.
 
     def begin(self, first, size):
-        view, at = self._view, 1
+        view, at = self.view, 1
         view[0] = first
         while True:
             view[at] = size & 0x7F | (0x80 if size > 0x7F else 0)
@@ -244,16 +226,16 @@ class Line:
             size >>= 7
             if not size:
                 break
-        self._filled = at
+        self.filled = at
 
     async def put(self, data):
         at, size = 0, len(data)
         while at < size:
-            if self._filled == limits.PIECE:
+            if self.filled == limits.PIECE:
                 await self.send()
-            part = min(size - at, limits.PIECE - self._filled)
-            self._view[self._filled : self._filled + part] = data[at : at + part]
-            self._filled += part
+            part = min(size - at, limits.PIECE - self.filled)
+            self.view[self.filled : self.filled + part] = data[at : at + part]
+            self.filled += part
             at += part
 
     async def put_text(self, text):
@@ -261,10 +243,10 @@ class Line:
         await self.put(text)
 
     async def send(self, wait=limits.WRITE):
-        size, self._filled = self._filled, 0
-        await self._write(self._view[:size], wait)
+        size, self.filled = self.filled, 0
+        await self.write(self.view[:size], wait)
 
-    async def _write(self, data, wait):
+    async def write(self, data, wait):
         at, size, pause = 0, len(data), 1
         since = time.ticks_ms()
         while at < size:
@@ -337,7 +319,7 @@ class Line:
                 wait = limits.GOODBYE - time.ticks_diff(time.ticks_ms(), since)
                 if wait <= 0 or not await self.next(wait):
                     break
-            await self._write(b"\xe0\x00", limits.GOODBYE)
+            await self.write(b"\xe0\x00", limits.GOODBYE)
         except Lost:
             pass  # The broker notices by itself.
         self.close()

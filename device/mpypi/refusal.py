@@ -1,10 +1,12 @@
 """Why a list or a release is not applied, and what follows: the words and texts of agent-sim/src/refusal.rs."""
 
+from micropython import const
+
 from . import limits
 
 # What may work later: it is tried again a few times, then at the next list or connection.
 _RETRY = ("missing-package", "connection", "not-allowed", "no-space", "no-memory", "storage")
-_ENOSPC = 28
+_ENOSPC = const(28)
 
 
 class Refused(Exception):
@@ -41,3 +43,7 @@ def of_flash(error):
 
 def missing_package(topic):
     return Refused("missing-package", "the broker has no `%s`" % topic)
+
+
+class Lost(Exception):
+    """There is no connection, or none any more. The first argument says why, a second one what may help."""

@@ -8,6 +8,7 @@ from .store import Store
 async def run(agent):
     store = Store(agent.root)
     kind, seen = store.boot()
+    agent.root = store.root
     agent.folder = store.root + "/.mpypi/"
     agent.head = store.head
     if kind == "restart":

@@ -3,6 +3,7 @@
 import sys
 
 from . import limits
+from .paths import consists
 
 _ARCHITECTURES = (
     "x86 x64 armv6 armv6m armv7m armv7em armv7emsp armv7emdp xtensa xtensawin rv32imc rv64imc".split(" ")
@@ -11,10 +12,10 @@ _ARCHITECTURES = (
 
 def platform(name):
     """How a tag spells a platform."""
-    text = ""
-    for char in name:
-        text += char.lower() if "a" <= char.lower() <= "z" or "0" <= char <= "9" else "_"
-    return text
+    text = b""
+    for byte in name.lower().encode():
+        text += bytes([byte]) if consists(bytes([byte]), b"") else b"_"
+    return text.decode()
 
 
 def rank(tag, mpy=getattr(sys.implementation, "_mpy", None), here=platform(sys.platform)):
@@ -29,11 +30,8 @@ def rank(tag, mpy=getattr(sys.implementation, "_mpy", None), here=platform(sys.p
         return 0
     for part in parts:
         for name in part.split("."):
-            if not name:
+            if not name or not consists(name.encode(), b"_"):
                 return 0
-            for char in name:
-                if not ("a" <= char.lower() <= "z" or "0" <= char <= "9" or char == "_"):
-                    return 0
     best = 0
     for python in parts[0].split("."):
         for abi in parts[1].split("."):
@@ -76,7 +74,4 @@ def _code(python, abi, mpy):
 
 
 def _number(text):
-    for char in text:
-        if not "0" <= char <= "9":
-            return None
-    return int(text) if text else None
+    return int(text) if text and not text.strip("0123456789") else None

@@ -4,54 +4,62 @@ holds all."""
 import json
 import os
 
-from .boot import FILE, kind
+from .files import FILE, STAGING, kind
+
+# Where they are for the release under way.
+TAPES = STAGING + "/files-"
 
 
 class Tapes:
     """Lines as in `installed.jsonl`, sorted by path, then by wheel. Its four files begin with `prefix`."""
 
-    def __init__(self, prefix):
-        self._names = [prefix + "%d.part" % n for n in range(4)]
-        self._out = self._open()
-        self._at = 0
-        self._last = None
+    def __init__(self, prefix, state=None):
+        """Empty tapes; or, given what `pause` said, the same once more."""
+        self.names = [prefix + "%d.part" % n for n in range(4)]
+        self.at, self.last = state or (0, None)
+        self.out = self.open("ab" if state else "wb")
+
+    def pause(self):
+        """Closes the files. -> what it takes to go on"""
+        self.close()
+        return self.at, self.last
 
     def add(self, path, digest, wheel=None):
         """Adds a file of the release."""
         key = (path, wheel or "")
-        if self._last is not None and key < self._last:
-            self._at ^= 1
-        self._last = key
+        if self.last is not None and key < self.last:
+            self.at ^= 1
+        self.last = key
         text = '{"file":%s,"digest":"%s"' % (json.dumps(path), digest)
         if wheel is not None:
             text += ',"wheel":' + json.dumps(wheel)
-        self._out[self._at].write(text.encode() + b"}\n")
+        self.out[self.at].write(text.encode() + b"}\n")
 
     def sort(self):
         """-> the name of the file with all lines, sorted"""
         while True:
-            self._close()
-            first, second, third, fourth = self._names
+            self.close()
+            first, second, third, fourth = self.names
             if not os.stat(second)[6]:
                 return first
-            self._names = [third, fourth, first, second]
-            self._out = self._open()
+            self.names = [third, fourth, first, second]
+            self.out = self.open("wb")
             self._merge(_Run(first), _Run(second))
 
     def remove(self):
         """Removes the files."""
-        self._close()
-        for name in self._names:
+        self.close()
+        for name in self.names:
             if kind(name) == FILE:
                 os.remove(name)
 
-    def _open(self):
-        return [open(name, "wb") for name in self._names[:2]]
+    def open(self, mode):
+        return [open(name, mode) for name in self.names[:2]]
 
-    def _close(self):
-        for file in self._out:
+    def close(self):
+        for file in self.out:
             file.close()
-        self._out = ()
+        self.out = ()
 
     def _merge(self, one, other):
         at = 0
@@ -64,7 +72,7 @@ class Tapes:
                 best = b if a is None or b is not None and b.key < a.key else a
                 if best is None:
                     break
-                self._out[at].write(best.line)
+                self.out[at].write(best.line)
                 last = best.key
                 best.next()
             at ^= 1
@@ -72,13 +80,13 @@ class Tapes:
 
 class _Run:
     def __init__(self, name):
-        self._file = open(name, "rb")
+        self.file = open(name, "rb")
         self.next()
 
     def next(self):
-        self.line = self._file.readline()
+        self.line = self.file.readline()
         if self.line:
             record = json.loads(self.line)
             self.key = (record["file"], record.get("wheel", ""))
         else:
-            self._file.close()
+            self.file.close()

@@ -9,9 +9,11 @@ import hashlib
 import os
 import struct
 
+from micropython import const
+
 from . import limits
-from .boot import FILE, STAGING, kind
-from .files import Filter, check_path, hexlify, piece, write
+from .files import FILE, STAGING, Filter, hexlify, kind, piece, write
+from .paths import check_path, normalized
 from .refusal import Refused
 
 # Wheels are unpacked into this folder of the root.
@@ -19,15 +21,15 @@ ROOT = "lib"
 
 # Windows to unpack with, as powers of two. Our publisher writes members for which 4 KiB are enough; others get
 # up to deflate's 32 KiB if there is memory.
-_LEAST = 8
-_USUAL = 12
-_MOST = 15
+_LEAST = const(8)
+_USUAL = const(12)
+_MOST = const(15)
 
-_LOCAL = 0x04034B50
-_CENTRAL = 0x02014B50
+_LOCAL = const(0x04034B50)
+_CENTRAL = const(0x02014B50)
 _END = b"PK\5\6"
-_STORED = 0
-_DEFLATED = 8
+_STORED = const(0)
+_DEFLATED = const(8)
 _RECORD = b".dist-info/RECORD"
 
 
@@ -109,60 +111,49 @@ def _check_metadata(archive, member, entry):
         raise BadWheel(text % ("Version", version or "", entry["version"]))
 
 
-def normalized(name):
-    """A package's name as in its dist-info folder: lower case, runs of `-`, `_` and `.` made one `_`."""
-    normal = ""
-    for character in name:
-        if character not in "-_.":
-            normal += character.lower()
-        elif not normal.endswith("_"):
-            normal += "_"
-    return normal
-
-
 class Archive:
     """A zip archive in a file: stored and deflated members, found by the central directory."""
 
     def __init__(self, path):
-        self._head = bytearray(46)
-        self._file = open(path, "rb")
+        self.head = bytearray(46)
+        self.file = open(path, "rb")
         try:
             self._read_directory(os.stat(path)[6])
         except (BadWheel, OSError):
-            self._file.close()
+            self.file.close()
             raise
 
     def close(self):
-        self._file.close()
+        self.file.close()
 
     def _read_directory(self, size):
         end = self._find_end(size)
-        here, there, count, length, self._start = struct.unpack("<HHxxHII", self._read(end + 4, 16))
-        if here or there or self._start + length > end:
+        here, there, count, length, self.start = struct.unpack("<HHxxHII", self.read(end + 4, 16))
+        if here or there or self.start + length > end:
             raise _not_whole("its directory is not where it says")
         if count > limits.WHEEL_MEMBERS:
             raise BadWheel("%d members are more than %d" % (count, limits.WHEEL_MEMBERS))
-        self._count = count
-        self._rewind()
+        self.count = count
+        self.rewind()
         records = 0
         names = Filter()
         for index in range(count):
-            name = self._next(None)
+            name = self.next(None)
             if name.endswith(_RECORD) and b"/" not in name[: -len(_RECORD)] and len(name) > len(_RECORD):
                 records += 1
                 record = name
             # Of two members of one name, nobody can say which is meant.
             if names.note(hexlify(hashlib.sha256(name).digest())):
-                after, at = self._at, self._index
-                self._rewind()
+                after, at = self.at, self.index
+                self.rewind()
                 for _ in range(index):
-                    if self._next(name):
+                    if self.next(name):
                         raise BadWheel("two members have the same name")
-                self._at, self._index = after, at
+                self.at, self.index = after, at
         if records != 1:
             raise BadWheel("%d RECORD files instead of one" % records)
         self.record = _text(record)
-        self._rewind()
+        self.rewind()
 
     def _find_end(self, size):
         # The end record is the last 22 bytes, or stands before a comment of up to 64 KiB.
@@ -170,11 +161,11 @@ class Archive:
         least = max(0, end - 0xFFFF)
         while end >= least:
             start = max(least, end + 22 - len(piece))
-            data = bytes(self._read(start, min(end + 22, size) - start))
+            data = bytes(self.read(start, min(end + 22, size) - start))
             found = data.rfind(_END)
             while found >= 0:
                 at = start + found
-                if at + 22 <= size and struct.unpack("<H", self._read(at + 20, 2))[0] == size - at - 22:
+                if at + 22 <= size and struct.unpack("<H", self.read(at + 20, 2))[0] == size - at - 22:
                     return at
                 found = data.rfind(_END, 0, found)
             if start == least:
@@ -182,50 +173,50 @@ class Archive:
             end = start - 19
         raise _not_whole("it has no end")
 
-    def _read(self, at, length):
-        self._file.seek(at)
-        return self._more(length)
+    def read(self, at, length):
+        self.file.seek(at)
+        return self.more(length)
 
-    def _more(self, length):
+    def more(self, length):
         view = piece[:length]
-        if self._file.readinto(view) != length:
+        if self.file.readinto(view) != length:
             raise _not_whole("it ends early")
         return view
 
-    def _rewind(self):
-        self._at, self._index = self._start, 0
+    def rewind(self):
+        self.at, self.index = self.start, 0
 
-    def _next(self, wanted):
+    def next(self, wanted):
         # Reads the next member of the directory. Its name, or None if it is not the one wanted.
-        if self._index == self._count:
-            self._rewind()
-        self._index += 1
-        self._file.seek(self._at)
-        head = self._head
-        if self._file.readinto(head) != 46 or struct.unpack_from("<I", head)[0] != _CENTRAL:
+        if self.index == self.count:
+            self.rewind()
+        self.index += 1
+        self.file.seek(self.at)
+        head = self.head
+        if self.file.readinto(head) != 46 or struct.unpack_from("<I", head)[0] != _CENTRAL:
             raise _not_whole("its directory is damaged")
         length, extra, comment = struct.unpack_from("<HHH", head, 28)
-        self._at += 46 + length + extra + comment
+        self.at += 46 + length + extra + comment
         if length > limits.LINE:
             raise _not_whole("a name is too long")
         if wanted is not None and len(wanted) != length:
             return None
-        name = self._file.read(length)
+        name = self.file.read(length)
         return name if wanted is None or wanted == name else None
 
     def find(self, name):
         """Goes to a member. -> whether there is one of that name"""
         wanted = name.encode()
         # Members mostly stand in the order in which RECORD names them.
-        for _ in range(self._count):
-            if self._next(wanted):
+        for _ in range(self.count):
+            if self.next(wanted):
                 self.name = name
                 return True
         return False
 
     def windows(self):
         """The windows to try for the member, smallest first."""
-        size = struct.unpack_from("<I", self._head, 24)[0]
+        size = struct.unpack_from("<I", self.head, 24)[0]
         need = _LEAST
         while need < _MOST and size > 1 << need:
             need += 1
@@ -237,17 +228,17 @@ class Archive:
 
     def open(self, window):
         """The member's content, as a stream."""
-        flags, method = struct.unpack_from("<HH", self._head, 8)
-        at = struct.unpack_from("<I", self._head, 42)[0]
-        local, length, extra = struct.unpack("<I22xHH", self._read(at, 30))
+        flags, method = struct.unpack_from("<HH", self.head, 8)
+        at = struct.unpack_from("<I", self.head, 42)[0]
+        local, length, extra = struct.unpack("<I22xHH", self.read(at, 30))
         if local != _LOCAL:
             raise BadWheel("cannot unpack `%s`: it is not where the directory says" % self.name)
         if flags & 1 or method not in (_STORED, _DEFLATED):
             raise BadWheel("cannot unpack `%s`: it is neither stored nor deflated" % self.name)
-        self._file.seek(at + 30 + length + extra)
+        self.file.seek(at + 30 + length + extra)
         if method == _DEFLATED:
-            return _inflate(self._file, window)
-        return _Stored(self._file, struct.unpack_from("<I", self._head, 20)[0])
+            return _inflate(self.file, window)
+        return _Stored(self.file, struct.unpack_from("<I", self.head, 20)[0])
 
     def extract(self, part, digest, size, room):
         """Writes the member to the file `part`: `size` bytes if that is known, at most `room`, with `digest` if
@@ -260,7 +251,7 @@ class Archive:
             except BadWheel:
                 # Perhaps a larger window is all it needs.
                 _remove(part)
-                if not windows or struct.unpack_from("<H", self._head, 10)[0] == _STORED:
+                if not windows or struct.unpack_from("<H", self.head, 10)[0] == _STORED:
                     raise
             except MemoryError:
                 _remove(part)
@@ -300,7 +291,7 @@ class Archive:
         found = hexlify(hasher.digest())
         if digest is not None and found != digest:
             raise BadWheel("`%s` does not have the digest that RECORD says" % self.name)
-        if hasattr(binascii, "crc32") and crc & 0xFFFFFFFF != struct.unpack_from("<I", self._head, 16)[0]:
+        if hasattr(binascii, "crc32") and crc & 0xFFFFFFFF != struct.unpack_from("<I", self.head, 16)[0]:
             raise BadWheel("cannot unpack `%s`: its checksum is wrong" % self.name)
         return length, found
 
@@ -308,19 +299,19 @@ class Archive:
 class _Stored:
     # So many bytes of a file.
     def __init__(self, file, size):
-        self._file = file
-        self._left = size
+        self.file = file
+        self.left = size
 
     def readinto(self, view):
-        if self._left < len(view):
-            view = view[: self._left]
-        count = self._file.readinto(view) if self._left else 0
-        self._left -= count
+        if self.left < len(view):
+            view = view[: self.left]
+        count = self.file.readinto(view) if self.left else 0
+        self.left -= count
         return count
 
     def readline(self, most):
-        line = self._file.readline(min(most, self._left)) if self._left else b""
-        self._left -= len(line)
+        line = self.file.readline(min(most, self.left)) if self.left else b""
+        self.left -= len(line)
         return line
 
 
@@ -403,7 +394,7 @@ def _record_line(text):
         path, rest = text[:comma], text[comma + 1 :]
     comma = rest.index(",")
     digest, size = rest[:comma], rest[comma + 1 :]
-    if size and not all("0" <= character <= "9" for character in size):
+    if size.strip("0123456789"):
         raise ValueError
     size = int(size) if size else None
     if size is not None and size >> 64:

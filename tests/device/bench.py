@@ -8,7 +8,8 @@ import sys
 
 import vfs
 from mpypi import boot, files
-from mpypi.store import Store, needed_to_start
+from mpypi.commit import needed_to_start
+from mpypi.store import Store
 
 ENOSPC = 28
 # What the user put on the device.
