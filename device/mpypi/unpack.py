@@ -2,6 +2,7 @@
 
 import os
 
+from . import limits
 from .files import FILE, digest, is_staged, kind, staged_name, topic
 from .refusal import Refused, missing_package
 from .tape import TAPES, Tapes
@@ -25,8 +26,11 @@ def unpack(root, entries, tapes, packed):
 
 
 def _unpack(root, entry, tapes):
+    # Keeps a place free for what unpacking needs in one piece, while the module takes its many small ones.
+    place = bytearray(limits.INFLATE)
     from .wheel import unpack
 
+    place = None
     def have(path, wanted):
         return is_staged(root, wanted) or digest(root + "/" + path) == wanted
 
