@@ -35,6 +35,7 @@ pub(crate) fn redo(flash: &mut impl Flash, plan: &Plan) -> io::Result<()> {
                     return Err(io::Error::new(io::ErrorKind::NotFound, format!("`{from}` is gone")));
                 }
             }
+            Operation::Remove { .. } if there && is_file(flash, &kept)? => flash.remove(path)?,
             Operation::Remove { .. } if there => flash.rename(path, &kept)?,
             Operation::Remove { .. } => {}
         }

@@ -26,11 +26,14 @@
 //! # How a release gets in place
 //! 1. Packages go to `staging/*.part` while they are hashed, and get their digest as name when it is right.
 //! 2. Wheels are unpacked to `staging/` in the same way. What the device has already is skipped.
-//! 3. Where code (`*.py`, `*.mpy`) is to be replaced, its old file is copied to `old/<n>`. `next.jsonl`, `plan.jsonl` and
-//!    `reserve` are written, everything is synced. **Writing `journal.json` with step `install` is the commit.**
-//! 4. Each operation moves the old file to `old/<n>`, unless it is kept there already, and the staged file to its
-//!    place. Code is so replaced by one rename, and a power cut leaves no device without its `boot.py`. After a
-//!    power cut the operations are done again, those that were done are seen from where the files are.
+//! 3. Of old files that are code (`*.py`, `*.mpy`), or that lie in the root, in `lib/` or in `lib/mpypi/`, a copy is
+//!    written to `old/<n>`. `next.jsonl`, `plan.jsonl` and `reserve` are written, everything is synced.
+//!    **Writing `journal.json` with step `install` is the commit.**
+//! 4. Each operation moves the old file to `old/<n>`, unless a copy is kept there, and the staged file to its place.
+//!    What a start needs is so replaced by one rename, and a power cut leaves no device without its `boot.py`; nor
+//!    is anything moved out of the folders that a start needs: littlefs, when a power cut has interrupted that,
+//!    hides the moved file's neighbour until something is written. After a power cut the operations are done
+//!    again, those that were done are seen from where the files are.
 //! 5. Step `confirm`: the new release runs, `old/` is kept. Every start is counted in `boots`; beyond
 //!    [`limits::UNCONFIRMED_BOOTS`] the step becomes `rollback`.
 //! 6. Confirmed: step `finish`; folders left empty are removed, `next.jsonl` becomes `installed.jsonl`, the journal is
@@ -398,8 +401,7 @@ impl<F: Flash> Store<F> {
         self.clear(OLD)?;
         for (number, operation) in plan.operations.iter().enumerate() {
             let path = operation.path().as_str();
-            let replaces = matches!(operation, Operation::Put { .. });
-            if replaces && is_code(path) && matches!(self.flash.kind(path)?, Some(Kind::File(_))) {
+            if needed_to_start(path) && matches!(self.flash.kind(path)?, Some(Kind::File(_))) {
                 let (kept, part) = (old(number), format!("{}.part", old(number)));
                 flash::copy(&mut self.flash, path, &part)?;
                 self.flash.rename(&part, &kept)?;
@@ -707,9 +709,10 @@ impl Staged {
     }
 }
 
-/// What a device may need to start.
-fn is_code(path: &str) -> bool {
+/// Whether a file is code, or lies beside what a start needs: `boot.py`, `lib/`, `lib/mpypi/`.
+fn needed_to_start(path: &str) -> bool {
     [".py", ".mpy"].iter().any(|end| path.ends_with(end))
+        || ["", "lib", "lib/mpypi"].contains(&flash::parent(path))
 }
 
 fn add_file(files: &mut BTreeMap<FilePath, Digest>, path: FilePath, digest: Digest) -> Result<(), Refusal> {

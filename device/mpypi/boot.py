@@ -31,6 +31,7 @@ _BOOTS = const(3)
 _NAMES = const(32)
 
 _ENOENT = const(2)
+_EEXIST = const(17)
 _ENOTDIR = const(20)
 _ENOSPC = const(28)
 
@@ -103,9 +104,14 @@ def start(root):
     "confirming": a new release runs and is not confirmed yet.
     "restart": files were put in place, or taken back, under what runs now.
     """
+    # Before anything is read, something is written: after a power cut in the middle of a rename, littlefs hides the
+    # name next to the old one until it has repaired that (`lfs_fs_forceconsistency`).
     for folder in (FOLDER[:-1], STAGING, OLD):
-        if kind(root + folder) == NONE:
+        try:
             os.mkdir(root + folder)
+        except OSError as error:
+            if error.args[0] != _EEXIST:
+                raise
     journal = read(root + JOURNAL)
     if not journal:
         tidy(root)
@@ -147,7 +153,8 @@ def start(root):
 
 
 def redo(root):
-    """Does every operation of the plan that is not done."""
+    """Does every operation of the plan that is not done. Where a copy of the old file is kept, its place is never
+    empty: see `commit`."""
     number = 0
     for line in lines(root + PLAN):
         if "folder" in line:
@@ -158,7 +165,6 @@ def redo(root):
         number += 1
         if "put" in line:
             path = root + "/" + line["put"]
-            # Its place is never empty: where code stands, a copy is kept already (see store.py).
             staged = root + staged_name(line["digest"], line["copy"])
             there = kind(path) == FILE
             if kind(staged) == FILE:
@@ -170,7 +176,10 @@ def redo(root):
         else:
             path = root + "/" + line["remove"]
             if kind(path) == FILE:
-                os.rename(path, kept)
+                if kind(kept) == FILE:
+                    os.remove(path)
+                else:
+                    os.rename(path, kept)
     sync()
 
 

@@ -37,7 +37,7 @@ def commit(root, seen, changes):
     journal = {"step": "install", "boots": 0, "seen": seen}
     try:
         boot.clear(root + OLD)
-        _keep_code(root)
+        _keep_copies(root)
         filling = b"-" * 256
         with open(root + RESERVE, "wb") as file:
             for _ in range(limits.RESERVE // len(filling)):
@@ -56,15 +56,22 @@ def commit(root, seen, changes):
     return "restart"
 
 
-def _keep_code(root):
-    # Code is replaced by one rename: a power cut must not leave a device without its boot.py, or without
-    # the module that would go on with the journal. So its old file is kept as a copy, before the commit.
+def _keep_copies(root):
+    # Before the commit, a copy is kept of the old files whose folders a start needs. They are then replaced by one
+    # rename, and a power cut does not leave a device without its boot.py, or without the module that goes on with
+    # the journal. Nor is anything moved out of their folders: littlefs, cut in the middle of that, hides the
+    # neighbour of what was moved.
     number = 0
     for line in lines(root + PLAN):
         if "folder" in line:
             continue
-        if "put" in line and line["put"].endswith((".py", ".mpy")):
-            path = root + "/" + line["put"]
-            if kind(path) == FILE:
-                copy(path, root + OLD + "/%d" % number)
+        name = line["put"] if "put" in line else line["remove"]
+        if needed_to_start(name) and kind(root + "/" + name) == FILE:
+            copy(root + "/" + name, root + OLD + "/%d" % number)
         number += 1
+
+
+def needed_to_start(path):
+    """Whether a file is code, or lies beside what a start needs: boot.py, lib/, lib/mpypi/."""
+    folder = path.rpartition("/")[0]
+    return path.endswith((".py", ".mpy")) or folder in ("", "lib", "lib/mpypi")

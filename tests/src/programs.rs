@@ -116,7 +116,7 @@ pub(crate) fn peer(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("`{name}` is not installed: run `bash tests/peers.sh` first"))
 }
 
-/// Runs one of our programs, or `mosquitto_pub` and `mosquitto_sub`, to its end.
+/// Runs one of our programs, or a foreign one of `tests/peers.sh`, to its end.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
     Running::start(name, arguments).wait()
 }
@@ -124,6 +124,12 @@ pub fn run(name: &str, arguments: &[&str]) -> Output {
 /// Runs one of our programs to its end, with more variables in its environment.
 pub fn run_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Running::start_with(name, arguments, variables).wait()
+}
+
+/// Runs MicroPython's Unix port to its end.
+#[must_use]
+pub fn micropython(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    run_with("micropython", arguments, variables)
 }
 
 /// A program that runs beside the test, and ends with it.
@@ -143,7 +149,8 @@ impl Running {
     /// Starts a program with more variables in its environment.
     #[must_use]
     pub fn start_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
-        let path = if name.starts_with("mosquitto") { peer(name) } else { program(name) };
+        let foreign = name.starts_with("mosquitto") || name == "micropython";
+        let path = if foreign { peer(name) } else { program(name) };
         let mut child = Command::new(path)
             .args(arguments)
             .envs(variables.iter().copied())
