@@ -51,7 +51,7 @@ def tidy():
     gc.collect()
     if running:
         # What was made while memory was full lies where it cuts what is free now to pieces.
-        for name in ("head", "seen", "tried", "published", "error", "asked", "tapes", "packed", "queued"):
+        for name in ("head", "seen", "tried", "published", "error", "asked", "packed", "queued"):
             setattr(running, name, _moved(getattr(running, name)))
         if running.job:
             running.job.seen = _moved(running.job.seen)
@@ -168,7 +168,7 @@ class Agent:
         self.recheck = False  # the next list is compared with the device even if it is what is installed
         self.tried = (None, 0)  # which list was tried how often
         self.restarting = False
-        self.tapes = self.packed = self.changes = None  # between the phases that install
+        self.packed = self.changes = None  # between the phases that install
         self.refused = None  # what came in the way of the job
         self.phase = "idle"
         self.seen = {}  # the list that the phase is about

@@ -2,7 +2,8 @@
 
 from . import boot, limits
 from .boot import FILE, INSTALLED, JOURNAL, NONE, OLD, PLAN, RESERVE, header, kind, lines
-from .files import copy, write
+from .files import write
+from .records import copy
 from .refusal import Refused
 
 
