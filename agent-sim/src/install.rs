@@ -91,7 +91,11 @@ pub(crate) fn remove_folders<'a>(
     Ok(())
 }
 
-fn make_folders(flash: &mut impl Flash, folders: &BTreeSet<Folder>) -> io::Result<()> {
+/// Makes those of `folders` that are not there.
+///
+/// # Errors
+/// Of the flash.
+pub(crate) fn make_folders(flash: &mut impl Flash, folders: &BTreeSet<Folder>) -> io::Result<()> {
     for folder in folders.iter().map(|folder| folder.0.as_str()) {
         make_folder(flash, folder)?;
     }

@@ -27,7 +27,8 @@
 //! 1. Packages go to `staging/*.part` while they are hashed, and get their digest as name when it is right.
 //! 2. Wheels are unpacked to `staging/` in the same way. What the device has already is skipped.
 //! 3. Of old files that are code (`*.py`, `*.mpy`), or that lie in the root, in `lib/` or in `lib/mpypi/`, a copy is
-//!    written to `old/<n>`. `next.jsonl`, `plan.jsonl` and `reserve` are written, everything is synced.
+//!    written to `old/<n>`. `next.jsonl`, `plan.jsonl` and `reserve` are written, everything is synced; then
+//!    the folders of the plan are made. (Where there is a plan and no journal, a start removes those that are empty.)
 //!    **Writing `journal.json` with step `install` is the commit.**
 //! 4. Each operation moves the old file to `old/<n>`, unless a copy is kept there, and the staged file to its place.
 //!    What a start needs is so replaced by one rename, and a power cut leaves no device without its `boot.py`; nor
@@ -57,7 +58,7 @@ use mpypi_protocol::{Digest, FilePath, PackageId, digest::Hasher, limits as wire
 use crate::{
     accept::Accepted,
     flash::{self, Flash, Kind},
-    install::{is_file, redo, remove_folders, undo},
+    install::{is_file, make_folders, redo, remove_folders, undo},
     journal::{
         self, AGENT, FOLDER, Folder, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, NEXT, OLD,
         Operation, PLAN, Plan, RESERVE, RecordError, Refused, SEEN, STAGING, Seen, Step, old, staged,
@@ -411,7 +412,8 @@ impl<F: Flash> Store<F> {
         journal::write_installed(&mut self.flash, NEXT, next)?;
         journal::write_plan(&mut self.flash, plan)?;
         journal::reserve(&mut self.flash)?;
-        self.flash.sync(FOLDER)
+        self.flash.sync(FOLDER)?;
+        make_folders(&mut self.flash, &plan.folders)
     }
 
     /// The new release proved itself: it is what is installed from now on.
@@ -483,8 +485,12 @@ impl<F: Flash> Store<F> {
         self.clear(STAGING)
     }
 
-    /// Removes what means nothing without a journal.
+    /// Removes what means nothing without a journal, and the folders that were made for a release and not used.
     fn tidy(&mut self) -> io::Result<()> {
+        // A plan that was being written when the power went off cannot be read; no folder was made for it yet.
+        if let Ok(plan) = journal::read_plan(&self.flash) {
+            remove_folders(&mut self.flash, plan.folders.iter())?;
+        }
         let new = [SEEN, JOURNAL].map(|record| format!("{record}.new"));
         for path in [RESERVE, PLAN, NEXT].into_iter().chain(new.iter().map(String::as_str)) {
             if is_file(&self.flash, path)? {

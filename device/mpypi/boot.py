@@ -155,11 +155,22 @@ def start(root):
 def redo(root):
     """Does every operation of the plan that is not done. Where a copy of the old file is kept, its place is never
     empty: see `commit`."""
+    _with_room(root, _redo, root)
+    sync()
+
+
+def make_folders(root):
+    """Makes the folders of the plan."""
+    for folder in folders(root + PLAN):
+        if kind(root + "/" + folder) == NONE:
+            os.mkdir(root + "/" + folder)
+
+
+def _redo(root):
+    make_folders(root)
     number = 0
     for line in lines(root + PLAN):
         if "folder" in line:
-            if kind(root + "/" + line["folder"]) == NONE:
-                os.mkdir(root + "/" + line["folder"])
             continue
         kept = root + OLD + "/%d" % number
         number += 1
@@ -180,12 +191,10 @@ def redo(root):
                     os.remove(path)
                 else:
                     os.rename(path, kept)
-    sync()
 
 
 def _undo(root):
-    """Takes back every operation of the plan that was done, and removes the folders made. The operations are
-    of different paths, so any order will do."""
+    """Takes back every operation of the plan that was done. They are of different paths, so any order will do."""
     number = 0
     for line in lines(root + PLAN):
         if "folder" in line:
@@ -204,12 +213,12 @@ def _undo(root):
         elif "put" in line and not line["had"]:
             if kind(root + staged_name(line["digest"], line["copy"])) != FILE and kind(path) == FILE:
                 os.remove(path)
-    sync()
-    remove_folders(root, folders(root + PLAN))
 
 
 def _take_back(root, journal):
-    _undo(root)
+    _with_room(root, _undo, root)
+    sync()
+    remove_folders(root, folders(root + PLAN))
     seen = journal["seen"]
     error = journal.get("reason") or "told-to: an operator rolled this release back"
     seen["refused"] = {"error": error, "rolled_back": True}
@@ -239,7 +248,13 @@ def _end(root):
 
 
 def tidy(root):
-    """Removes what means nothing without a journal."""
+    """Removes what means nothing without a journal, and the folders that were made for a release and not used."""
+    if kind(root + PLAN) == FILE:
+        try:
+            remove_folders(root, folders(root + PLAN))
+        except ValueError:
+            # It was being written when the power went off: no folder was made yet.
+            pass
     for name in (RESERVE, PLAN, NEXT, SEEN + ".new", JOURNAL + ".new", FOLDER + "list.part"):
         if kind(root + name) == FILE:
             os.remove(root + name)
@@ -356,19 +371,27 @@ def list_text(seen):
 
 
 def _replace(root, name, text):
-    # Written beside it, and renamed. On a full flash the reserve makes room.
+    # Written beside it, and renamed.
     beside = root + name + ".new"
     try:
-        _write(beside, text)
+        _with_room(root, _write, beside, text)
+    except OSError:
+        if kind(beside) == FILE:
+            os.remove(beside)
+        raise
+    _with_room(root, os.rename, beside, root + name)
+    sync()
+
+
+def _with_room(root, act, *args):
+    # On a full flash, the reserve makes room.
+    try:
+        act(*args)
     except OSError as error:
         if error.args[0] != _ENOSPC or kind(root + RESERVE) != FILE:
-            if kind(beside) == FILE:
-                os.remove(beside)
             raise
         os.remove(root + RESERVE)
-        _write(beside, text)
-    os.rename(beside, root + name)
-    sync()
+        act(*args)
 
 
 def _write(path, text):

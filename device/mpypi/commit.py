@@ -45,6 +45,7 @@ def commit(root, seen, changes):
             for _ in range(limits.RESERVE // len(filling)):
                 write(file, filling)
             file.flush()
+        boot.make_folders(root)
         boot.sync()
         boot.write_journal(root, journal)
     except OSError:

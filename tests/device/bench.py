@@ -177,7 +177,7 @@ class Folder:
 class CutFs:
     """Counts what changes the file system below it, and cuts the power at operation `cut_at`, in one of three ways:
     "clean", "torn" (half of the bytes being written are there) or "lost" (bytes not flushed are gone); `ways` says
-    which make a difference. Holds at most `capacity` bytes."""
+    which make a difference. Holds at most `capacity` bytes; at operation `full_at`, another takes all the room."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -187,6 +187,7 @@ class CutFs:
         self.done = 0
         self.cut_at = cut_at
         self.how = how
+        self.full_at = None
         self.off = False
         self.unsynced = {}
         self.capacity = capacity
@@ -204,6 +205,8 @@ class CutFs:
         if self.off:
             raise PowerOff
         self.done += 1
+        if self.done == self.full_at:
+            self.capacity = self.used
         if self.done == self.cut_at:
             self.ways = ["clean"] + (["torn"] if tear else []) + (["lost"] if self.unsynced else [])
             if tear and self.how == "torn":
