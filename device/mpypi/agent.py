@@ -49,6 +49,25 @@ def tidy():
             if hasattr(package, name[6:]):
                 delattr(package, name[6:])
     gc.collect()
+    if running:
+        # What was made while memory was full lies where it cuts what is free now to pieces.
+        for name in ("head", "seen", "tried", "published", "error", "asked", "packed", "queued"):
+            setattr(running, name, _moved(getattr(running, name)))
+        if running.job:
+            running.job.seen = _moved(running.job.seen)
+        gc.collect()
+
+
+def _moved(value):
+    if isinstance(value, str):
+        return value.encode().decode()
+    if isinstance(value, tuple):
+        return tuple([_moved(part) for part in value])
+    if isinstance(value, dict):
+        return {_moved(key): _moved(value[key]) for key in value}
+    if isinstance(value, bytearray):
+        return bytearray(value)
+    return value
 
 
 def pause(tries, first, most):
@@ -149,7 +168,7 @@ class Agent:
         self.recheck = False  # the next list is compared with the device even if it is what is installed
         self.tried = (None, 0)  # which list was tried how often
         self.restarting = False
-        self.tapes = self.packed = self.changes = None  # between the phases that install
+        self.packed = self.changes = None  # between the phases that install
         self.refused = None  # what came in the way of the job
         self.phase = "idle"
         self.seen = {}  # the list that the phase is about

@@ -27,12 +27,16 @@ async def run(agent):
     finally:
         arrival.close()
     digest = binascii.hexlify(arrival.digest.digest()).decode()
-    agent.arrived = (read(agent.folder, path), path, digest, is_cmd)
+    # The same list as before was written down before.
+    known = path.endswith("list.json") and not agent.recheck and "list.jsonl" in os.listdir(agent.folder[:-1])
+    agent.arrived = (read(agent.folder, path, known), path, digest, is_cmd)
     return "judge"
 
 
-def read(folder, path):
-    """What the list at `path` says, as `lists.check` has it; or why it is refused."""
+def read(folder, path, known=False):
+    """What the list at `path` says, as `lists.check` has it; or why it is refused. What of it is for this device is in
+    `list.next` then, unless it is `known`.
+    """
     try:
         summary = lists.check(path, _rank)
     except Refused as refused:
@@ -41,6 +45,9 @@ def read(folder, path):
         from . import tags
 
         summary["device"] = tags.best()
+    summary["known"] = known
+    if known:
+        return summary
     with open(folder + "list.next", "wb") as file:
         number = 0
         ours = summary["ours"]

@@ -1,8 +1,10 @@
 """Puts the release under way in place."""
 
-from . import boot, limits
+# All that is needed until the restart: if the agent is part of the release, what is imported later is another's.
+from . import boot, leave, limits
 from .boot import FILE, INSTALLED, JOURNAL, NONE, OLD, PLAN, RESERVE, header, kind, lines
-from .files import copy, write
+from .files import write
+from .records import copy
 from .refusal import Refused
 
 
@@ -21,7 +23,7 @@ async def run(agent):
     if done == "restart":
         agent.phase = "restarting"
         agent.restarting = True
-        return "leave"
+        return await leave.run(agent)
     agent.head = header(agent.root + INSTALLED)
     agent.rest(True)
     return "greet" if agent.line else "dial"

@@ -74,9 +74,9 @@ def _secure(line, host, ca, cert, key):
 
     The handshake comes with the first bytes: there it has its limit.
     """
-    import ssl
-
     try:
+        import ssl
+
         if hasattr(ssl, "SSLContext"):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -96,7 +96,7 @@ def _secure(line, host, ca, cert, key):
                 do_handshake=False,
                 **more
             )
-    except (AttributeError, TypeError):
+    except (AttributeError, ImportError, TypeError):
         line.close()
         raise Lost("this build of MicroPython cannot check certificates", "use one with mbedTLS, or `mqtt://`")
     except (OSError, ValueError) as error:

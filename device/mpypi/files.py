@@ -2,7 +2,6 @@
 
 import binascii
 import hashlib
-import json
 import os
 
 from micropython import const
@@ -14,6 +13,8 @@ EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 # As in boot.py, which imports nothing of ours, and which most of what is here must do without.
 STAGING = "/.mpypi/staging"
 INSTALLED = "/.mpypi/installed.jsonl"
+# The files of the release under way, one to a line, as they come.
+GATHERED = STAGING + "/files.part"
 NONE = const(0)
 FILE = const(1)
 DIRECTORY = const(2)
@@ -51,69 +52,11 @@ def free(root):
     return found[1] * found[4]
 
 
-def records(path):
-    """The objects in the lines of a file."""
-    with open(path, "rb") as file:
-        while True:
-            line = file.readline()
-            if not line:
-                return
-            yield json.loads(line)
-
-
-def installed(root):
-    """The lines of what is installed, without the header."""
-    if kind(root + INSTALLED) == FILE:
-        for line in records(root + INSTALLED):
-            if "format" not in line:
-                yield line
-
-
-def intact(root, entry):
-    """Whether the device has all files of a wheel, unchanged."""
-    known = False
-    good = True
-    for line in installed(root):
-        if line.get("wheel") == entry["name"]:
-            if "version" in line:
-                known = line["digest"] == entry["pkg_sha256"]
-            elif known and good:
-                good = digest(root + "/" + line["file"]) == line["digest"]
-    return known and good
-
-
-def names(path):
-    """The names in a folder of ours, a few at a time: what is removed meanwhile must not confuse the file system."""
-    last = ""
-    while True:
-        some = []
-        for entry in os.ilistdir(path):
-            if entry[0] > last:
-                some.append(entry[0])
-                if len(some) > 16:
-                    some.sort()
-                    some.pop()
-        some.sort()
-        for name in some:
-            yield name
-        if len(some) < 16:
-            return
-        last = some[-1]
-
-
 def topic(entry):
     """Where the package of a wheel or src entry is retained."""
     if entry["type"] == "wheel":
         return "mpypi/packages/wheel/" + entry["pkg_sha256"]
     return "mpypi/packages/src/%s/%s" % (entry["path"], entry["pkg_sha256"])
-
-
-def parents(path):
-    """The folders the file lies in, outermost first: `a`, `a/b` for `a/b/c.py`."""
-    end = path.find("/")
-    while end > 0:
-        yield path[:end]
-        end = path.find("/", end + 1)
 
 
 def hexlify(data):
@@ -138,19 +81,6 @@ def digest(path):
             if not length:
                 return hexlify(hasher.digest())
             hasher.update(piece[:length])
-
-
-def copy(source, target):
-    """Copies a file; `target` is durable before it has its name."""
-    beside = target + ".part"
-    with open(source, "rb") as file, open(beside, "wb") as out:
-        while True:
-            length = file.readinto(_buffer)
-            if not length:
-                break
-            write(out, piece[:length])
-        out.flush()
-    os.rename(beside, target)
 
 
 def write(file, data):

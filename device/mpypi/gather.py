@@ -1,11 +1,12 @@
 """Everything is there: gathers the files of the release under way that need no unpacking."""
 
 import gc
+import json
 import os
 
 from . import boot, limits
-from .files import FILE, STAGING, installed, intact, is_digest, names
-from .tape import TAPES, Tapes
+from .files import GATHERED, STAGING, is_digest, write
+from .records import installed, intact, names
 
 
 async def run(agent):
@@ -16,33 +17,34 @@ async def run(agent):
         # To unpack needs more room than a connection leaves.
         await agent.line.leave(agent.topics[1] + "online")
         agent.hang_up()
-    tapes, agent.packed = gather(agent.root, agent.entries)
-    agent.tapes = tapes.pause()
+    agent.packed = gather(agent.root, agent.entries)
     return "unpack"
 
 
 def gather(root, entries):
-    """Puts src files, and the files of wheels that the device has, on tape.
+    """Writes down src files, and the files of wheels that the device has.
 
-    -> (tapes, bitmap): bit n is set where entry n is a wheel to unpack
+    -> a bitmap: bit n is set where entry n is a wheel to unpack
     """
     boot.tidy(root)
     for name in names(root + STAGING):
         if not is_digest(name):
             os.remove(root + STAGING + "/" + name)
-    tapes = Tapes(root + TAPES)
     packed = bytearray()
     number = 0
-    for entry in entries():
-        if not number & 7:
-            packed.append(0)
-        if entry["type"] != "wheel":
-            tapes.add(entry["path"], entry["pkg_sha256"])
-        elif intact(root, entry):
-            for line in installed(root):
-                if "file" in line and line.get("wheel") == entry["name"]:
-                    tapes.add(line["file"], line["digest"], entry["name"])
-        else:
-            packed[number >> 3] |= 1 << (number & 7)
-        number += 1
-    return tapes, packed
+    with open(root + GATHERED, "wb") as out:
+        for entry in entries():
+            if not number & 7:
+                packed.append(0)
+            if entry["type"] != "wheel":
+                line = {"file": entry["path"], "digest": entry["pkg_sha256"]}
+                write(out, json.dumps(line).encode() + b"\n")
+            elif intact(root, entry):
+                for line in installed(root):
+                    if "file" in line and line.get("wheel") == entry["name"]:
+                        write(out, json.dumps(line).encode() + b"\n")
+            else:
+                packed[number >> 3] |= 1 << (number & 7)
+            number += 1
+        out.flush()
+    return packed

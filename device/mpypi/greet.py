@@ -6,7 +6,8 @@ import sys
 import time
 
 from . import __version__
-from .files import free, installed
+from .files import free
+from .records import installed
 
 
 async def run(agent):

@@ -41,7 +41,7 @@ async def run(agent):
                 return "listen"
         if agent.confirming:
             # To be judged when that is over.
-            _accept(agent, path)
+            _accept(agent, summary, path)
             agent.queued = digest
             return "listen"
         seen = {"channel": agent.channel, "list": digest}
@@ -58,9 +58,10 @@ async def run(agent):
         return "listen"
 
 
-def _accept(agent, path):
-    # First what was written down of it: if the list is there, so is that.
-    os.rename(agent.folder + "list.next", agent.folder + "list.jsonl")
+def _accept(agent, summary, path):
+    if not summary["known"]:
+        # First what was written down of it: if the list is there, so is that.
+        os.rename(agent.folder + "list.next", agent.folder + "list.jsonl")
     if not path.endswith("list.json"):
         os.rename(path, agent.folder + "list.json")
 
@@ -135,7 +136,7 @@ def _judge(agent, summary, seen, path):
     agent.recheck = False
     for text in summary["skipped"]:
         agent.tell("skipping " + text)
-    _accept(agent, path)
+    _accept(agent, summary, path)
     store.remember(seen)
     agent.done = 0
     agent.job = Job(seen)

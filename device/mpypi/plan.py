@@ -1,32 +1,39 @@
 """Works out what has to change on the device for the release under way."""
 
 import json
+import os
 
 from . import boot, limits
-from .boot import DIRECTORY, FILE, INSTALLED, NEXT, NONE, PLAN, kind
-from .files import EMPTY, Filter, copy, digest, installed, parents, records, staged_name, topic, write
+from .boot import DIRECTORY, FILE, INSTALLED, NEXT, NONE, PLAN, STAGING, kind
+from .files import EMPTY, GATHERED, Filter, digest, staged_name, topic, write
+from .records import copy, installed, parents, records
 from .refusal import Refused, missing_package
-from .tape import TAPES, Tapes
+from .tape import Tapes
 
 # The agent's own folder. It stays where a release does not bring it: without it no other release would come.
 AGENT = "lib/mpypi/"
 
 
 async def run(agent):
-    tapes = Tapes(agent.root + TAPES, agent.tapes)
-    agent.changes = plan(agent.root, agent.job.seen, agent.entries, tapes)
-    tapes.remove()
+    agent.changes = plan(agent.root, agent.job.seen, agent.entries)
     return "commit"
 
 
-def plan(root, seen, entries, tapes):
+def plan(root, seen, entries):
     """Writes the plan of the journal, and what will be installed. -> how many files change"""
-    files = tapes.sort()
-    keeps_agent = _folders(root, files)
-    with open(root + PLAN, "ab") as out:
-        changes = _puts(root, files, out) + _removes(root, files, out, keeps_agent)
-        out.flush()
-    _write_next(root, seen, entries, files)
+    tapes = Tapes(root + STAGING + "/files-")
+    try:
+        for line in records(root + GATHERED):
+            tapes.add(line["file"], line["digest"], line.get("wheel"))
+        files = tapes.sort()
+        keeps_agent = _folders(root, files)
+        with open(root + PLAN, "ab") as out:
+            changes = _puts(root, files, out) + _removes(root, files, out, keeps_agent)
+            out.flush()
+        _write_next(root, seen, entries, files)
+    finally:
+        tapes.remove()
+        os.remove(root + GATHERED)
     return changes
 
 

@@ -67,7 +67,8 @@ class Store:
 
     def _check_staging(self):
         # Keeps what is complete and right, so that downloads go on after a restart.
-        from .files import digest, is_digest, names
+        from .files import digest, is_digest
+        from .records import names
 
         for name in names(self.root + STAGING):
             path = self.root + STAGING + "/" + name
@@ -129,12 +130,8 @@ class Store:
         from .plan import plan
         from .unpack import unpack
 
-        tapes, packed = gather(self.root, entries)
-        try:
-            unpack(self.root, entries, tapes, packed)
-            self._changes = plan(self.root, seen, entries, tapes)
-        finally:
-            tapes.remove()
+        unpack(self.root, entries, gather(self.root, entries))
+        self._changes = plan(self.root, seen, entries)
         self._seen = seen
         return self._changes > 0
 

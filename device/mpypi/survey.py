@@ -4,7 +4,8 @@ import os
 import time
 
 from . import limits
-from .files import EMPTY, STAGING, Filter, digest, free, intact, is_digest, is_staged, names
+from .files import EMPTY, STAGING, Filter, digest, free, is_digest, is_staged
+from .records import intact, names
 from .refusal import Refused
 
 

@@ -4,25 +4,17 @@ holds all."""
 import json
 import os
 
-from .files import FILE, STAGING, kind
-
-# Where they are for the release under way.
-TAPES = STAGING + "/files-"
+from .files import FILE, kind
 
 
 class Tapes:
     """Lines as in `installed.jsonl`, sorted by path, then by wheel. Its four files begin with `prefix`."""
 
-    def __init__(self, prefix, state=None):
-        """Empty tapes; or, given what `pause` said, the same once more."""
+    def __init__(self, prefix):
         self.names = [prefix + "%d.part" % n for n in range(4)]
-        self.at, self.last = state or (0, None)
-        self.out = self.open("ab" if state else "wb")
-
-    def pause(self):
-        """Closes the files. -> what it takes to go on"""
-        self.close()
-        return self.at, self.last
+        self.out = self.open()
+        self.at = 0
+        self.last = None
 
     def add(self, path, digest, wheel=None):
         """Adds a file of the release."""
@@ -43,7 +35,7 @@ class Tapes:
             if not os.stat(second)[6]:
                 return first
             self.names = [third, fourth, first, second]
-            self.out = self.open("wb")
+            self.out = self.open()
             self._merge(_Run(first), _Run(second))
 
     def remove(self):
@@ -53,8 +45,8 @@ class Tapes:
             if kind(name) == FILE:
                 os.remove(name)
 
-    def open(self, mode):
-        return [open(name, mode) for name in self.names[:2]]
+    def open(self):
+        return [open(name, "wb") for name in self.names[:2]]
 
     def close(self):
         for file in self.out:

@@ -1,37 +1,43 @@
 """Unpacks the wheels of the release under way that the device does not have."""
 
+import json
 import os
 
-from .files import FILE, digest, is_staged, kind, staged_name, topic
+from . import limits
+from .files import FILE, GATHERED, digest, is_staged, kind, staged_name, topic, write
 from .refusal import Refused, missing_package
-from .tape import TAPES, Tapes
 
 
 async def run(agent):
-    tapes = Tapes(agent.root + TAPES, agent.tapes)
-    unpack(agent.root, agent.entries, tapes, agent.packed)
-    agent.tapes = tapes.pause()
+    unpack(agent.root, agent.entries, agent.packed)
     agent.packed = None
     return "plan"
 
 
-def unpack(root, entries, tapes, packed):
-    """Unpacks into staging the entries whose bit is set in `packed`, and puts their files on tape."""
+def unpack(root, entries, packed):
+    """Unpacks into staging the entries whose bit is set in `packed`, and writes down their files."""
     number = 0
-    for entry in entries():
-        if packed[number >> 3] & 1 << (number & 7):
-            _unpack(root, entry, tapes)
-        number += 1
+    with open(root + GATHERED, "ab") as out:
+        for entry in entries():
+            if packed[number >> 3] & 1 << (number & 7):
+                _unpack(root, entry, out)
+            number += 1
+        out.flush()
 
 
-def _unpack(root, entry, tapes):
+def _unpack(root, entry, out):
+    # Keeps a place free for what unpacking needs in one piece, while the module takes its many small ones.
+    place = bytearray(limits.INFLATE)
     from .wheel import unpack
+
+    place = None
 
     def have(path, wanted):
         return is_staged(root, wanted) or digest(root + "/" + path) == wanted
 
     def add(path, found):
-        tapes.add(path, found, entry["name"])
+        line = {"file": path, "digest": found, "wheel": entry["name"]}
+        write(out, json.dumps(line).encode() + b"\n")
 
     package = root + staged_name(entry["pkg_sha256"])
     if kind(package) != FILE:

@@ -4,6 +4,7 @@
 
 mod access;
 mod broker;
+mod device;
 mod device_store;
 mod durability;
 mod fleet;
