@@ -317,14 +317,13 @@ class _Stored:
 
 def _inflate(file, window):
     try:
-        import deflate
-
-        return deflate.DeflateIO(file, deflate.RAW, window)
+        from deflate import RAW, DeflateIO
     except ImportError:
         # MicroPython 1.20.
-        import zlib
+        from zlib import DecompIO
 
-        return zlib.DecompIO(file, -window)
+        return DecompIO(file, -window)
+    return DeflateIO(file, RAW, window)
 
 
 def _remove(path):

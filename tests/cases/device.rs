@@ -278,7 +278,8 @@ fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     all.push((record, lines.into_bytes()));
     let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (path, bytes) in &all {
-        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        let stored =
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
         archive.start_file(path.clone(), stored).unwrap();
         archive.write_all(bytes).unwrap();
     }
@@ -466,7 +467,10 @@ fn a_broker_must_prove_who_it_is() {
             let lines = update(&world, url, json!({"ca": ca}));
             let lost = &lines[lines.len() - 2]["lost"];
             let said = lost[0].as_str().unwrap();
-            assert!(said.starts_with("the broker cannot be trusted: ") && said.contains(why), "{kind:?} {said}");
+            assert!(
+                said.starts_with("the broker cannot be trusted: ") && said.contains(why),
+                "{kind:?} {said}"
+            );
             assert!(lost[1].as_str().unwrap().contains("is `ca` the CA that made its certificate"));
             assert!(files(&world).is_empty());
         };

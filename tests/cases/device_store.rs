@@ -156,7 +156,7 @@ fn scratch() -> TempDir {
 
 /// Runs a script below `tests/device`.
 fn script(name: &str, arguments: &[&str]) -> Output {
-    script_with(&["-X", "heapsize=16M"], name, arguments)
+    script_with(&["-X", "heapsize=6M"], name, arguments)
 }
 
 fn script_with(options: &[&str], name: &str, arguments: &[&str]) -> Output {
@@ -189,7 +189,7 @@ fn counts(output: &Output) -> Vec<u32> {
 #[test]
 fn a_power_cut_at_any_file_operation_leaves_a_device_the_old_or_the_new_release() {
     let (world, scratch) = (two_releases(), scratch());
-    let arguments = ["posix", &world.text("releases"), scratch.path().to_str().unwrap(), &every(4)];
+    let arguments = ["posix", &world.text("releases"), scratch.path().to_str().unwrap(), &every(6)];
     let cuts = counts(&script("cuts.py", &arguments));
     assert!(cuts.len() == 3 && cuts.iter().sum::<u32>() > 250, "{cuts:?}");
 }
@@ -238,7 +238,7 @@ fn an_agent_that_updates_itself_survives_a_power_cut_with_its_modules_mixed() {
 #[test]
 fn a_flash_that_fills_up_at_any_operation_keeps_a_device_starting_with_one_release() {
     let (world, scratch) = (two_releases(), scratch());
-    script("space.py", &["posix", &world.text("releases"), scratch.path().to_str().unwrap(), &every(8)]);
+    script("space.py", &["posix", &world.text("releases"), scratch.path().to_str().unwrap(), &every(12)]);
     script("space.py", &["littlefs", &world.text("releases"), "", &every(4)]);
 }
 
