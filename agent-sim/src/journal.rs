@@ -42,6 +42,9 @@ pub const PLAN: &str = ".mpypi/plan.jsonl";
 /// What [`INSTALLED`] will say when the journal is done.
 pub const NEXT: &str = ".mpypi/next.jsonl";
 
+/// A list as it arrives, on a device that has no memory for it.
+pub const LIST_PART: &str = ".mpypi/list.part";
+
 /// Verified files that are not in their place yet, named by digest.
 pub const STAGING: &str = ".mpypi/staging";
 

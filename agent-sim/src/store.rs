@@ -13,7 +13,8 @@
 //! | `plan.jsonl` | its operations: `{"folder":path}` to be made, sorted likewise; then, numbered from 0, `{"put":path,"digest":…,"copy":n,"had":bool}` and `{"remove":path}`, each of another path; meaningless without a journal |
 //! | `next.jsonl` | what `installed.jsonl` will be; meaningless without a journal |
 //! | `*.new` | a record being written; meaningless |
-//! | `list.json`, `list.part` | the list being applied, where a device has no memory for it; meaningless after a restart |
+//! | `list.*` | the newest list, where a device has no memory for it; a device may be without |
+//! | `list.part` | a list still arriving; meaningless after a restart |
 //! | `reserve` | room for records to come, on a flash that is full by then; meaningless |
 //! | `staging/<sha256>` | a verified package, or a verified member of a wheel |
 //! | `staging/<sha256>-<n>` | another copy of it, where one release needs the same bytes more than once |
@@ -60,8 +61,9 @@ use crate::{
     flash::{self, Flash, Kind},
     install::{is_file, make_folders, redo, remove_folders, undo},
     journal::{
-        self, AGENT, FOLDER, Folder, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, NEXT, OLD,
-        Operation, PLAN, Plan, RESERVE, RecordError, Refused, SEEN, STAGING, Seen, Step, old, staged,
+        self, AGENT, FOLDER, Folder, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, LIST_PART,
+        NEXT, OLD, Operation, PLAN, Plan, RESERVE, RecordError, Refused, SEEN, STAGING, Seen, Step, old,
+        staged,
     },
     limits,
     refusal::Refusal,
@@ -168,6 +170,9 @@ impl<F: Flash> Store<F> {
         self.make_folders()?;
         let Some(mut journal) = self.journal.take() else {
             self.tidy()?;
+            if is_file(&self.flash, LIST_PART)? {
+                self.flash.remove(LIST_PART)?;
+            }
             match &self.seen {
                 Some(seen) if Some(seen.list) != self.installed.list && seen.refused.is_none() => {
                     self.check_staging()?;

@@ -21,6 +21,7 @@ SEEN = FOLDER + "seen.json"
 JOURNAL = FOLDER + "journal.json"
 PLAN = FOLDER + "plan.jsonl"
 NEXT = FOLDER + "next.jsonl"
+LIST_PART = FOLDER + "list.part"
 RESERVE = FOLDER + "reserve"
 STAGING = FOLDER + "staging"
 OLD = FOLDER + "old"
@@ -115,6 +116,8 @@ def start(root):
     journal = read(root + JOURNAL)
     if not journal:
         tidy(root)
+        if kind(root + LIST_PART) == FILE:
+            os.remove(root + LIST_PART)
         seen = read(root + SEEN)
         # Packages of a list that is still to be installed are kept.
         if not seen or "refused" in seen or seen["list"] == header(root + INSTALLED).get("list"):
@@ -255,7 +258,7 @@ def tidy(root):
         except ValueError:
             # It was being written when the power went off: no folder was made yet.
             pass
-    for name in (RESERVE, PLAN, NEXT, SEEN + ".new", JOURNAL + ".new", FOLDER + "list.part"):
+    for name in (RESERVE, PLAN, NEXT, SEEN + ".new", JOURNAL + ".new"):
         if kind(root + name) == FILE:
             os.remove(root + name)
     # A stale old/3 would be taken for operation 3 of the next journal.

@@ -601,7 +601,7 @@ fn meet(world: &World, scripts: Vec<Vec<u8>>) -> Vec<String> {
         "limits": {"HANDSHAKE": 40, "READ": 40, "WRITE": 40, "FETCH_STALL": 40, "GOODBYE": 40, "NAP_MOST": 4, "LOOK": 10},
     });
     let options = world.write("options.json", options.to_string());
-    let output = python(&["-X", "heapsize=256k", &script("hostile.py"), options.to_str().unwrap()]);
+    let output = python(&["-X", "heapsize=256k", &script("strangers.py"), options.to_str().unwrap()]);
     let lines: Vec<String> =
         output.expect_code(0).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), times);

@@ -1,42 +1,53 @@
-"""One device that meets a hostile broker again and again. Its one argument is a file of JSON: `server`, `root`, `times`,
-`limits`. Says how each connection ended.
+"""Gives a device wheels that are not what they should be.
+
+    micropython hostile.py CASES
+
+CASES holds the release `good`, and a folder for each case, whose release.json says in `refused` with which words it is
+refused; null where it is installed.
 """
 
-import json
+import os
 import sys
 
-with open(sys.argv[1]) as file:
-    options = json.load(file)
+import vfs
+from bench import *
+from mpypi import limits
+from mpypi.refusal import Refused
 
-from mpypi import agent, blocking, limits
-
-for name, value in options["limits"].items():
-    setattr(limits, name, value)
-
-
-class Restarted(Exception):
-    pass
+ROOT = "/flash"
 
 
-def restart():
-    raise Restarted
+def main(cases):
+    # So that a bomb is one on a small flash, too.
+    limits.WHEEL_UNPACKED = 100000
+    good = Release(cases + "/good")
+    names = sorted(entry[0] for entry in os.ilistdir(cases) if entry[0] != "good")
+    for name in names:
+        littlefs(new_littlefs(1024))
+        users_files(ROOT)
+        update(ROOT, good)
+        case = Release(cases + "/" + name)
+        refused = None
+        try:
+            update(ROOT, case)
+        except Refused as refusal:
+            refused = refusal.text
+            store, (word, _) = wake(ROOT)
+            assert word == "rest"
+            if refusal.verdict == "reject":
+                store.refuse(refused)
+                assert store.seen["refused"] == {"error": refused, "rolled_back": False}
+            else:
+                store.discard()
+        if case.refused is None:
+            assert refused is None, "%s: %s" % (name, refused)
+            assert_one_of(ROOT, [case.expected()], name)
+        else:
+            assert refused and all(word in refused for word in case.refused), "%s: %s" % (name, refused)
+            assert_one_of(ROOT, [good.expected()], name)
+        assert_clean(ROOT, name)
+        vfs.umount(ROOT)
+        print(name, refused)
 
 
-def make():
-    server, root = options["server"], options["root"]
-    return agent.Agent(server, "dev", node="board", root=root, restart=restart, log=None, nap=blocking.nap)
-
-
-node = make()
-for _ in range(options["times"]):
-    try:
-        phase = blocking.drive(node.check())
-        print(json.dumps(phase + ": " + (node.error or "")))
-    except agent.Lost as lost:
-        print(json.dumps(lost.args[0]))
-    except Restarted:
-        print(json.dumps("restarting"))
-        node = make()
-    # Each is the first.
-    node.job = None
-    node.phase = "idle"
+main(*sys.argv[1:])

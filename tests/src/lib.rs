@@ -17,7 +17,7 @@ mod server;
 
 pub use authority::{Authority, Validity};
 pub use client::{Client, Options, Received, fill};
-pub use programs::{Output, Running, World, micropython, program, run, run_with};
+pub use programs::{Output, Running, World, files_below, micropython, program, run, run_with};
 pub use proxy::{Proxy, Verdict};
 pub use server::{Deadline, Kind, Secure, Server, clock};
 
