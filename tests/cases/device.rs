@@ -10,7 +10,6 @@ use std::{
     process::Command,
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
 };
 
 use mpypi_protocol::{
@@ -455,7 +454,7 @@ fn a_broker_must_prove_who_it_is() {
         let world = World::new();
         let ca = Authority::new(&world, "ca");
         ca.server(&world, "broker", &["localhost"], Validity::Now);
-        Authority::new(&world, "other");
+        let _ = Authority::new(&world, "other");
         ca.client(&world, "board");
         let trust = world.text("ca.pem");
         let der = world.text("ca.der");
@@ -488,7 +487,8 @@ fn a_broker_must_prove_who_it_is() {
         assert_eq!(result(&lines).0, "lost", "{kind:?}");
         let shows = json!({"ca": trust, "cert": world.text("board.pem"), "key": world.text("board.key")});
         if kind == Kind::Mosquitto {
-            // It kept nothing.
+            // It kept nothing, so this is another release 1.
+            fs::remove_dir_all(world.path("root")).unwrap();
             publish(&world, &broker.server.url());
         }
         assert_eq!(result(&update(&world, &url, shows)).0, "idle");
@@ -499,4 +499,212 @@ fn a_broker_must_prove_who_it_is() {
         fs::remove_dir_all(world.path("root")).unwrap();
         refuse(&broker.url("localhost"), &trust, "expired");
     }
+}
+
+/// A line to a broker that lets each connection live for a number of bytes, either way, that `life` says.
+fn cutting_line(target: SocketAddr, mut life: impl FnMut() -> u64 + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(client), Ok(broker)) = (client, TcpStream::connect(target)) else { return };
+            let left = Arc::new(Mutex::new(life()));
+            for (from, to) in [(&client, &broker), (&broker, &client)] {
+                let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                let left = left.clone();
+                thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(count @ 1..) = from.read(&mut buffer) {
+                        let pass = {
+                            let mut left = left.lock().unwrap();
+                            let pass = (*left).min(count as u64);
+                            *left -= pass;
+                            pass as usize
+                        };
+                        if to.write_all(&buffer[..pass]).is_err() || pass < count {
+                            break;
+                        }
+                    }
+                    from.shutdown(std::net::Shutdown::Both).ok();
+                    to.shutdown(std::net::Shutdown::Both).ok();
+                });
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn two_hundred_boards_on_lines_that_break_at_random_bytes_converge() {
+    let world = World::new();
+    let server = Server::start(&world);
+    world.write("dev/src/main.py", "import blink\n");
+    world.write("dev/src/big.bin", [3, 1, 4, 1, 5].repeat(1000));
+    world.write("dev/wheels/blink/pyproject.toml", "[project]\nname = \"blink\"\nversion = \"1.0.0\"\n");
+    world.write("dev/wheels/blink/blink/__init__.py", "X = 1\n".repeat(200));
+    publish(&world, &server.url());
+    // Two at a time; every fourth life is long enough for anything.
+    let halves = [0, 100].map(|first| {
+        let mut random = fastrand::Rng::with_seed(first);
+        let address = cutting_line(server.address, move || match random.u8(0..4) {
+            0 => u64::MAX,
+            _ => random.u64(0..12_000),
+        });
+        let root = world.path(&format!("boards-{first}"));
+        fs::create_dir(&root).unwrap();
+        let options = json!({
+            "server": format!("mqtt://{address}"), "root": root, "first": first, "last": first + 100,
+            "limits": {"RETRY_FIRST": 1, "RETRY_MOST": 4, "NAP_MOST": 4, "LOOK": 20, "GOODBYE": 200},
+        });
+        let options = world.write(&format!("options-{first}.json"), options.to_string());
+        let arguments = [&script("drops.py"), options.to_str().unwrap()];
+        Running::start_with("micropython", &arguments, &[("MICROPYPATH", &path())])
+    });
+    let mut losses = 0;
+    for half in halves {
+        let lines = said(&half.wait().expect_code(0));
+        assert_eq!(lines.len(), 100);
+        assert!(lines.iter().all(|line| line["phase"] == "idle"), "{lines:?}");
+        losses += lines.iter().map(|line| line["losses"].as_u64().unwrap()).sum::<u64>();
+    }
+    assert!(losses > 200, "the lines broke only {losses} times");
+    let wanted = expected(&world);
+    for seed in 0..200 {
+        let mut found = world.files(&format!("boards-{}/{seed}", seed / 100 * 100));
+        found.retain(|path, _| !path.contains(".dist-info/"));
+        assert_eq!(found, wanted, "seed {seed}");
+    }
+}
+
+/// A broker that answers each connection with the next of these scripts, once CONNECT has come, and then waits.
+fn hostile_broker(scripts: Vec<Vec<u8>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for script in scripts {
+            let (mut client, _) = listener.accept().unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 1024];
+                if client.read(&mut buffer).is_ok_and(|count| count > 0) {
+                    client.write_all(&script).ok();
+                    while client.read(&mut buffer).is_ok_and(|count| count > 0) {}
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Runs a small device against a hostile broker. Returns what became of each connection.
+fn meet(world: &World, scripts: Vec<Vec<u8>>) -> Vec<String> {
+    let times = scripts.len();
+    let address = hostile_broker(scripts);
+    fs::create_dir_all(world.path("root")).unwrap();
+    let options = json!({
+        "server": format!("mqtt://{address}"), "root": world.text("root"), "times": times,
+        "limits": {"HANDSHAKE": 40, "READ": 40, "WRITE": 40, "FETCH_STALL": 40, "GOODBYE": 40, "NAP_MOST": 4, "LOOK": 10},
+    });
+    let options = world.write("options.json", options.to_string());
+    let output = python(&["-X", "heapsize=256k", &script("strangers.py"), options.to_str().unwrap()]);
+    let lines: Vec<String> =
+        output.expect_code(0).stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), times);
+    lines
+}
+
+const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
+
+/// A PUBLISH with this first byte, of this topic, with these bytes behind it, that says it is `more` bytes longer.
+fn message(first: u8, topic: &str, behind: &[u8], more: usize) -> Vec<u8> {
+    let mut packet = vec![first];
+    let mut left = 2 + topic.len() + behind.len() + more;
+    loop {
+        packet.push((left & 0x7f) as u8 | if left > 0x7f { 0x80 } else { 0 });
+        left >>= 7;
+        if left == 0 {
+            break;
+        }
+    }
+    packet.extend((topic.len() as u16).to_be_bytes());
+    packet.extend(topic.bytes());
+    packet.extend(behind);
+    packet
+}
+
+#[test]
+fn a_hostile_broker_is_left_and_told_apart_from_a_silent_one() {
+    let world = World::new();
+    let after = |bytes: &[u8]| [&CONNACK[..], bytes].concat();
+    let channel = "mpypi/channels/dev";
+    let cases = [
+        (vec![], "the broker does not answer as one"),
+        (vec![0x20, 2, 0, 5], "the broker refused the connection: it wants another user name or password"),
+        (vec![0x20, 2, 0, 77], "the broker refused the connection: it says 77"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), "the broker sent a packet that MQTT does not know"),
+        (vec![0x20], "the broker said nothing for"),
+        (vec![0x20, 3, 0, 0, 0], "the broker sent a packet that MQTT does not know"),
+        (vec![0x21, 2, 0, 0], "the broker sent a packet that MQTT does not know"),
+        (after(&[0x30, 0xff, 0xff, 0xff, 0xff, 1]), "the broker sent a length that is none"),
+        (after(&[0x30, 0xff, 0xff, 0xff, 0x7f]), "the broker sent a packet of 268435455 bytes, more than 16777216"),
+        (after(&[0x30, 0x80]), "the broker said nothing for"),
+        (after(&message(0x34, channel, &[0, 1], 0)), "the broker sent a message at QoS 2"),
+        (after(&message(0x36, channel, &[0, 1], 0)), "the broker sent a message at QoS 3"),
+        (after(&message(0x32, channel, &[0, 0], 0)), "the broker sent a message at QoS 1 without a number"),
+        (after(&[0x30, 1, 0]), "the broker sent a message without a topic"),
+        (after(&message(0x30, "", b"x", 0)), "the broker sent a message with a topic that is none"),
+        (after(&message(0x30, &"t".repeat(2000), b"x", 0)), "the broker sent a message with a topic that is none"),
+        (after(&[0x30, 4, 0, 9, b'a', b'b']), "the broker sent a message with a topic that is none"),
+        (after(&[0x30, 5, 0, 2, 0xff, 0xfe, 1]), "the broker sent a topic that is not UTF-8"),
+        (after(&[0x90, 2, 0, 1]), "the broker sent a packet that MQTT does not know"),
+        (after(&[0x90, 60]), "the broker sent a packet that MQTT does not know"),
+        (after(&[0xc0, 0]), "the broker sent a packet that MQTT does not know"),
+        (after(&[0x82, 3, 0, 1, 1]), "the broker sent a packet that MQTT does not know"),
+        (after(&[]), "channel `dev` has no list"),
+        // A list that ends in the middle; one that is larger than its limit, of which nothing comes.
+        (after(&message(0x31, channel, b"[{\"type\":", 5)), "the broker said nothing for"),
+        (after(&message(0x31, channel, b"[", 2 << 20)), "failed: bad-list: a list of 2097153"),
+        (after(&message(0x31, channel, &vec![b'['; 1 << 20], 0)), "failed: bad-list: "),
+        (after(&message(0x31, channel, &vec![b'['; (1 << 20) + 1], 0)), "failed: bad-list: a list of 1048577"),
+        (after(&message(0x31, channel, &[b"[\"", &[b'a'; 1 << 20][..1 << 19]].concat(), 0)), "failed: bad-list: "),
+        (after(&message(0x31, channel, format!("[{}1]", "{},".repeat(9000)).as_bytes(), 0)), "failed: bad-list: "),
+        (
+            after(&message(0x31, channel, format!("[{}]", vec!["{\"type\":\"x\"}"; 9000].join(",")).as_bytes(), 0)),
+            "failed: bad-list: more than 4096 entries",
+        ),
+        (after(&message(0x31, channel, b"[]", 0)), "idle: "),
+    ];
+    let lines = meet(&world, cases.iter().map(|(script, _)| script.clone()).collect());
+    for (line, (script, wanted)) in lines.iter().zip(&cases) {
+        assert!(line.starts_with(wanted), "{line} instead of {wanted} at {:?}", &script[..script.len().min(40)]);
+    }
+}
+
+#[test]
+fn hundreds_of_random_answers_never_stop_a_board() {
+    let world = World::new();
+    let mut random = fastrand::Rng::with_seed(7);
+    let scripts = (0..300).map(|_| {
+        let mut script = CONNACK.to_vec();
+        for _ in 0..random.usize(1..6) {
+            let mut bytes: Vec<u8> = (0..random.usize(0..200)).map(|_| random.u8(..)).collect();
+            match random.u8(0..3) {
+                0 => script.extend(bytes),
+                kind => {
+                    let topic = if kind == 1 { "mpypi/channels/dev" } else { "mpypi/nodes/board/cmd" };
+                    if random.bool() {
+                        // Nearly a list.
+                        bytes = format!(r#"[{{"type":"src","path":"a","pkg_sha256":"{}"}}]"#, Digest::EMPTY).into();
+                        let at = random.usize(0..bytes.len());
+                        bytes[at] = random.u8(..);
+                    }
+                    script.extend(message(0x30 | random.u8(0..2), topic, &bytes, 0));
+                }
+            }
+        }
+        script
+    });
+    let lines = meet(&world, scripts.collect());
+    let count = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
+    assert!(count("the broker sent ") > 30 && count("failed: bad-list: ") > 30, "{lines:?}");
+    assert_eq!(count("bug"), 0);
 }

@@ -339,7 +339,7 @@ fn a_device_refuses_the_wheels_that_agent_sim_refuses_and_takes_all_others() {
 #[test]
 fn the_devices_store_agrees_with_the_golden_vectors() {
     let scratch = scratch();
-    let output = script("vectors.py", &[vectors().to_str().unwrap(), scratch.path().to_str().unwrap()]);
+    let output = script("store_vectors.py", &[vectors().to_str().unwrap(), scratch.path().to_str().unwrap()]);
     assert!(counts(&output).iter().all(|count| *count > 5), "{}", output.stdout);
 }
 
