@@ -708,3 +708,154 @@ fn hundreds_of_random_answers_never_stop_a_board() {
     assert!(count("the broker sent ") > 30 && count("failed: bad-list: ") > 30, "{lines:?}");
     assert_eq!(count("bug"), 0);
 }
+
+/// A device that runs the agent in its own `lib`, started again and again as long as it restarts, from its boot.py on.
+fn switched_on(world: &World, broker: &str) -> Vec<Value> {
+    let options = options(world, broker, json!({"how": "check", "boot": true}));
+    let own = format!(".frozen:{}", world.text("root/lib"));
+    for _ in 0..12 {
+        let output = micropython(&[&script("node.py"), &options], &[("MICROPYPATH", &own)]);
+        let lines: Vec<Value> =
+            output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        if lines.last().is_some_and(|last| last["phase"] != "restarting") {
+            return lines;
+        }
+    }
+    panic!("the board does not come to rest");
+}
+
+/// A channel that carries the agent, which says that it is this version.
+fn carry_agent(world: &World, version: &str) {
+    for (path, content) in files_in(&device("")) {
+        let content = String::from_utf8(content).unwrap();
+        world.write(&format!("dev/wheels/mpypi/{path}"), content.replace("0.1.0", version));
+    }
+}
+
+fn files_in(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for name in ["pyproject.toml", "mpypi"] {
+        let path = folder.join(name);
+        if path.is_file() {
+            files.insert(name.to_owned(), fs::read(path).unwrap());
+            continue;
+        }
+        for item in fs::read_dir(path).unwrap() {
+            let item = item.unwrap();
+            let inner = format!("{name}/{}", item.file_name().to_str().unwrap());
+            files.insert(inner, fs::read(item.path()).unwrap());
+        }
+    }
+    files
+}
+
+#[test]
+fn the_agent_updates_itself_and_comes_back_from_one_that_does_not_work() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let mut reader = Client::connect(server.address, "reader");
+    let agent = |reader: &mut Client| info(reader).agent.unwrap();
+    for (path, content) in files_in(&device("")) {
+        world.write(&format!("root/lib/{path}"), content);
+    }
+    fs::remove_file(world.path("root/lib/pyproject.toml")).unwrap();
+    carry_agent(&world, "0.1.0");
+    publish(&world, &server.url());
+    assert_eq!(result(&switched_on(&world, &server.url())), idle());
+    assert_eq!(agent(&mut reader), "mpypi/0.1.0");
+
+    carry_agent(&world, "0.2.0");
+    publish(&world, &server.url());
+    assert_eq!(result(&switched_on(&world, &server.url())), idle());
+    assert_eq!(agent(&mut reader), "mpypi/0.2.0");
+    let told = info(&mut reader).versions;
+    assert_eq!(told, BTreeMap::from([("mpypi".to_owned(), "0.2.0".to_owned())]));
+
+    carry_agent(&world, "0.3.0");
+    world.write("dev/wheels/mpypi/mpypi/listen.py", "this is no Python");
+    publish(&world, &server.url());
+    assert_eq!(result(&switched_on(&world, &server.url())).0, "rolled_back");
+    assert_eq!(agent(&mut reader), "mpypi/0.2.0");
+    assert!(state(&mut reader).error.unwrap().starts_with("not-confirmed: "));
+
+    // A release that does not carry the agent leaves it where it is.
+    fs::remove_dir_all(world.path("dev/wheels/mpypi")).unwrap();
+    world.write("dev/src/main.py", "print(4)\n");
+    publish(&world, &server.url());
+    assert_eq!(result(&switched_on(&world, &server.url())), idle());
+    assert_eq!(result(&switched_on(&world, &server.url())), idle());
+    assert_eq!(world.files("root")["main.py"], b"print(4)\n");
+}
+
+#[test]
+fn an_application_in_asyncio_has_its_turn_while_the_agent_updates() {
+    let world = World::new();
+    let server = Server::start(&world);
+    world.write("dev/src/big.bin", vec![7; 600_000]);
+    publish(&world, &server.url());
+    let mut options: Value =
+        serde_json::from_str(&fs::read_to_string(options(&world, &server.url(), json!({}))).unwrap()).unwrap();
+    for key in ["how", "limits"] {
+        options.as_object_mut().unwrap().remove(key);
+    }
+    let options = world.write("options.json", options.to_string());
+    for wanted in ["restarting", "idle"] {
+        let output = python(&[&script("beside.py"), options.to_str().unwrap()]).expect_code(0);
+        let said: Value = serde_json::from_str(output.stdout.trim()).unwrap();
+        assert_eq!(said["phase"], wanted);
+        if wanted == "restarting" {
+            let turns = said["turns"]["downloading"].as_u64().unwrap();
+            assert!(turns >= 20, "{said}");
+        }
+    }
+}
+
+#[test]
+fn the_agent_keeps_to_the_golden_vectors() {
+    let world = World::new();
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/vectors");
+    let arguments = [script("vectors.py"), vectors.to_str().unwrap().to_owned(), world.text("scratch")];
+    let output = python(&arguments.each_ref().map(String::as_str)).expect_code(0).stdout;
+    assert!(output.trim().parse::<u32>().is_ok_and(|cases| cases > 300), "{output}");
+}
+
+/// A server of the files below a folder, as mip wants one.
+fn serve_files(folder: PathBuf) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                client.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            let content = fs::read(folder.join(request.split(' ').nth(1).unwrap().trim_start_matches('/')));
+            let status = if content.is_ok() { "200 OK" } else { "404 Not Found" };
+            write!(client, "HTTP/1.0 {status}\r\n\r\n").unwrap();
+            client.write_all(&content.unwrap_or_default()).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn mip_installs_the_agent() {
+    let world = World::new();
+    let address = serve_files(device(""));
+    let target = world.text("lib");
+    let code = format!("import mip; mip.install('http://{address}/package.json', target='{target}')");
+    let _ = python(&["-c", &code]).expect_code(0);
+    let mut wanted = files_in(&device(""));
+    wanted.remove("pyproject.toml");
+    assert_eq!(world.files("lib"), wanted);
+    let package: Value = serde_json::from_slice(&fs::read(device("package.json")).unwrap()).unwrap();
+    let project = fs::read_to_string(device("pyproject.toml")).unwrap();
+    let module = fs::read_to_string(device("mpypi/__init__.py")).unwrap();
+    let version = package["version"].as_str().unwrap();
+    assert!(project.contains(&format!("\nversion = \"{version}\"\n")));
+    assert!(module.contains(&format!("\n__version__ = \"{version}\"\n")));
+}

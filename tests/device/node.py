@@ -3,6 +3,7 @@
 `how`: `check` once; `run`; `follow`: check until there is nothing more to do, restarts and all, in one process
 `limits`: limits to be other than usual
 `heap`: measure what the agent takes
+`boot`: begin as a user's boot.py does
 """
 
 import gc
@@ -14,6 +15,12 @@ with open(sys.argv[1]) as file:
 how = options.pop("how", "check")
 times = options.pop("limits", {})
 heap = options.pop("heap", False)
+
+if options.pop("boot", False):
+    # As in a user's boot.py.
+    from mpypi import boot
+
+    boot.run(options["root"])
 
 import mpypi
 from mpypi import agent, blocking, limits
