@@ -1,54 +1,37 @@
-"""Installs a release with one large wheel, and says how much memory that takes beyond what was in use before.
+"""Unpacks a large wheel with every module in memory already, or says only how much is left beside them.
 
-    micropython -X heapsize=96k unpack.py RELEASE ROOT
+    micropython -X heapsize=48k unpack.py FOLDER ROOT [only]
+
+FOLDER holds the wheel as packages/<sha256>, and its entry as entry.json.
 """
 
 import gc
-import os
 import sys
 
-sys.path.append("x")  # so that the list has grown already
-from mpypi import boot, files
+from mpypi import boot, files, wheel
 from mpypi.store import Store
 
 
-class Entries:
-    # The entries of release.json would not fit: its wheel is all we need.
-    def __init__(self, folder):
-        with open(folder + "/one.json", "rb") as file:
-            self.entry = boot.json.loads(file.read())
-
-    def __call__(self):
-        return iter((self.entry,))
-
-
-def main(folder, root):
-    entries = Entries(folder)
-    entry = entries.entry
-    piece = bytearray(512)
-    seen = {"channel": "dev", "sequence": 1, "version": "1.0", "list": entry["pkg_sha256"]}
+def main(folder, root, only=None):
+    with open(folder + "/entry.json", "rb") as file:
+        entry = boot.json.loads(file.read())
     store = Store(root)
     store.boot()
-    store.remember(seen)
-    gc.collect()
-    before = gc.mem_alloc()
-    bitmap, _ = store.survey(entries)
-    assert bitmap[0] == 1
-    incoming = store.receive(entry)
-    with open(folder + "/packages/" + entry["pkg_sha256"], "rb") as file:
+    package = root + boot.STAGING + "/" + entry["pkg_sha256"]
+    with open(folder + "/packages/" + entry["pkg_sha256"], "rb") as file, open(package, "wb") as out:
         while True:
-            length = file.readinto(piece)
+            length = file.readinto(files.piece)
             if not length:
                 break
-            incoming.write(memoryview(piece)[:length])
-    incoming.finish()
-    incoming = file = bitmap = None
+            out.write(files.piece[:length])
     gc.collect()
-    assert store.stage(seen, entries)
-    store.commit()
-    gc.collect()
-    print("before", before)
-    print("modules", gc.mem_alloc() - before)
+    if only:
+        return
+    # Threshold 1: garbage is collected at every allocation, so that only what is held counts.
+    gc.threshold(1)
+    paths = []
+    wheel.unpack(root, entry, lambda path, digest: False, lambda path, digest: paths.append(len(path)))
+    assert len(paths) == 3, paths
 
 
 main(*sys.argv[1:])
