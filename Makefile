@@ -71,9 +71,10 @@ bench: ## The broker beside mosquitto; BENCH=--quick for a look
 .PHONY: bench-broker
 bench-broker: bench
 
-soak: build ## Ten times as many hostile packets and power cuts as the tests have
+soak: build ## Ten times as many hostile packets and power cuts as the tests have; every cut of a device
 	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \
 	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
+	MPYPI_ALL_CUTS=1 cargo test -p mpypi-tests --test mpypi -- device_store
 
 fuzz: ## Fuzz what reads bytes of strangers, each target for SECONDS
 	@bash .ci/fuzz $(SECONDS)

@@ -142,7 +142,7 @@ impl<F: Flash> Device<F> {
     }
 
     fn booted(&self, boot: Boot) -> Event {
-        let seen = self.store.installed().seen.clone();
+        let seen = self.store.seen().cloned();
         Event::Booted(Box::new(Start { boot, running: self.running(), seen }))
     }
 

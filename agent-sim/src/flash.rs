@@ -178,6 +178,24 @@ pub fn read_all(flash: &impl Flash, path: &str, limit: u64) -> io::Result<Option
     }
 }
 
+/// Copies the file at `from` to `to`, and syncs it.
+///
+/// # Errors
+/// Of the file system.
+pub fn copy(flash: &mut impl Flash, from: &str, to: &str) -> io::Result<()> {
+    flash.create(to)?;
+    let mut piece = [0; limits::PIECE];
+    let mut offset = 0;
+    loop {
+        let length = flash.read(from, offset, &mut piece)?;
+        if length == 0 {
+            return flash.sync(to);
+        }
+        flash.append(to, &piece[..length])?;
+        offset += length as u64;
+    }
+}
+
 /// Hands the file at `path` to `take`, piece by piece.
 ///
 /// # Errors

@@ -7,21 +7,19 @@
 
 use std::{collections::BTreeSet, io};
 
-use mpypi_protocol::FilePath;
-
 use crate::{
     flash::{Flash, Kind, parent},
-    journal::{Journal, OLD, Operation, STAGING, old, staged},
+    journal::{Folder, OLD, Operation, Plan, STAGING, old, staged},
 };
 
 /// Does every operation that is not done.
 ///
 /// # Errors
 /// Of the flash, or a staged file is missing; what was done stays done.
-pub(crate) fn redo(flash: &mut impl Flash, journal: &Journal) -> io::Result<()> {
-    make_folders(flash, &journal.folders)?;
+pub(crate) fn redo(flash: &mut impl Flash, plan: &Plan) -> io::Result<()> {
+    make_folders(flash, &plan.folders)?;
     let mut touched = BTreeSet::new();
-    for (number, operation) in journal.operations.iter().enumerate() {
+    for (number, operation) in plan.operations.iter().enumerate() {
         let path = operation.path().as_str();
         let kept = old(number);
         let there = is_file(flash, path)?;
@@ -37,6 +35,7 @@ pub(crate) fn redo(flash: &mut impl Flash, journal: &Journal) -> io::Result<()> 
                     return Err(io::Error::new(io::ErrorKind::NotFound, format!("`{from}` is gone")));
                 }
             }
+            Operation::Remove { .. } if there && is_file(flash, &kept)? => flash.remove(path)?,
             Operation::Remove { .. } if there => flash.rename(path, &kept)?,
             Operation::Remove { .. } => {}
         }
@@ -47,17 +46,20 @@ pub(crate) fn redo(flash: &mut impl Flash, journal: &Journal) -> io::Result<()> 
     flash.sync(STAGING)
 }
 
-/// Takes back every operation that was done, and removes the folders made.
+/// Takes back every operation that was done, and removes the folders made. The operations are of different
+/// paths, so any order will do.
 ///
 /// # Errors
 /// Of the flash; what was taken back stays so.
-pub(crate) fn undo(flash: &mut impl Flash, journal: &Journal) -> io::Result<()> {
+pub(crate) fn undo(flash: &mut impl Flash, plan: &Plan) -> io::Result<()> {
     let mut touched = BTreeSet::new();
-    for (number, operation) in journal.operations.iter().enumerate().rev() {
+    for (number, operation) in plan.operations.iter().enumerate() {
         let path = operation.path();
         let kept = old(number);
         if is_file(flash, &kept)? {
-            make_parents(flash, path)?;
+            for folder in path.parents() {
+                make_folder(flash, folder)?;
+            }
             flash.rename(&kept, path.as_str())?;
         } else if let Operation::Put { digest, copy, had: false, .. } = operation
             && !is_file(flash, &staged(digest, *copy))?
@@ -69,7 +71,7 @@ pub(crate) fn undo(flash: &mut impl Flash, journal: &Journal) -> io::Result<()> 
     }
     sync_folders(flash, &touched)?;
     flash.sync(OLD)?;
-    remove_folders(flash, journal.folders.iter())
+    remove_folders(flash, plan.folders.iter())
 }
 
 /// Removes those of `folders` that are empty, innermost first.
@@ -78,40 +80,34 @@ pub(crate) fn undo(flash: &mut impl Flash, journal: &Journal) -> io::Result<()> 
 /// Of the flash. That a folder is not empty, or not there, is none.
 pub(crate) fn remove_folders<'a>(
     flash: &mut impl Flash,
-    folders: impl DoubleEndedIterator<Item = &'a FilePath>,
+    folders: impl DoubleEndedIterator<Item = &'a Folder>,
 ) -> io::Result<()> {
-    for folder in folders.rev() {
-        let empty = match flash.kind(folder.as_str())? {
-            Some(Kind::Folder) => flash.list(folder.as_str())?.is_empty(),
-            _ => false,
-        };
-        if empty {
-            flash.remove_folder(folder.as_str())?;
-            flash.sync(parent(folder.as_str()))?;
-        }
-    }
-    Ok(())
-}
-
-fn make_folders(flash: &mut impl Flash, folders: &[FilePath]) -> io::Result<()> {
-    for folder in folders {
-        if flash.kind(folder.as_str())?.is_none() {
-            flash.make_folder(folder.as_str())?;
-        }
-        // Also if it was there: it may have been made before the power cut, and not synced.
-        flash.sync(parent(folder.as_str()))?;
-    }
-    Ok(())
-}
-
-fn make_parents(flash: &mut impl Flash, path: &FilePath) -> io::Result<()> {
-    for folder in path.parents() {
-        if flash.kind(folder)?.is_none() {
-            flash.make_folder(folder)?;
+    for folder in folders.rev().map(|folder| folder.0.as_str()) {
+        if flash.kind(folder)? == Some(Kind::Folder) && flash.list(folder)?.is_empty() {
+            flash.remove_folder(folder)?;
             flash.sync(parent(folder))?;
         }
     }
     Ok(())
+}
+
+/// Makes those of `folders` that are not there.
+///
+/// # Errors
+/// Of the flash.
+pub(crate) fn make_folders(flash: &mut impl Flash, folders: &BTreeSet<Folder>) -> io::Result<()> {
+    for folder in folders.iter().map(|folder| folder.0.as_str()) {
+        make_folder(flash, folder)?;
+    }
+    Ok(())
+}
+
+fn make_folder(flash: &mut impl Flash, folder: &str) -> io::Result<()> {
+    if flash.kind(folder)?.is_none() {
+        flash.make_folder(folder)?;
+    }
+    // Also if it was there: it may have been made before the power cut, and not synced.
+    flash.sync(parent(folder))
 }
 
 fn sync_folders(flash: &mut impl Flash, folders: &BTreeSet<String>) -> io::Result<()> {

@@ -1,15 +1,23 @@
-//! The two records a device keeps, and how they are written so that a power cut cannot tear them.
+//! The records a device keeps, and how they are written so that a power cut cannot tear them.
+//!
+//! Those that are changed after a commit are small. Those that grow with a release are JSON Lines, which a device
+//! of a few KiB reads and writes line by line: a header, then one object to a line, whose first key says what it
+//! is about. Unknown keys are ignored.
 //!
 //! The format is shared with the MicroPython agent; the folder and its use are described in
 //! [`store`](crate::store).
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     io,
 };
 
 use mpypi_protocol::{ChannelName, Digest, FilePath};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 use crate::{
     flash::{self, Flash},
@@ -20,10 +28,22 @@ use crate::{
 pub const FOLDER: &str = FilePath::RESERVED;
 
 /// What is installed.
-pub const INSTALLED: &str = ".mpypi/installed.json";
+pub const INSTALLED: &str = ".mpypi/installed.jsonl";
+
+/// The newest list that was accepted.
+pub const SEEN: &str = ".mpypi/seen.json";
 
 /// What is being changed; there is none at rest.
 pub const JOURNAL: &str = ".mpypi/journal.json";
+
+/// The operations of the journal.
+pub const PLAN: &str = ".mpypi/plan.jsonl";
+
+/// What [`INSTALLED`] will say when the journal is done.
+pub const NEXT: &str = ".mpypi/next.jsonl";
+
+/// A list as it arrives, on a device that has no memory for it.
+pub const LIST_PART: &str = ".mpypi/list.part";
 
 /// Verified files that are not in their place yet, named by digest.
 pub const STAGING: &str = ".mpypi/staging";
@@ -35,50 +55,48 @@ pub const OLD: &str = ".mpypi/old";
 /// from being confirmed or rolled back.
 pub const RESERVE: &str = ".mpypi/reserve";
 
-/// The version of the format, in both records.
+/// The MicroPython agent. It stays where a release does not bring it: without it no other release would come.
+pub const AGENT: &str = "lib/mpypi/";
+
+/// The version of the format, in every record.
 pub const FORMAT: u32 = 1;
 
-/// `installed.json`: what this agent put on the device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// `installed.jsonl`: what this agent put on the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Installed {
-    /// [`FORMAT`]
-    pub format: u32,
     /// The channel it came from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<ChannelName>,
     /// The release's sequence; absent in lists without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
     /// The release's version.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// The digest of the update list's payload.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub list: Option<Digest>,
-    /// The newest list that was accepted, installed or not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seen: Option<Seen>,
     /// Wheels by name.
-    #[serde(default)]
     pub wheels: BTreeMap<String, InstalledWheel>,
     /// Every file that came from the channel.
-    #[serde(default)]
     pub files: BTreeMap<FilePath, Digest>,
+    /// Those that came as they are. A file may come so and from wheels as well.
+    pub sources: BTreeSet<FilePath>,
     /// Every folder that was made for one of them.
-    #[serde(default)]
-    pub folders: BTreeSet<FilePath>,
+    pub folders: BTreeSet<Folder>,
 }
 
 /// A wheel on the device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstalledWheel {
     /// Its version.
     pub version: String,
     /// The digest of the wheel.
     pub digest: Digest,
     /// Its files.
-    pub files: Vec<FilePath>,
+    pub files: BTreeSet<FilePath>,
 }
+
+/// A folder. Folders are sorted as if a `/` ended their names: each right before what is in it, as the files are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Folder(pub FilePath);
 
 /// A list that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,11 +126,9 @@ pub struct Refused {
     pub rolled_back: bool,
 }
 
-/// `journal.json`: a release on its way from staging to its place, or back.
+/// `journal.json`: where a release stands on its way from staging to its place, or back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
-    /// [`FORMAT`]
-    pub format: u32,
     /// Where it stands.
     pub step: Step,
     /// How often the device has started in this step.
@@ -120,14 +136,17 @@ pub struct Journal {
     /// Why it is rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The list of the release, as in `installed`.
+    /// The list of the release.
     pub seen: Seen,
+}
+
+/// `plan.jsonl`: what the journal is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
     /// Folders to be made, outermost first.
-    pub folders: Vec<FilePath>,
-    /// What to do, in this order.
+    pub folders: BTreeSet<Folder>,
+    /// What to do, in this order. Each is of another path.
     pub operations: Vec<Operation>,
-    /// What `installed.json` will say.
-    pub installed: Installed,
 }
 
 /// Where a journal stands.
@@ -146,22 +165,24 @@ pub enum Step {
 
 /// One change of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
+#[serde(untagged)]
 pub enum Operation {
     /// Puts a staged file in its place.
     Put {
         /// Where it goes.
+        #[serde(rename = "put")]
         path: FilePath,
         /// Its digest.
         digest: Digest,
         /// Which staged copy to take: 0 is `staging/<digest>`, others `staging/<digest>-<copy>`.
         copy: u32,
-        /// Whether a file stands there, which goes to `old/<number>` first.
+        /// Whether a file stands there, which is kept as `old/<number>`.
         had: bool,
     },
     /// Takes a file away, to `old/<number>`.
     Remove {
         /// Where it is.
+        #[serde(rename = "remove")]
         path: FilePath,
     },
 }
@@ -185,6 +206,12 @@ pub enum RecordError {
         /// Where.
         source: serde_json::Error,
     },
+    /// It ends in the middle of a line, or is not there beside a journal that needs it.
+    #[error("`{path}` is damaged: it is not complete")]
+    Incomplete {
+        /// Which record.
+        path: &'static str,
+    },
     /// A later version of the agent wrote it.
     #[error("`{path}` has format {found}, this agent knows {FORMAT}")]
     Format {
@@ -195,19 +222,16 @@ pub enum RecordError {
     },
 }
 
-impl Default for Installed {
-    fn default() -> Self {
-        Installed {
-            format: FORMAT,
-            channel: None,
-            sequence: None,
-            version: None,
-            list: None,
-            seen: None,
-            wheels: BTreeMap::new(),
-            files: BTreeMap::new(),
-            folders: BTreeSet::new(),
-        }
+impl PartialOrd for Folder {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Folder {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let bytes = |folder: &Folder| folder.0.as_str().bytes().chain([b'/']).collect::<Vec<_>>();
+        bytes(self).cmp(&bytes(other))
     }
 }
 
@@ -236,12 +260,69 @@ pub fn old(number: usize) -> String {
     format!("{OLD}/{number}")
 }
 
-/// Reads `installed.json`.
+/// Reads `installed.jsonl`, or `next.jsonl`.
 ///
 /// # Errors
 /// See [`RecordError`].
-pub fn read_installed(flash: &impl Flash) -> Result<Option<Installed>, RecordError> {
-    read(flash, INSTALLED)
+pub fn read_installed(flash: &impl Flash, path: &'static str) -> Result<Option<Installed>, RecordError> {
+    let Some((head, lines)) = read::<InstalledHead, InstalledLine>(flash, path)? else { return Ok(None) };
+    let InstalledHead { channel, sequence, version, list } = head;
+    let mut installed = Installed { channel, sequence, version, list, ..Installed::default() };
+    for line in lines {
+        match line {
+            InstalledLine::Wheel { wheel, version, digest } => {
+                let files = BTreeSet::new();
+                installed.wheels.insert(wheel, InstalledWheel { version, digest, files });
+            }
+            InstalledLine::File { file, digest, wheel } => {
+                match wheel {
+                    None => _ = installed.sources.insert(file.clone()),
+                    Some(name) => {
+                        let wheel =
+                            installed.wheels.get_mut(&name).ok_or(RecordError::Incomplete { path })?;
+                        wheel.files.insert(file.clone());
+                    }
+                }
+                installed.files.insert(file, digest);
+            }
+            InstalledLine::Folder { folder } => _ = installed.folders.insert(folder),
+        }
+    }
+    Ok(Some(installed))
+}
+
+/// Writes `installed.jsonl`, or `next.jsonl`, and syncs it.
+///
+/// # Errors
+/// Of the file system.
+pub fn write_installed(flash: &mut impl Flash, path: &str, installed: &Installed) -> io::Result<()> {
+    let Installed { channel, sequence, version, list, wheels, files, sources, folders } = installed.clone();
+    let mut lines: Vec<InstalledLine> = Vec::new();
+    for (name, wheel) in &wheels {
+        let (wheel, version, digest) = (name.clone(), wheel.version.clone(), wheel.digest);
+        lines.push(InstalledLine::Wheel { wheel, version, digest });
+    }
+    for (file, digest) in files {
+        if sources.contains(&file) {
+            lines.push(InstalledLine::File { file: file.clone(), digest, wheel: None });
+        }
+        let from = wheels.iter().filter(|(_, wheel)| wheel.files.contains(&file));
+        lines.extend(from.map(|(name, _)| InstalledLine::File {
+            file: file.clone(),
+            digest,
+            wheel: Some(name.clone()),
+        }));
+    }
+    lines.extend(folders.into_iter().map(|folder| InstalledLine::Folder { folder }));
+    write_file(flash, path, &text(&InstalledHead { channel, sequence, version, list }, &lines)?)
+}
+
+/// Reads `seen.json`.
+///
+/// # Errors
+/// See [`RecordError`].
+pub fn read_seen(flash: &impl Flash) -> Result<Option<Seen>, RecordError> {
+    Ok(read::<Seen, IgnoredAny>(flash, SEEN)?.map(|(seen, _)| seen))
 }
 
 /// Reads `journal.json`.
@@ -249,44 +330,127 @@ pub fn read_installed(flash: &impl Flash) -> Result<Option<Installed>, RecordErr
 /// # Errors
 /// See [`RecordError`].
 pub fn read_journal(flash: &impl Flash) -> Result<Option<Journal>, RecordError> {
-    read(flash, JOURNAL)
+    Ok(read::<Journal, IgnoredAny>(flash, JOURNAL)?.map(|(journal, _)| journal))
 }
 
-/// Replaces the record at `path`: written beside it, synced, renamed, its folder synced. On a full flash
+/// Reads `plan.jsonl`.
+///
+/// # Errors
+/// See [`RecordError`].
+pub fn read_plan(flash: &impl Flash) -> Result<Plan, RecordError> {
+    let read = read::<IgnoredAny, PlanLine>(flash, PLAN)?;
+    let (_, lines) = read.ok_or(RecordError::Incomplete { path: PLAN })?;
+    let mut plan = Plan::default();
+    for line in lines {
+        match line {
+            PlanLine::Folder { folder } => _ = plan.folders.insert(folder),
+            PlanLine::Operation(operation) => plan.operations.push(operation),
+        }
+    }
+    Ok(plan)
+}
+
+/// Writes `plan.jsonl`, and syncs it.
+///
+/// # Errors
+/// Of the file system.
+pub fn write_plan(flash: &mut impl Flash, plan: &Plan) -> io::Result<()> {
+    let folders = plan.folders.iter().cloned().map(|folder| PlanLine::Folder { folder });
+    let lines: Vec<_> = folders.chain(plan.operations.iter().cloned().map(PlanLine::Operation)).collect();
+    write_file(flash, PLAN, &text(&PlanHead {}, &lines)?)
+}
+
+/// Replaces `journal.json` or `seen.json`: written beside it, synced, renamed, its folder synced. On a full flash
 /// [`RESERVE`] makes room for it.
 ///
 /// # Errors
 /// Of the file system; the old record is then still there.
-pub fn write(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> io::Result<()> {
-    match replace(flash, path, record) {
+pub fn replace(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> io::Result<()> {
+    let bytes = text(record, &[] as &[PlanLine])?;
+    match write_beside(flash, path, &bytes) {
         Err(error) if is_full(&error) && flash.kind(RESERVE)?.is_some() => {
             flash.remove(RESERVE)?;
-            replace(flash, path, record)
+            write_beside(flash, path, &bytes)
         }
         written => written,
     }
 }
 
-/// Writes `journal` for the first time, which is the commit. `installed` is what a rollback goes back to. There
-/// is room for what either way still has to write, or nothing is committed.
+/// Takes the room for the records to come.
 ///
 /// # Errors
 /// Of the file system.
-pub fn commit(flash: &mut impl Flash, journal: &Journal, installed: &Installed) -> io::Result<()> {
-    let largest = serde_json::to_vec(journal)?.len().max(serde_json::to_vec(installed)?.len());
-    let filling = vec![b'-'; largest + limits::RECORD_GROWTH];
-    let committed = write_file(flash, RESERVE, &filling).and_then(|()| replace(flash, JOURNAL, journal));
-    if committed.is_err() {
-        // It takes up room that may be what is missing.
-        let _ = flash.remove(RESERVE);
-    }
-    committed
+pub fn reserve(flash: &mut impl Flash) -> io::Result<()> {
+    write_file(flash, RESERVE, &[b'-'; limits::RESERVE])
 }
 
-fn replace(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> io::Result<()> {
-    let bytes = serde_json::to_vec(record)?;
+#[derive(Serialize, Deserialize)]
+struct InstalledHead {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    channel: Option<ChannelName>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    list: Option<Digest>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum InstalledLine {
+    File {
+        file: FilePath,
+        digest: Digest,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wheel: Option<String>,
+    },
+    Wheel {
+        wheel: String,
+        version: String,
+        digest: Digest,
+    },
+    Folder {
+        folder: Folder,
+    },
+}
+
+#[derive(Serialize)]
+struct PlanHead {}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum PlanLine {
+    Folder { folder: Folder },
+    Operation(Operation),
+}
+
+/// The first line of every record: its format, and what else it says.
+#[derive(Serialize, Deserialize)]
+struct Head<T> {
+    format: u32,
+    #[serde(flatten)]
+    rest: T,
+}
+
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+fn text(head: &impl Serialize, lines: &[impl Serialize]) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(&Head { format: FORMAT, rest: head })?;
+    bytes.push(b'\n');
+    for line in lines {
+        bytes.extend(serde_json::to_vec(line)?);
+        bytes.push(b'\n');
+    }
+    Ok(bytes)
+}
+
+fn write_beside(flash: &mut impl Flash, path: &str, bytes: &[u8]) -> io::Result<()> {
     let beside = format!("{path}.new");
-    if let Err(error) = write_file(flash, &beside, &bytes) {
+    if let Err(error) = write_file(flash, &beside, bytes) {
         let _ = flash.remove(&beside);
         return Err(error);
     }
@@ -306,19 +470,22 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-#[derive(Deserialize)]
-struct Format {
-    format: u32,
-}
-
-fn read<T: DeserializeOwned>(flash: &impl Flash, path: &'static str) -> Result<Option<T>, RecordError> {
+fn read<H: DeserializeOwned, L: DeserializeOwned>(
+    flash: &impl Flash,
+    path: &'static str,
+) -> Result<Option<(H, Vec<L>)>, RecordError> {
     let bytes =
         flash::read_all(flash, path, limits::RECORD).map_err(|source| RecordError::Flash { path, source })?;
     let Some(bytes) = bytes else { return Ok(None) };
     let damaged = |source| RecordError::Damaged { path, source };
-    let Format { format } = serde_json::from_slice(&bytes).map_err(damaged)?;
+    let bytes = bytes.strip_suffix(b"\n").ok_or(RecordError::Incomplete { path })?;
+    let mut lines = bytes.split(|byte| *byte == b'\n');
+    let head = lines.next().unwrap_or_default();
+    let Format { format } = serde_json::from_slice(head).map_err(damaged)?;
     if format != FORMAT {
         return Err(RecordError::Format { path, found: format });
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    let head: Head<H> = serde_json::from_slice(head).map_err(damaged)?;
+    let lines: Result<Vec<L>, _> = lines.map(serde_json::from_slice).collect();
+    Ok(Some((head.rest, lines.map_err(damaged)?)))
 }

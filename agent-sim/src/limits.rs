@@ -14,12 +14,12 @@ pub const WHEEL_TEXT: u64 = 1024 * 1024;
 /// Most bytes a wheel may unpack to: a bomb is refused here, whatever its headers say.
 pub const WHEEL_UNPACKED: u64 = 4 * mpypi_protocol::limits::PACKAGE;
 
-/// Largest `installed.json` or `journal.json`, in bytes.
+/// Largest record, in bytes.
 pub const RECORD: u64 = 16 * 1024 * 1024;
 
-/// What a record may grow by after the commit, in bytes: a step, a count, and a reason as long as
-/// [`ERROR_TEXT`].
-pub const RECORD_GROWTH: usize = 1024;
+/// Room for the records to come, taken before the commit, in bytes: `journal.json` and `seen.json`, each with a
+/// reason as long as [`ERROR_TEXT`].
+pub const RESERVE: usize = 8192;
 
 /// How often a release may boot without being confirmed, and a committed install may fail to complete,
 /// before it is rolled back.

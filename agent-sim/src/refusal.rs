@@ -5,7 +5,7 @@ use std::io;
 use jiff::Timestamp;
 use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError};
 
-use crate::{limits, wheel::WheelError};
+use crate::{journal::RecordError, limits, wheel::WheelError};
 
 /// Why a list or a release is not applied.
 ///
@@ -144,6 +144,9 @@ pub enum Refusal {
     /// The flash failed.
     #[error("storage: {0}")]
     Storage(#[source] io::Error),
+    /// A record of the store cannot be read or written.
+    #[error("storage: {}", chain(.0))]
+    Record(#[source] RecordError),
     /// The release did not confirm that it works.
     #[error("not-confirmed: the release was started {boots} times and never confirmed")]
     NotConfirmed {
@@ -185,7 +188,8 @@ impl Refusal {
             | Refusal::NotAllowed { .. }
             | Refusal::NoSpace { .. }
             | Refusal::Full
-            | Refusal::Storage(_) => Verdict::Retry,
+            | Refusal::Storage(_)
+            | Refusal::Record(_) => Verdict::Retry,
             Refusal::BadList(_)
             | Refusal::WrongChannel { .. }
             | Refusal::Older { .. }
@@ -235,6 +239,15 @@ impl From<io::Error> for Refusal {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Refusal::Full,
             _ => Refusal::Storage(error),
+        }
+    }
+}
+
+impl From<RecordError> for Refusal {
+    fn from(error: RecordError) -> Self {
+        match error {
+            RecordError::Flash { source, .. } => source.into(),
+            error => Refusal::Record(error),
         }
     }
 }

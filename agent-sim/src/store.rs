@@ -1,38 +1,53 @@
 //! What a device keeps, such that a power cut at any operation leaves the old or the new release.
 //!
 //! # The format, shared with the MicroPython agent
-//! Everything is below `.mpypi/` in the device's root; records are JSON, of `"format": 1`.
+//! Everything is below `.mpypi/` in the device's root. Records are JSON, or JSON Lines: a header, then one object to a
+//! line. Each record's first line is an object with `"format":1`, every line ends with a line feed. See
+//! [`journal`] for what they say; golden ones are in `protocol/vectors/flash.json`.
 //!
 //! | path | what |
 //! |---|---|
-//! | `installed.json` | what came from the channel: see [`Installed`] |
-//! | `journal.json` | the release being put in place, or back: see [`Journal`]; absent at rest |
-//! | `*.json.new` | a record being written; meaningless |
+//! | `installed.jsonl` | what came from the channel: `channel`, `sequence`, `version`, `list`; then `{"wheel":name,"version":…,"digest":…}`; then `{"file":path,"digest":…,"wheel":name}`, sorted by path and wheel, once for each wheel that brings the file, and without `wheel` for a src file; then `{"folder":path}` for each folder made, sorted as if a `/` ended the path |
+//! | `seen.json` | the newest list accepted: see [`Seen`] |
+//! | `journal.json` | the release being put in place, or back: `step`, `boots`, `reason`, `seen`; absent at rest |
+//! | `plan.jsonl` | its operations: `{"folder":path}` to be made, sorted likewise; then, numbered from 0, `{"put":path,"digest":…,"copy":n,"had":bool}` and `{"remove":path}`, each of another path; meaningless without a journal |
+//! | `next.jsonl` | what `installed.jsonl` will be; meaningless without a journal |
+//! | `*.new` | a record being written; meaningless |
+//! | `list.*` | the newest list, where a device has no memory for it; a device may be without |
+//! | `list.part` | a list still arriving; meaningless after a restart |
 //! | `reserve` | room for records to come, on a flash that is full by then; meaningless |
 //! | `staging/<sha256>` | a verified package, or a verified member of a wheel |
-//! | `staging/<sha256>-<n>` | its copy number n, where one release needs the same bytes n + 1 times |
+//! | `staging/<sha256>-<n>` | another copy of it, where one release needs the same bytes more than once |
 //! | `staging/*.part` | bytes still arriving; meaningless after a restart |
-//! | `old/<n>` | the file that operation n of the journal replaced or removed |
+//! | `old/<n>` | the file that operation n of the plan replaced or removed |
+//! | `old/*.part` | bytes still being copied; meaningless |
 //!
-//! A record is replaced by writing `<name>.new`, syncing it, renaming it, and syncing the folder.
+//! `journal.json` and `seen.json` are replaced by writing `<name>.new`, syncing it, renaming it, and syncing the folder.
 //!
 //! # How a release gets in place
 //! 1. Packages go to `staging/*.part` while they are hashed, and get their digest as name when it is right.
 //! 2. Wheels are unpacked to `staging/` in the same way. What the device has already is skipped.
-//! 3. Everything in `staging/` is synced, `reserve` is written. **Writing `journal.json` with step `install` is the commit.**
-//! 4. Each operation moves the old file to `old/<n>` and the staged file to its place. After a power cut
-//!    they are done again, those that were done are seen from where the files are.
+//! 3. Of old files that are code (`*.py`, `*.mpy`), or that lie in the root, in `lib/` or in `lib/mpypi/`, a copy is
+//!    written to `old/<n>`. `next.jsonl`, `plan.jsonl` and `reserve` are written, everything is synced; then
+//!    the folders of the plan are made. (Where there is a plan and no journal, a start removes those that are empty.)
+//!    **Writing `journal.json` with step `install` is the commit.**
+//! 4. Each operation moves the old file to `old/<n>`, unless a copy is kept there, and the staged file to its place.
+//!    What a start needs is so replaced by one rename, and a power cut leaves no device without its `boot.py`; nor
+//!    is anything moved out of the folders that a start needs: littlefs, when a power cut has interrupted that,
+//!    hides the moved file's neighbour until something is written. After a power cut the operations are done
+//!    again, those that were done are seen from where the files are.
 //! 5. Step `confirm`: the new release runs, `old/` is kept. Every start is counted in `boots`; beyond
 //!    [`limits::UNCONFIRMED_BOOTS`] the step becomes `rollback`.
-//! 6. Confirmed: step `finish`; folders left empty are removed, `installed.json` is replaced, the journal is
-//!    removed, then `old/` and `staging/` are emptied.
-//! 7. Step `rollback`: each operation is undone, last first; `installed.json` notes in `seen.refused` that this
-//!    list is not to be tried again; the journal is removed, then `old/` and `staging/` are emptied.
+//! 6. Confirmed: step `finish`; folders left empty are removed, `next.jsonl` becomes `installed.jsonl`, the journal is
+//!    removed, then everything meaningless, `old/` and `staging/`.
+//! 7. Step `rollback`: each operation is undone; `seen.json` notes in `refused` that this list is not to be tried
+//!    again; the journal is removed, then everything meaningless, `old/` and `staging/`.
 //!
-//! A release that changes no file is recorded in `installed.json` at once.
+//! A release that changes no file is recorded in `installed.jsonl` at once.
 //!
 //! What the user put on the device is never removed. A file of theirs in the way of one of the release goes to
-//! `old/` as any other, and comes back if the release is rolled back.
+//! `old/` as any other, and comes back if the release is rolled back. The agent itself, [`AGENT`], stays where a release
+//! does not bring it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,10 +59,10 @@ use mpypi_protocol::{Digest, FilePath, PackageId, digest::Hasher, limits as wire
 use crate::{
     accept::Accepted,
     flash::{self, Flash, Kind},
-    install::{is_file, redo, remove_folders, undo},
+    install::{is_file, make_folders, redo, remove_folders, undo},
     journal::{
-        self, FOLDER, FORMAT, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, OLD, Operation,
-        RESERVE, RecordError, Refused, STAGING, Seen, Step, staged,
+        self, AGENT, FOLDER, Folder, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, LIST_PART, NEXT,
+        OLD, Operation, PLAN, Plan, RESERVE, RecordError, Refused, SEEN, STAGING, Seen, Step, old, staged,
     },
     limits,
     refusal::Refusal,
@@ -59,6 +74,7 @@ use crate::{
 pub struct Store<F> {
     flash: F,
     installed: Installed,
+    seen: Option<Seen>,
     journal: Option<Journal>,
     /// What `staging/` holds under its own digest, with its size.
     verified: BTreeMap<Digest, u64>,
@@ -105,7 +121,9 @@ pub struct Need {
 /// nothing else can be committed.
 #[derive(Debug)]
 pub struct Staged {
-    journal: Box<Journal>,
+    seen: Seen,
+    plan: Plan,
+    next: Box<Installed>,
 }
 
 /// What a commit led to.
@@ -133,8 +151,8 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// See [`BootError`].
     pub fn boot(flash: F) -> Result<(Store<F>, Boot), BootError> {
-        let mut store =
-            Store { flash, installed: Installed::default(), journal: None, verified: BTreeMap::new() };
+        let installed = Installed::default();
+        let mut store = Store { flash, installed, seen: None, journal: None, verified: BTreeMap::new() };
         let boot = store.reboot()?;
         Ok((store, boot))
     }
@@ -145,13 +163,16 @@ impl<F: Flash> Store<F> {
     /// See [`BootError`].
     pub fn reboot(&mut self) -> Result<Boot, BootError> {
         self.verified.clear();
-        self.installed = journal::read_installed(&self.flash)?.unwrap_or_default();
+        self.installed = journal::read_installed(&self.flash, INSTALLED)?.unwrap_or_default();
+        self.seen = journal::read_seen(&self.flash)?;
         self.journal = journal::read_journal(&self.flash)?;
         self.make_folders()?;
         let Some(mut journal) = self.journal.take() else {
-            self.remove_reserve()?;
-            self.clear(OLD)?;
-            match &self.installed.seen {
+            self.tidy()?;
+            if is_file(&self.flash, LIST_PART)? {
+                self.flash.remove(LIST_PART)?;
+            }
+            match &self.seen {
                 Some(seen) if Some(seen.list) != self.installed.list && seen.refused.is_none() => {
                     self.check_staging()?;
                 }
@@ -171,19 +192,20 @@ impl<F: Flash> Store<F> {
             } else {
                 journal.boots += 1;
             }
-            journal::write(&mut self.flash, JOURNAL, &journal)?;
+            journal::replace(&mut self.flash, JOURNAL, &journal)?;
         }
         match journal.step {
             Step::Install => {
-                redo(&mut self.flash, &journal)?;
+                let plan = journal::read_plan(&self.flash)?;
+                redo(&mut self.flash, &plan)?;
                 journal.step = Step::Confirm;
                 journal.boots = 1;
-                journal::write(&mut self.flash, JOURNAL, &journal)?;
+                journal::replace(&mut self.flash, JOURNAL, &journal)?;
                 self.confirming(journal)
             }
             Step::Confirm => self.confirming(journal),
             Step::Finish => {
-                self.finish(journal)?;
+                self.finish(journal.seen)?;
                 Ok(Boot::Rest)
             }
             Step::Rollback => Ok(Boot::RolledBack { seen: self.take_back(journal)? }),
@@ -194,6 +216,12 @@ impl<F: Flash> Store<F> {
     #[must_use]
     pub fn installed(&self) -> &Installed {
         &self.installed
+    }
+
+    /// The newest list that was accepted, installed or not.
+    #[must_use]
+    pub fn seen(&self) -> Option<&Seen> {
+        self.seen.as_ref()
     }
 
     /// The flash.
@@ -213,12 +241,7 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash.
     pub fn remember(&mut self, seen: Seen) -> Result<(), Refusal> {
-        if self.installed.seen.as_ref() == Some(&seen) {
-            return Ok(());
-        }
-        let mut installed = self.installed.clone();
-        installed.seen = Some(seen);
-        self.write_installed(installed)
+        Ok(self.write_seen(seen)?)
     }
 
     /// Notes that the list last accepted is not to be tried again, and drops what was fetched for it.
@@ -226,11 +249,10 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash.
     pub fn refuse(&mut self, error: String) -> Result<(), Refusal> {
-        let mut installed = self.installed.clone();
-        if let Some(seen) = &mut installed.seen {
-            seen.refused = Some(Refused { error, rolled_back: false });
+        if let Some(seen) = self.seen.clone() {
+            let refused = Some(Refused { error, rolled_back: false });
+            self.write_seen(Seen { refused, ..seen })?;
         }
-        self.write_installed(installed)?;
         self.discard()
     }
 
@@ -248,12 +270,10 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash.
     pub fn forgive(&mut self) -> Result<(), Refusal> {
-        let mut installed = self.installed.clone();
-        match &mut installed.seen {
-            Some(seen) if seen.refused.is_some() => seen.refused = None,
-            _ => return Ok(()),
+        if let Some(seen) = self.seen.clone() {
+            self.write_seen(Seen { refused: None, ..seen })?;
         }
-        self.write_installed(installed)
+        Ok(())
     }
 
     /// What must be fetched to have everything that `release` says. Drops what is staged for others.
@@ -332,31 +352,20 @@ impl<F: Flash> Store<F> {
         let operations = self.operations(&files)?;
         self.flash.sync(STAGING)?;
 
-        let of_ours = |folder: &&FilePath| {
-            files.keys().any(|path| path.parents().any(|parent| parent == folder.as_str()))
+        let of_ours = |folder: &&Folder| {
+            files.keys().any(|path| path.parents().any(|parent| parent == folder.0.as_str()))
         };
-        let installed = Installed {
-            format: FORMAT,
+        let next = Installed {
             channel: Some(release.channel().clone()),
             sequence: release.sequence(),
             version: release.version(),
             list: Some(release.digest()),
-            seen: Some(release.seen()),
             wheels,
             folders: self.installed.folders.iter().chain(&folders).filter(of_ours).cloned().collect(),
             files,
+            sources: release.sources().map(|src| src.path.clone()).collect(),
         };
-        let journal = Journal {
-            format: FORMAT,
-            step: Step::Install,
-            boots: 0,
-            reason: None,
-            seen: release.seen(),
-            folders,
-            operations,
-            installed,
-        };
-        Ok(Staged { journal: Box::new(journal) })
+        Ok(Staged { seen: release.seen(), plan: Plan { folders, operations }, next: Box::new(next) })
     }
 
     /// Commits a staged release and puts its files in place.
@@ -364,21 +373,51 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash. If it happened after the commit, a restart goes on from there.
     pub fn commit(&mut self, staged: Staged) -> Result<Committed, Refusal> {
-        let mut journal = *staged.journal;
+        let Staged { seen, plan, next } = staged;
         if self.journal.is_some() {
             return Err(Refusal::Bug("a release is committed while another is being confirmed"));
         }
-        if journal.operations.is_empty() {
-            self.finish(journal)?;
+        if plan.operations.is_empty() {
+            journal::write_installed(&mut self.flash, NEXT, &next)?;
+            self.finish(seen)?;
             return Ok(Committed::Unchanged);
         }
-        self.clear(OLD)?;
-        journal::commit(&mut self.flash, &journal, &self.installed)?;
-        redo(&mut self.flash, &journal)?;
+        let mut journal = Journal { step: Step::Install, boots: 0, reason: None, seen };
+        let committed = self
+            .prepare_commit(&plan, &next)
+            .and_then(|()| journal::replace(&mut self.flash, JOURNAL, &journal));
+        if let Err(error) = committed {
+            if self.flash.kind(JOURNAL)?.is_none() {
+                // It takes up room that may be what is missing.
+                let _ = self.tidy();
+            }
+            return Err(error.into());
+        }
+        redo(&mut self.flash, &plan)?;
         journal.step = Step::Confirm;
-        journal::write(&mut self.flash, JOURNAL, &journal)?;
+        journal::replace(&mut self.flash, JOURNAL, &journal)?;
         self.journal = Some(journal);
         Ok(Committed::Restart)
+    }
+
+    /// Writes what a commit needs. There is room for what either way still has to write, or nothing is
+    /// committed.
+    fn prepare_commit(&mut self, plan: &Plan, next: &Installed) -> io::Result<()> {
+        self.clear(OLD)?;
+        for (number, operation) in plan.operations.iter().enumerate() {
+            let path = operation.path().as_str();
+            if needed_to_start(path) && matches!(self.flash.kind(path)?, Some(Kind::File(_))) {
+                let (kept, part) = (old(number), format!("{}.part", old(number)));
+                flash::copy(&mut self.flash, path, &part)?;
+                self.flash.rename(&part, &kept)?;
+            }
+        }
+        self.flash.sync(OLD)?;
+        journal::write_installed(&mut self.flash, NEXT, next)?;
+        journal::write_plan(&mut self.flash, plan)?;
+        journal::reserve(&mut self.flash)?;
+        self.flash.sync(FOLDER)?;
+        make_folders(&mut self.flash, &plan.folders)
     }
 
     /// The new release proved itself: it is what is installed from now on.
@@ -390,8 +429,8 @@ impl<F: Flash> Store<F> {
             return Err(Refusal::Bug("there is no release to confirm"));
         };
         journal.step = Step::Finish;
-        journal::write(&mut self.flash, JOURNAL, &journal)?;
-        Ok(self.finish(journal)?)
+        journal::replace(&mut self.flash, JOURNAL, &journal)?;
+        Ok(self.finish(journal.seen)?)
     }
 
     /// The new release is to be taken back by the next start.
@@ -404,7 +443,7 @@ impl<F: Flash> Store<F> {
         };
         journal.step = Step::Rollback;
         journal.reason = Some(reason.text());
-        Ok(journal::write(&mut self.flash, JOURNAL, journal)?)
+        Ok(journal::replace(&mut self.flash, JOURNAL, journal)?)
     }
 
     fn confirming(&mut self, journal: Journal) -> Result<Boot, BootError> {
@@ -413,47 +452,63 @@ impl<F: Flash> Store<F> {
         Ok(Boot::Confirming { seen })
     }
 
-    fn finish(&mut self, journal: Journal) -> io::Result<()> {
-        let left: Vec<_> = self.installed.folders.difference(&journal.installed.folders).cloned().collect();
-        remove_folders(&mut self.flash, left.iter())?;
-        self.end(journal.installed)
+    /// `next.jsonl` becomes what is installed, and `seen` the newest list accepted.
+    fn finish(&mut self, seen: Seen) -> Result<(), RecordError> {
+        if let Some(next) = journal::read_installed(&self.flash, NEXT)? {
+            let left: Vec<_> = self.installed.folders.difference(&next.folders).collect();
+            let mut rename = || {
+                remove_folders(&mut self.flash, left.iter().copied())?;
+                self.flash.rename(NEXT, INSTALLED)?;
+                self.flash.sync(FOLDER)
+            };
+            rename().map_err(|source| RecordError::Flash { path: NEXT, source })?;
+            self.installed = next;
+        }
+        let end = self.write_seen(seen).and_then(|()| self.end());
+        end.map_err(|source| RecordError::Flash { path: JOURNAL, source })
     }
 
-    fn take_back(&mut self, journal: Journal) -> io::Result<Seen> {
-        undo(&mut self.flash, &journal)?;
-        let mut seen = journal.seen.clone();
+    fn take_back(&mut self, journal: Journal) -> Result<Seen, BootError> {
+        let plan = journal::read_plan(&self.flash)?;
+        undo(&mut self.flash, &plan)?;
         let error = journal.reason.unwrap_or_else(|| Refusal::ToldTo.text());
-        seen.refused = Some(Refused { error, rolled_back: true });
-        let mut installed = self.installed.clone();
-        installed.seen = Some(seen.clone());
-        self.end(installed)?;
+        let seen = Seen { refused: Some(Refused { error, rolled_back: true }), ..journal.seen };
+        self.write_seen(seen.clone())?;
+        self.end()?;
         Ok(seen)
     }
 
     /// The last steps of a journal, whichever way it went.
-    fn end(&mut self, installed: Installed) -> io::Result<()> {
-        journal::write(&mut self.flash, INSTALLED, &installed)?;
-        self.installed = installed;
+    fn end(&mut self) -> io::Result<()> {
         if is_file(&self.flash, JOURNAL)? {
             self.flash.remove(JOURNAL)?;
             self.flash.sync(FOLDER)?;
         }
         self.verified.clear();
-        self.remove_reserve()?;
-        self.clear(OLD)?;
+        self.tidy()?;
         self.clear(STAGING)
     }
 
-    fn remove_reserve(&mut self) -> io::Result<()> {
-        match self.flash.kind(RESERVE)? {
-            Some(_) => self.flash.remove(RESERVE),
-            None => Ok(()),
+    /// Removes what means nothing without a journal, and the folders that were made for a release and not used.
+    fn tidy(&mut self) -> io::Result<()> {
+        // A plan that was being written when the power went off cannot be read; no folder was made for it yet.
+        if let Ok(plan) = journal::read_plan(&self.flash) {
+            remove_folders(&mut self.flash, plan.folders.iter())?;
         }
+        let new = [SEEN, JOURNAL].map(|record| format!("{record}.new"));
+        for path in [RESERVE, PLAN, NEXT].into_iter().chain(new.iter().map(String::as_str)) {
+            if is_file(&self.flash, path)? {
+                self.flash.remove(path)?;
+            }
+        }
+        self.clear(OLD)
     }
 
-    fn write_installed(&mut self, installed: Installed) -> Result<(), Refusal> {
-        journal::write(&mut self.flash, INSTALLED, &installed)?;
-        self.installed = installed;
+    fn write_seen(&mut self, seen: Seen) -> io::Result<()> {
+        if self.seen.as_ref() != Some(&seen) {
+            journal::replace(&mut self.flash, SEEN, &seen)?;
+            self.seen = Some(seen);
+        }
         Ok(())
     }
 
@@ -547,8 +602,11 @@ impl<F: Flash> Store<F> {
                 had: found.is_some(),
             });
         }
+        let is_agents = |path: &FilePath| path.as_str().starts_with(AGENT);
+        let brings_agent = files.keys().any(is_agents);
         for path in self.installed.files.keys() {
-            if !files.contains_key(path) && is_file(&self.flash, path.as_str())? {
+            let stays = files.contains_key(path) || is_agents(path) && !brings_agent;
+            if !stays && is_file(&self.flash, path.as_str())? {
                 operations.push(Operation::Remove { path: path.clone() });
             }
         }
@@ -566,19 +624,7 @@ impl<F: Flash> Store<F> {
             return Err(Refusal::MissingPackage { topic: PackageId::Src(path.clone(), *digest).topic() });
         }
         if copy > 0 {
-            let target = staged(digest, copy);
-            self.flash.create(&target)?;
-            let mut piece = [0; limits::PIECE];
-            let mut offset = 0;
-            loop {
-                let length = self.flash.read(&first, offset, &mut piece)?;
-                if length == 0 {
-                    break;
-                }
-                self.flash.append(&target, &piece[..length])?;
-                offset += length as u64;
-            }
-            self.flash.sync(&target)?;
+            flash::copy(&mut self.flash, &first, &staged(digest, copy))?;
         }
         Ok(())
     }
@@ -587,7 +633,7 @@ impl<F: Flash> Store<F> {
     fn missing_folders<'a>(
         &self,
         paths: impl Iterator<Item = &'a FilePath>,
-    ) -> Result<Vec<FilePath>, Refusal> {
+    ) -> Result<BTreeSet<Folder>, Refusal> {
         let mut missing = BTreeSet::new();
         for path in paths {
             for folder in path.parents() {
@@ -596,7 +642,7 @@ impl<F: Flash> Store<F> {
                     None => {
                         let folder = FilePath::new(folder)
                             .map_err(|_| Refusal::Bug("a folder of a path is no path"))?;
-                        missing.insert(folder);
+                        missing.insert(Folder(folder));
                     }
                     Some(_) => {
                         return Err(Refusal::Conflict(format!(
@@ -606,7 +652,7 @@ impl<F: Flash> Store<F> {
                 }
             }
         }
-        Ok(missing.into_iter().collect())
+        Ok(missing)
     }
 }
 
@@ -669,8 +715,14 @@ impl Staged {
     /// How many files change.
     #[must_use]
     pub fn changes(&self) -> usize {
-        self.journal.operations.len()
+        self.plan.operations.len()
     }
+}
+
+/// Whether a file is code, or lies beside what a start needs: `boot.py`, `lib/`, `lib/mpypi/`.
+fn needed_to_start(path: &str) -> bool {
+    [".py", ".mpy"].iter().any(|end| path.ends_with(end))
+        || ["", "lib", "lib/mpypi"].contains(&flash::parent(path))
 }
 
 fn add_file(files: &mut BTreeMap<FilePath, Digest>, path: FilePath, digest: Digest) -> Result<(), Refusal> {

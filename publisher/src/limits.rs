@@ -11,6 +11,9 @@ pub const WHEEL_FILES: usize = 4096;
 /// Most bytes in all files of one wheel together, unpacked.
 pub const WHEEL_UNPACKED: u64 = 32 * 1024 * 1024;
 
+/// How far back a compressed file of a wheel may refer, in bytes: what a device of a few KiB can hold.
+pub const WINDOW: usize = 4096;
+
 /// Most files that a channel folder may hold, those that end up inside wheels included.
 pub const FILES: usize = 2 * mpypi_protocol::limits::LIST_ENTRIES;
 

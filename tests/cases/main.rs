@@ -5,6 +5,8 @@
 mod access;
 mod broker;
 mod bytecode;
+mod device;
+mod device_store;
 mod durability;
 mod fleet;
 mod flood;

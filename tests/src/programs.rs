@@ -1,6 +1,7 @@
 //! Our programs, as their users run them.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::Read,
     path::{Path, PathBuf},
@@ -57,26 +58,31 @@ impl World {
 
     /// Every file below `name`, as relative paths with their content, without the agent's own folder.
     #[must_use]
-    pub fn files(&self, name: &str) -> std::collections::BTreeMap<String, Vec<u8>> {
-        let root = self.path(name);
-        let mut files = std::collections::BTreeMap::new();
-        let mut folders = vec![root.clone()];
-        while let Some(folder) = folders.pop() {
-            let Ok(items) = fs::read_dir(&folder) else { continue };
-            for item in items {
-                let path = item.unwrap().path();
-                let relative = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-                match path.is_dir() {
-                    true if relative == ".mpypi" => {}
-                    true => folders.push(path),
-                    false => {
-                        files.insert(relative, fs::read(&path).unwrap());
-                    }
+    pub fn files(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+        files_below(&self.path(name))
+    }
+}
+
+/// Every file below `root`, as relative paths with their content, without the agent's own folder.
+#[must_use]
+pub fn files_below(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(items) = fs::read_dir(&folder) else { continue };
+        for item in items {
+            let path = item.unwrap().path();
+            let relative = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            match path.is_dir() {
+                true if relative == ".mpypi" => {}
+                true => folders.push(path),
+                false => {
+                    files.insert(relative, fs::read(&path).unwrap());
                 }
             }
         }
-        files
     }
+    files
 }
 
 impl Output {
@@ -125,6 +131,12 @@ pub fn run(name: &str, arguments: &[&str]) -> Output {
 /// Runs one of our programs to its end, with more variables in its environment.
 pub fn run_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Running::start_with(name, arguments, variables).wait()
+}
+
+/// Runs MicroPython's Unix port to its end.
+#[must_use]
+pub fn micropython(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    run_with("micropython", arguments, variables)
 }
 
 /// A program that runs beside the test, and ends with it.

@@ -87,7 +87,7 @@ fn device_with(release: &Release) -> Memory {
 /// Nothing of the agent's is left but what it knows.
 fn assert_clean(flash: &Memory) {
     let left: Vec<_> = flash.files().map(|(path, _)| path).filter(|path| path.starts_with(FOLDER)).collect();
-    assert_eq!(left, [INSTALLED]);
+    assert_eq!(left, [INSTALLED, SEEN]);
     let folders: BTreeSet<_> = flash.folders().collect();
     let used: BTreeSet<_> = flash.files().flat_map(|(path, _)| parents(path)).collect();
     let extra: Vec<_> = folders.difference(&used).filter(|folder| !folder.starts_with(FOLDER)).collect();
@@ -242,7 +242,7 @@ fn a_power_cut_while_confirming_keeps_the_new_release_or_rolls_back() {
     let mut start = confirming();
     let mut journal = journal::read_journal(&start).unwrap().unwrap();
     journal.boots = 0;
-    journal::write(&mut start, JOURNAL, &journal).unwrap();
+    journal::replace(&mut start, JOURNAL, &journal).unwrap();
     let cuts = cut_everywhere(&start, confirm, &[old, new.clone()], converge, &new);
     assert!(cuts > 5, "{cuts}");
 }
@@ -403,27 +403,123 @@ fn a_flash_filled_up_while_a_release_waits_for_confirmation_keeps_the_device_sta
 #[test]
 fn a_damaged_record_is_an_error_and_not_a_guess() {
     let mut flash = device_with(&first());
-    put(&mut flash, JOURNAL, b"{\"format\":1");
+    put(&mut flash, JOURNAL, b"{\"format\":1}\n");
     assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Damaged { .. }))));
-    put(&mut flash, JOURNAL, b"{\"format\":2}");
+    put(&mut flash, JOURNAL, b"{\"format\":1");
+    assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Incomplete { .. }))));
+    put(&mut flash, JOURNAL, b"{\"format\":2}\n");
     assert!(matches!(Store::boot(&mut flash), Err(BootError::Record(RecordError::Format { .. }))));
+}
+#[test]
+fn the_agent_stays_on_a_device_whose_release_does_not_bring_it() {
+    let members: &[(&str, &[u8])] = &[("mpypi/__init__.py", b""), ("mpypi/old.py", b"")];
+    let with_agent = release(1, &[("main.py", b"1")], &[("mpypi", "1.0", members)]);
+    let mut flash = device_with(&with_agent);
+    let newer: &[(&str, &[u8])] = &[("mpypi/__init__.py", b"")];
+    assert_eq!(apply(&mut flash, &release(2, &[], &[("mpypi", "2.0", newer)])), Phase::Idle);
+    assert!(!files(&flash).contains_key("lib/mpypi/old.py"));
+    assert_eq!(apply(&mut flash, &release(3, &[("other.py", b"3")], &[])), Phase::Idle);
+    let left: Vec<_> = files(&flash).into_keys().collect();
+    assert_eq!(left, ["lib/mpypi/__init__.py", "log.txt", "notes.txt", "other.py"]);
+}
+
+/// What this agent and the MicroPython one must read, write and do alike.
+#[derive(serde::Deserialize)]
+struct Vectors {
+    records: Vec<GoldenRecord>,
+    invalid: Vec<GoldenRecord>,
+    starts: Vec<GoldenStart>,
+}
+
+#[derive(serde::Deserialize)]
+struct GoldenRecord {
+    record: String,
+    text: String,
+    #[serde(default)]
+    error: String,
+}
+
+#[derive(serde::Deserialize)]
+struct GoldenStart {
+    name: String,
+    files: std::collections::BTreeMap<String, String>,
+    found: String,
+    after: std::collections::BTreeMap<String, String>,
+}
+
+fn vectors() -> Vectors {
+    serde_json::from_str(include_str!("../../../protocol/vectors/flash.json")).unwrap()
+}
+
+/// A flash with these files; `name/` is an empty folder.
+fn flash_with<'a>(files: impl IntoIterator<Item = (&'a String, &'a String)>) -> Memory {
+    let mut flash = Memory::new(CAPACITY);
+    for (path, text) in files {
+        for folder in parents(path) {
+            if flash.kind(folder).unwrap().is_none() {
+                flash.make_folder(folder).unwrap();
+            }
+        }
+        if !path.ends_with('/') {
+            put(&mut flash, path, text.as_bytes());
+        }
+    }
+    flash
+}
+
+/// Reads a record, and writes it again where it was.
+fn rewrite(flash: &mut Memory, record: &str) -> Result<(), RecordError> {
+    match record {
+        "installed.jsonl" => {
+            let installed = journal::read_installed(flash, INSTALLED)?.unwrap();
+            journal::write_installed(flash, INSTALLED, &installed).unwrap();
+        }
+        "plan.jsonl" => {
+            let plan = journal::read_plan(flash)?;
+            journal::write_plan(flash, &plan).unwrap();
+        }
+        "journal.json" => {
+            let journal = journal::read_journal(flash)?.unwrap();
+            journal::replace(flash, JOURNAL, &journal).unwrap();
+        }
+        "seen.json" => {
+            let seen = journal::read_seen(flash)?.unwrap();
+            journal::replace(flash, SEEN, &seen).unwrap();
+        }
+        other => panic!("{other}"),
+    }
+    Ok(())
 }
 
 #[test]
-fn the_records_have_the_documented_form() {
-    let flash = confirming();
-    let journal = journal::read_journal(&flash).unwrap().unwrap();
-    let value = serde_json::to_value(&journal).unwrap();
-    assert_eq!(
-        (&value["format"], &value["step"], &value["boots"]),
-        (&1.into(), &"confirm".into(), &1.into())
-    );
-    let operations = value["operations"].as_array().unwrap();
-    let put = operations.iter().find(|operation| operation["path"] == "main.py").unwrap();
-    assert_eq!((&put["op"], &put["copy"], &put["had"]), (&"put".into(), &0.into(), &true.into()));
-    let remove = operations.iter().find(|operation| operation["path"] == "assets/deep/a.txt").unwrap();
-    assert_eq!(remove["op"], "remove");
-    assert_eq!(value["installed"]["sequence"], 2);
-    assert_eq!(value["installed"]["seen"]["sequence"], 2);
-    assert_eq!(value["installed"]["wheels"]["blink"]["version"], "2.0");
+fn the_golden_records_are_read_and_written_again_to_the_letter() {
+    let vectors = vectors();
+    let flash = |case: &GoldenRecord| flash_with([(&format!("{FOLDER}/{}", case.record), &case.text)]);
+    for case in &vectors.records {
+        let mut flash = flash(case);
+        rewrite(&mut flash, &case.record).unwrap_or_else(|error| panic!("{}: {error:?}", case.text));
+        let texts: Vec<_> = flash.files().map(|(_, bytes)| String::from_utf8_lossy(bytes)).collect();
+        assert_eq!(texts, [case.text.as_str()]);
+    }
+    for case in &vectors.invalid {
+        let error = rewrite(&mut flash(case), &case.record).expect_err(&case.text).to_string();
+        assert!(error.contains(&case.error), "{}: {error}", case.text);
+    }
+}
+
+#[test]
+fn the_golden_starts_end_as_they_must() {
+    for case in vectors().starts {
+        let mut flash = flash_with(&case.files);
+        let (_, boot) = Store::boot(&mut flash).unwrap_or_else(|error| panic!("{}: {error:?}", case.name));
+        let found = if matches!(boot, Boot::Confirming { .. }) { "confirming" } else { "rest" };
+        assert_eq!(found, case.found, "{}", case.name);
+        let mut after: std::collections::BTreeMap<_, _> = flash
+            .files()
+            .map(|(path, bytes)| (path.to_owned(), String::from_utf8_lossy(bytes).into_owned()))
+            .collect();
+        let is_empty = |folder: &&str| flash.list(folder).unwrap().is_empty() && !folder.starts_with(FOLDER);
+        after.extend(flash.folders().filter(is_empty).map(|folder| (format!("{folder}/"), String::new())));
+        assert_eq!(after, case.after, "{}", case.name);
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Cursor, Read, Write},
+    io::{Cursor, Read},
 };
 
-use flate2::{Compression, Crc, write::DeflateEncoder};
+use flate2::{Compress, Compression, Crc, FlushCompress};
 use mpypi_protocol::{FilePath, limits::PACKAGE, path::PathError};
 
 use crate::limits;
@@ -178,13 +178,28 @@ pub fn write(files: &[(FilePath, Vec<u8>)]) -> Result<Vec<u8>, ArchiveError> {
     }
 }
 
+/// Deflates such that no match reaches back further than [`limits::WINDOW`]: a device needs no larger window to
+/// unpack it. The compressor, whose own window is always 32 KiB, starts anew after each of ours (`Z_FULL_FLUSH`).
+/// Nothing says so in the archive: a device tries a small window first.
 fn deflate(content: &[u8]) -> Vec<u8> {
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::new(9));
-    encoder.write_all(content).and_then(|()| encoder.finish()).expect("writing into memory never fails")
+    let mut compress = Compress::new(Compression::new(9), false);
+    let mut deflated = Vec::new();
+    let mut windows = content.chunks(limits::WINDOW).peekable();
+    while let Some(window) = windows.next() {
+        let flush = if windows.peek().is_some() { FlushCompress::Full } else { FlushCompress::Finish };
+        // Room for what does not compress, and for the flush.
+        deflated.reserve(2 * limits::WINDOW);
+        let before = compress.total_in();
+        compress.compress_vec(window, &mut deflated, flush).expect("compressing never fails");
+        assert_eq!(compress.total_in() - before, window.len() as u64, "there is room for a window");
+    }
+    deflated
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn files(files: &[(&str, &[u8])]) -> Vec<(FilePath, Vec<u8>)> {
@@ -238,6 +253,17 @@ mod tests {
         let files = files(&[("a.py", b"x"), ("b/c.py", &[7; 100_000]), ("é.py", b"")]);
         let archive = write(&files).unwrap();
         assert_eq!(read(&archive).unwrap(), files.into_iter().collect());
+    }
+
+    #[test]
+    fn a_window_of_four_kib_is_enough_to_unpack_what_is_written() {
+        // The same page again and again: a compressor that may look back further would find it there.
+        let digest = |n: u32| *mpypi_protocol::Digest::of(&n.to_le_bytes()).as_bytes();
+        let page: Vec<u8> = (0..limits::WINDOW as u32 / 32 + 1).flat_map(digest).collect();
+        let content = page.repeat(3);
+        assert!(deflate(&content).len() >= content.len());
+        // And what is within the window is found.
+        assert!(deflate(&page[..1000].repeat(12)).len() < 5000);
     }
 
     #[test]

@@ -1,0 +1,389 @@
+"""The agent: what a device does with the lists and packages of its channel.
+
+The states, reports and decisions are those of agent-sim/src/update.rs:
+
+    idle → downloading → verifying → installing → restarting → confirming → idle
+                ↓ ↑            ↓                                    ↓
+             (pause)         failed                            rolled_back
+
+What is done is cut into phases, each a module with `async def run(agent)`, which returns the name of the next one:
+
+    start → dial → greet → listen → judge → survey → listen → install → leave
+                             ↑ ↓                                 ↓
+                           confirm                              fail
+
+Where memory is short, a phase and what it needs are in memory only while it runs; this module, `mqtt`, `refusal` and
+`limits` stay. A connection is lost and made again in any phase, without disturbing what is under way.
+"""
+
+import gc
+import json
+import random
+import sys
+import time
+
+from . import limits
+from .refusal import Lost, Refused, of_flash
+
+# The agent that runs, if one does: `mpypi.confirm` tells it.
+running = None
+
+# The largest first; each brings what it imports.
+_MODULES = (
+    "wheel lists plan start dial gather listen judge survey commit unpack greet arrive incoming fail confirm leave rsa tags"
+)
+_RESIDENT = ("mpypi.agent", "mpypi.blocking", "mpypi.limits", "mpypi.refusal")
+
+
+def tidy():
+    """Where memory is short, forgets the modules of this package that are not needed all the time."""
+    gc.collect()
+    if gc.mem_free() > limits.PLENTY:
+        return
+    package = sys.modules["mpypi"]
+    for name in list(sys.modules):
+        if name == "mpypi.mqtt" and running and running.line:
+            continue
+        if name.startswith("mpypi.") and name not in _RESIDENT:
+            del sys.modules[name]
+            if hasattr(package, name[6:]):
+                delattr(package, name[6:])
+    gc.collect()
+    if running:
+        # What was made while memory was full lies where it cuts what is free now to pieces.
+        for name in ("head", "seen", "tried", "published", "error", "asked", "packed", "queued"):
+            setattr(running, name, _moved(getattr(running, name)))
+        if running.job:
+            running.job.seen = _moved(running.job.seen)
+        gc.collect()
+
+
+def _moved(value):
+    if isinstance(value, str):
+        return value.encode().decode()
+    if isinstance(value, tuple):
+        return tuple([_moved(part) for part in value])
+    if isinstance(value, dict):
+        return {_moved(key): _moved(value[key]) for key in value}
+    if isinstance(value, bytearray):
+        return bytearray(value)
+    return value
+
+
+def pause(tries, first, most):
+    """How long to wait before the next of `tries`, in ms: doubled each time, shortened at random by up to a half."""
+    wait = min(most, first << min(tries, 16))
+    return wait - random.getrandbits(16) % (wait // 2 + 1)
+
+
+def warm_up():
+    """Where memory is short, has every module in memory once, the largest first: what stays of each, its names, then lies
+    where it does not cut what is free to pieces.
+    """
+    for name in _MODULES.split(" "):
+        if gc.mem_free() > limits.PLENTY:
+            return
+        __import__("mpypi." + name)
+        tidy()
+
+
+class Job:
+    """A release on its way to this device."""
+
+    def __init__(self, seen):
+        self.seen = seen
+        self.tries = 1
+        self.again_at = None  # when to try again, if it waits for that
+        self.needs = None  # bit n: the entry n is to be fetched
+        self.cursor = None  # over those that were not asked for yet
+        self.open = {}  # what was asked for, by topic
+        self.stall_at = 0
+        self.losses = 0  # connections lost since the last package came
+
+    def stop(self):
+        """Asks for nothing more."""
+        self.open = {}
+        if self.cursor:
+            self.cursor.close()
+            self.cursor = None
+
+
+class Agent:
+    """Keeps a device at the release that its channel has.
+
+    `server`: `mqtt://[user[:password]@]host[:port]`, or `mqtts://`, which needs `ca`, the file of the CA that vouches for
+    the broker; `cert` and `key` are files with a client's certificate. All of them in DER or PEM.
+    `node`: the name of this device; by default made of the platform and the chip's unique id.
+    `keys`: whose signatures are believed: a dict of moduli in hexadecimal by the key's name, or the name of a JSON file with
+    one. With keys, nothing is installed that none of them signed.
+    `root`: where the device's files are. `confirm_after`: how long in ms a new release runs until it is taken to work;
+    `None`: the application calls `mpypi.confirm()`. `restart` is called instead of `machine.reset`. `log` gets lines for
+    people. `nap(ms)`: what waits; `asyncio.sleep_ms` by default.
+    """
+
+    def __init__(
+        self,
+        server,
+        channel,
+        node=None,
+        root="",
+        keys=None,
+        user=None,
+        password=None,
+        ca=None,
+        cert=None,
+        key=None,
+        confirm_after=limits.CONFIRM_AFTER,
+        restart=None,
+        log=print,
+        nap=None,
+    ):
+        self.buffer = memoryview(bytearray(limits.PIECE))
+        warm_up()
+        from . import names
+
+        self.server = names.server(server, user, password, ca)
+        self.trust = (ca, cert, key)
+        self.channel = names.channel(channel)
+        self.node = names.node(node)
+        self.topics = ("mpypi/channels/" + self.channel, "mpypi/nodes/" + self.node + "/")
+        tidy()
+        self.root = root
+        self.keys = keys
+        self.confirm_after = confirm_after
+        self.log = log
+        self.restart = restart
+        self.nap = nap or _asyncio_nap()
+        self.line = None
+        self.folder = None  # ours on the flash; None before the start
+        self.head = {}  # what is installed: channel, sequence, version, list
+        self.job = None
+        self.once = self.listed = False  # whether to end when at rest; whether the channel's list came
+        self.since = 0  # of the connection
+        self.confirming = False
+        self.confirm_at = None
+        self.confirmed = False  # by the application
+        self.arrived = None  # a list to be judged: where it is, its digest, whether it is a `cmd`
+        self.queued = None  # the digest of one that waits until the new release is confirmed
+        self.recheck = False  # the next list is compared with the device even if it is what is installed
+        self.tried = (None, 0)  # which list was tried how often
+        self.restarting = False
+        self.packed = self.changes = None  # between the phases that install
+        self.refused = None  # what came in the way of the job
+        self.phase = "idle"
+        self.seen = {}  # the list that the phase is about
+        self.done = self.total = self.attempt = 0
+        self.error = None
+        self.asked = {}  # subscriptions that the broker has not granted yet, by number
+        self.lines = []  # for people
+        self.published = None
+        self.published_at = 0
+
+    # What users call
+
+    async def run(self):
+        """Follows the channel for ever; returns only if `restart` does."""
+        global running
+        running = self
+        tries = 0
+        phase = "dial" if self.folder else "start"
+        try:
+            while phase:
+                since = time.ticks_ms()
+                try:
+                    phase = await self._follow(phase)
+                except Lost as lost:
+                    if time.ticks_diff(time.ticks_ms(), since) > limits.RECONNECT_MOST:
+                        tries = 0
+                    phase = self._lost(lost)
+                    await self._wait(pause(tries, limits.RECONNECT_FIRST, limits.RECONNECT_MOST))
+                    tries += 1
+        finally:
+            running = None
+            self.hang_up()
+        return self.phase
+
+    async def check(self):
+        """Looks at the channel once, updates, and returns the phase: `idle`, `failed`, `rolled_back`, or `confirming`
+        where the application or some more time has to say that the release works. If files change, it does not return:
+        the device restarts. Raises `mqtt.Lost` if there is no broker to ask.
+        """
+        global running
+        running = self
+        self.once = True
+        self.listed = False
+        try:
+            await self._follow("dial" if self.folder else "start")
+        except Lost as lost:
+            self._lost(lost)
+            raise
+        finally:
+            self.once = False
+            running = None
+            self.hang_up()
+        return self.phase
+
+    def confirm(self):
+        """The application says that the new release works. The agent notes it within a second; one that does not run, at
+        once.
+        """
+        self.confirmed = True
+        if running is not self:
+            from . import boot
+
+            boot.confirm(self.root)
+
+    async def _follow(self, phase):
+        """Goes from phase to phase until there is none."""
+        while phase:
+            module = None
+            try:
+                module = __import__("mpypi." + phase, None, None, ("run",))
+                phase = await module.run(self)
+            except (OSError, MemoryError, ValueError, Refused) as error:
+                if not self.folder:
+                    # The device does not even start.
+                    raise
+                if phase == "fail":
+                    raise Lost(self.refusal(error).text)
+                self.refused = self.refusal(error)
+                phase = "fail"
+            finally:
+                del module
+                tidy()
+
+    def hang_up(self):
+        """Ends the connection, without a word."""
+        if self.line:
+            self.line.close()
+            self.line = None
+
+    def _lost(self, lost):
+        """There is no connection; says what to do when the pause is over."""
+        self.hang_up()
+        self.tell("; hint: ".join([str(part) for part in lost.args if part]))
+        self.lines.clear()
+        job = self.job
+        if job and job.again_at is None:
+            job.losses += 1
+            if job.losses >= limits.ATTEMPTS:
+                # The next connection brings the list, and with it another try.
+                self.abandon()
+                self.fail(Refused("connection", "lost %d times in a row while fetching" % job.losses))
+        return "dial"
+
+    async def _wait(self, wait):
+        since = time.ticks_ms()
+        while time.ticks_diff(time.ticks_ms(), since) < wait:
+            if self.is_due():
+                await self._follow_offline("confirm")
+            await self.nap(min(wait, limits.LOOK))
+
+    async def _follow_offline(self, phase):
+        try:
+            await self._follow(phase)
+        except Lost:
+            pass  # There is no connection: that is known.
+
+    # What phases use
+
+    def is_due(self):
+        """Whether a new release is to be kept now."""
+        if not self.confirming:
+            self.confirmed = False
+            return False
+        return self.confirmed or self.confirm_at is not None and time.ticks_diff(self.confirm_at, time.ticks_ms()) <= 0
+
+    def tell(self, text):
+        """Says something to people, here and there."""
+        if self.log:
+            self.log("mpypi: " + text)
+        if len(self.lines) < 8:
+            self.lines.append(text)
+
+    def refusal(self, error):
+        """The refusal that an error amounts to."""
+        if isinstance(error, Refused):
+            return error
+        gc.collect()
+        if isinstance(error, MemoryError):
+            return Refused("no-memory", "this device has too little memory for it")
+        if isinstance(error, ValueError):
+            # A record is damaged.
+            return Refused("storage", str(error))
+        return of_flash(error)
+
+    def abandon(self):
+        """Another list, or none, replaces the one being fetched."""
+        if self.job:
+            self.job.stop()
+            self.job = None
+
+    def entries(self):
+        """The wheels and files of the release under way that this device takes, as `judge` wrote them down."""
+        with open(self.folder + "list.jsonl", "rb") as file:
+            while True:
+                line = file.readline()
+                if not line:
+                    return
+                yield json.loads(line)
+
+    # Reports
+
+    def show(self, phase, seen):
+        """The phase is about the list `seen` from now on."""
+        if seen.get("list") != self.seen.get("list"):
+            self.done = self.total = self.attempt = 0
+        self.phase, self.seen, self.error = phase, seen, None
+
+    def rest(self, keep=False):
+        """Nothing to do: what is installed is what should be."""
+        if not keep:
+            self.seen = {}
+        self.show("idle", self.head)
+
+    def rest_on_refused(self, seen):
+        """Nothing to do: the newest list is not to be tried again."""
+        refused = seen["refused"]
+        self.show("rolled_back" if refused.get("rolled_back") else "failed", seen)
+        self.error = refused["error"]
+
+    def fail(self, refused):
+        self.phase, self.error = "failed", refused.text
+
+    async def try_report(self):
+        """Reports, if there is a connection."""
+        if self.line:
+            try:
+                await self.report()
+            except Lost:
+                self.hang_up()
+
+    async def report(self):
+        """Reports a change at once, and mere progress at a bounded rate."""
+        now = time.ticks_ms()
+        state = (self.phase, self.seen.get("sequence"), self.seen.get("version"), self.error, self.attempt)
+        progress = (self.done, self.total)
+        if self.published and self.published[0] == state:
+            if self.published[1] == progress or time.ticks_diff(now, self.published_at) < limits.PROGRESS:
+                return
+        text = '{"phase":"%s"' % self.phase
+        if state[1] is not None:
+            text += ',"sequence":%d' % state[1]
+        if state[2] is not None:
+            text += ',"version":' + json.dumps(state[2])
+        text += ',"done":%d,"total":%d' % progress
+        if self.error is not None:
+            text += ',"error":' + json.dumps(self.error)
+        text += ',"attempt":%d}' % self.attempt
+        await self.line.publish(self.topics[1] + "state", text.encode())
+        self.published = (state, progress)
+        self.published_at = now
+
+
+def _asyncio_nap():
+    try:
+        import asyncio
+    except ImportError:
+        import uasyncio as asyncio  # MicroPython 1.20
+    return asyncio.sleep_ms

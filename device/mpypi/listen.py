@@ -1,0 +1,132 @@
+"""Waits for what the broker sends, and fetches packages."""
+
+import time
+
+from . import limits
+from .files import topic as package_topic
+from .mqtt import PUBLISH, SUBACK
+from .refusal import Lost, Refused, missing_package
+
+
+async def run(agent):
+    line = agent.line
+    while True:
+        if agent.is_due():
+            return "confirm"
+        job = agent.job
+        if job:
+            now = time.ticks_ms()
+            if job.again_at is not None:
+                if time.ticks_diff(job.again_at, now) <= 0:
+                    job.again_at = None
+                    job.tries += 1
+                    return "survey"
+            elif not await _fetch(agent, job, now):
+                return "gather"
+        while agent.lines:
+            await line.publish(agent.topics[1] + "log", agent.lines.pop(0).encode(), False, 0)
+        await agent.report()
+        if agent.once and not job:
+            if agent.listed or agent.confirming:
+                return "leave"
+            if time.ticks_diff(time.ticks_ms(), agent.since) > limits.FETCH_STALL:
+                raise line.lost("channel `%s` has no list" % agent.channel)
+        kind = await line.next(_time_to_wait(agent))
+        if kind == SUBACK:
+            _granted(agent)
+        elif kind == PUBLISH:
+            topic = line.topic
+            is_cmd = topic == agent.topics[1] + "cmd"
+            # A retained order would be carried out again after every reconnect.
+            if topic == agent.topics[0] or is_cmd and not line.retained:
+                agent.listed = agent.listed or not is_cmd
+                if line.left:
+                    agent.arrived = is_cmd
+                    return "arrive"
+                agent.tell("there is no list any more; nothing changes")
+            elif job and topic in job.open and line.left:
+                await _package(agent, job, topic)
+            else:
+                await line.skip()
+
+
+def _time_to_wait(agent):
+    """How long nothing needs to be done."""
+    now = time.ticks_ms()
+    job = agent.job
+    wait = limits.LOOK
+    for at in (job and (job.again_at or job.stall_at), agent.confirm_at):
+        if at:
+            wait = min(wait, max(0, time.ticks_diff(at, now)))
+    return wait
+
+
+def _granted(agent):
+    answer = agent.line.answer
+    for code, topic in zip(answer[2:], agent.asked.pop(answer[0] << 8 | answer[1], ())):
+        if code > 2:
+            refused = Refused("not-allowed", "the broker refused the subscription to `%s`" % topic)
+            if agent.job and topic in agent.job.open:
+                raise refused
+            agent.tell("error: " + refused.text)
+            if not agent.job and not agent.confirming:
+                agent.fail(refused)
+
+
+def _needed(entries, needs):
+    number = 0
+    for entry in entries:
+        if needs[number >> 3] & 1 << (number & 7):
+            yield entry
+        number += 1
+
+
+async def _fetch(agent, job, now):
+    """Asks for packages up to the window; says whether any are still awaited."""
+    topics = []
+    if job.needs is not None:
+        job.cursor = _needed(agent.entries(), job.needs)
+        job.needs = None
+    while job.cursor and len(job.open) < limits.WINDOW:
+        found = next(job.cursor, None)
+        if found:
+            topics.append(package_topic(found))
+            job.open[topics[-1]] = found
+        else:
+            job.cursor = None
+    if topics:
+        job.stall_at = time.ticks_add(now, limits.FETCH_STALL)
+        agent.asked[await agent.line.subscribe(topics)] = topics
+    elif job.open and time.ticks_diff(job.stall_at, now) <= 0:
+        raise missing_package(next(iter(job.open)))
+    return len(job.open) > 0
+
+
+async def _package(agent, job, topic):
+    from .incoming import Incoming
+
+    line = agent.line
+    entry = job.open[topic]
+    before = agent.done, agent.total
+    incoming = Incoming(agent.root, entry)
+    try:
+        while True:
+            piece = await line.piece()
+            if not piece:
+                break
+            incoming.write(piece)
+            agent.done += len(piece)
+            if entry.get("size") is None:
+                agent.total += len(piece)
+            await agent.report()
+        incoming.finish()
+    except Refused:
+        raise
+    except (Lost, OSError, MemoryError):
+        agent.done, agent.total = before
+        incoming.abort()
+        raise
+    job.losses = 0
+    del job.open[topic]
+    job.stall_at = time.ticks_add(time.ticks_ms(), limits.FETCH_STALL)
+    await line.unsubscribe([topic])
