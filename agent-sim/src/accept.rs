@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, UpdateList,
+    ChannelName, Digest, Entry, Runtime, UpdateList,
     list::{Src, Wheel},
     wheel::normalized_name,
 };
 
 use crate::{journal::Seen, refusal::Refusal};
 
-/// A list that this device may apply: for its channel, not expired, not older than what it has seen. Only
-/// [`Accepted::judge`] makes one.
+/// A list that this device may apply: for its channel, not expired, not older than what it has seen, and with a
+/// wheel that runs here for every package. Only [`Accepted::judge`] makes one.
 #[derive(Debug, Clone)]
 pub struct Accepted {
     channel: ChannelName,
@@ -22,8 +22,8 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// Judges a list, the digest of whose payload is `digest`. `seen` is the newest list accepted before;
-    /// `wall` what the device's clock says, if it has one that is set.
+    /// Judges a list, the digest of whose payload is `digest`. `runtime` is what the device runs; `seen` is the
+    /// newest list accepted before; `wall` what the device's clock says, if it has one that is set.
     ///
     /// # Errors
     /// Says why the list is refused.
@@ -31,6 +31,7 @@ impl Accepted {
         list: UpdateList,
         digest: Digest,
         channel: &ChannelName,
+        runtime: &Runtime,
         seen: Option<&Seen>,
         wall: Option<Timestamp>,
     ) -> Result<Accepted, Refusal> {
@@ -59,7 +60,7 @@ impl Accepted {
         {
             return Err(Refusal::Expired { sequence: release.sequence, expires, now });
         }
-        let wheels = wheels_for_us(&list).into();
+        let wheels = wheels_for(runtime, &list)?.into();
         Ok(Accepted { channel: channel.clone(), list: Arc::new(list), digest, wheels })
     }
 
@@ -129,19 +130,24 @@ impl Accepted {
     }
 }
 
-/// A list may have several wheels of one name, for several platforms. This device takes one for any
-/// platform if there is one, else the first.
-fn wheels_for_us(list: &UpdateList) -> Vec<Wheel> {
-    let for_any = |wheel: &Wheel| wheel.tag.as_deref().is_none_or(|tag| tag.ends_with("-none-any"));
-    let mut chosen: BTreeMap<String, &Wheel> = BTreeMap::new();
+/// A list may have several wheels of one name, which differ in their tag: the device takes the one that fits it
+/// best, and cannot do without any.
+fn wheels_for(runtime: &Runtime, list: &UpdateList) -> Result<Vec<Wheel>, Refusal> {
+    let mut packages: BTreeMap<String, Vec<&Wheel>> = BTreeMap::new();
     for entry in list.entries() {
-        let Entry::Wheel(wheel) = entry else { continue };
-        let place = chosen.entry(normalized_name(&wheel.name)).or_insert(wheel);
-        if !for_any(place) && for_any(wheel) {
-            *place = wheel;
+        if let Entry::Wheel(wheel) = entry {
+            packages.entry(normalized_name(&wheel.name)).or_default().push(wheel);
         }
     }
-    chosen.into_values().cloned().collect()
+    let choice = |wheels: Vec<&Wheel>| match runtime.choose(wheels.iter().map(|wheel| wheel.tag.as_deref())) {
+        Some(place) => Ok(wheels[place].clone()),
+        None => Err(Refusal::NoFit {
+            name: wheels[0].name.clone(),
+            tags: wheels.iter().filter_map(|wheel| wheel.tag.clone()).collect(),
+            device: runtime.to_string(),
+        }),
+    };
+    packages.into_values().map(choice).collect()
 }
 
 #[cfg(test)]
@@ -160,7 +166,22 @@ mod tests {
         let now = now.map(|now| now.parse().unwrap());
         let digest = Digest::of(list.as_bytes());
         let list = UpdateList::parse(list.as_bytes()).map_err(|error| error.to_string())?;
-        Accepted::judge(list, digest, &channel, seen.as_ref(), now).map_err(|error| error.word())
+        Accepted::judge(list, digest, &channel, &runtime(), seen.as_ref(), now).map_err(|error| error.word())
+    }
+
+    /// An ESP32 with MicroPython 1.23 or later.
+    fn runtime() -> Runtime {
+        Runtime { mpy: Some(11014), platform: "esp32".into() }
+    }
+
+    fn wheels(wheels: &[(&str, &str)]) -> String {
+        let wheel = |(name, tag): &(&str, &str)| {
+            let digest = Digest::of(format!("{name} {tag}").as_bytes());
+            format!(
+                r#"{{"type":"wheel","name":"{name}","version":"1","pkg_sha256":"{digest}","tag":"{tag}"}}"#
+            )
+        };
+        format!("[{}]", wheels.iter().map(wheel).collect::<Vec<_>>().join(","))
     }
 
     fn release(sequence: u64) -> String {
@@ -207,12 +228,39 @@ mod tests {
             refused: None,
         };
         let list = UpdateList::parse(list.as_bytes()).unwrap();
-        assert!(Accepted::judge(list, Digest::EMPTY, &other, Some(&seen), None).is_ok());
+        assert!(Accepted::judge(list, Digest::EMPTY, &other, &runtime(), Some(&seen), None).is_ok());
     }
 
     #[test]
     fn another_channels_list_is_refused() {
         let list = release(5).replace("dev", "stable");
         assert_eq!(judge(&list, None, None).unwrap_err(), "wrong-channel");
+    }
+
+    #[test]
+    fn of_several_wheels_of_a_package_the_one_that_fits_best_is_taken() {
+        let list = wheels(&[
+            ("blink", "py3-none-any"),
+            ("blink", "mpy6_3-armv6m-any"),
+            ("Blink", "mpy6-bytecode-any"),
+            ("led", "mpy6_3-xtensawin-any"),
+            ("led", "mpy6-bytecode-esp32"),
+            ("other", "py3-none-any"),
+        ]);
+        let accepted = judge(&list, None, None).unwrap();
+        let taken: Vec<_> = accepted.wheels().iter().filter_map(|wheel| wheel.tag.as_deref()).collect();
+        assert_eq!(taken, ["mpy6-bytecode-any", "mpy6_3-xtensawin-any", "py3-none-any"]);
+    }
+
+    #[test]
+    fn a_list_with_a_package_that_does_not_run_here_is_refused() {
+        let list =
+            wheels(&[("other", "py3-none-any"), ("blink", "mpy5-bytecode-any"), ("blink", "mpy6_3-x64-any")]);
+        assert_eq!(judge(&list, None, None).unwrap_err(), "no-fit");
+        let list = UpdateList::parse(list.as_bytes()).unwrap();
+        assert_eq!(
+            wheels_for(&runtime(), &list).unwrap_err().to_string(),
+            "no-fit: wheel `blink` is for `mpy5-bytecode-any`, `mpy6_3-x64-any`; this device is `mpy6_3-xtensawin-esp32`"
+        );
     }
 }

@@ -130,7 +130,7 @@ fn endpoint(args: BrokerArgs) -> Result<Endpoint, Failure> {
 
 /// Runs a fleet until it is done or a signal comes; shows its progress.
 fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
-    let names = options.members.iter().map(|(node, _)| node);
+    let names = options.members.iter().map(|member| &member.node);
     let view: Box<dyn View> = match io::stderr().is_terminal() {
         true => Box::new(Bars::new(names)),
         false => Box::new(Lines::new(names)),
@@ -157,6 +157,21 @@ fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
         _ => Ok(summary),
     }
 }
+
+/// Reads what `sys.implementation._mpy` says on a device, as `11014` or `0x2b06`; `none` where there is no such thing.
+fn parse_mpy(text: &str) -> Result<Mpy, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None if text == "none" => return Ok(Mpy(None)),
+        None => text.parse(),
+    };
+    let wrong = |_| "use the number that `sys.implementation._mpy` says on a device, or `none`".to_owned();
+    number.map(|number| Mpy(Some(number))).map_err(wrong)
+}
+
+/// What `.mpy` files a device loads.
+#[derive(Debug, Clone, Copy)]
+struct Mpy(Option<u32>);
 
 /// Reads `500ms`, `60s`, `5m` or `1h`.
 fn parse_time(text: &str) -> Result<Duration, String> {

@@ -3,8 +3,9 @@
 use std::{collections::VecDeque, time::Duration};
 
 use mpypi_protocol::{
-    ChannelName, NodeId,
+    ChannelName, NodeId, Runtime,
     node::{Info, Uname},
+    tag,
 };
 
 use crate::{
@@ -18,10 +19,35 @@ use crate::{
 /// What this agent calls itself in `info`.
 pub const AGENT: &str = concat!("mpypi-agent/", env!("CARGO_PKG_VERSION"));
 
+/// What a device is, as far as it matters to wheels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hardware {
+    /// `sysname` in its info: the platform that tags name.
+    pub sysname: String,
+    /// `sys.implementation._mpy` of its MicroPython; `None` where no `.mpy` file is loaded.
+    pub mpy: Option<u32>,
+}
+
+impl Default for Hardware {
+    /// The platform `mpypi-sim`, which loads bytecode of MicroPython 1.19 and later, and no machine code.
+    fn default() -> Self {
+        Hardware { sysname: "mpypi-sim".into(), mpy: Some(6) }
+    }
+}
+
+impl Hardware {
+    /// What wheels must fit.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        Runtime { mpy: self.mpy, platform: tag::platform(&self.sysname) }
+    }
+}
+
 /// A device.
 #[derive(Debug)]
 pub struct Device<F> {
     channel: ChannelName,
+    hardware: Hardware,
     updater: Updater,
     store: Store<F>,
 }
@@ -50,13 +76,14 @@ impl<F: Flash> Device<F> {
         flash: F,
         node: &NodeId,
         channel: ChannelName,
+        hardware: Hardware,
         timing: Timing,
         seed: u64,
         now: Duration,
     ) -> Result<(Device<F>, Vec<Output>), BootError> {
         let (store, boot) = Store::boot(flash)?;
-        let updater = Updater::new(node, channel.clone(), timing, seed);
-        let mut device = Device { channel, updater, store };
+        let updater = Updater::new(node, channel.clone(), hardware.runtime(), timing, seed);
+        let mut device = Device { channel, hardware, updater, store };
         let outputs = device.handle(now, device.booted(boot))?;
         Ok((device, outputs))
     }
@@ -177,7 +204,7 @@ impl<F: Flash> Device<F> {
         let wheels = &self.store.installed().wheels;
         Info {
             uname: Uname {
-                sysname: "mpypi-sim".into(),
+                sysname: self.hardware.sysname.clone(),
                 machine: std::env::consts::ARCH.into(),
                 version: env!("CARGO_PKG_VERSION").into(),
             },
@@ -185,7 +212,7 @@ impl<F: Flash> Device<F> {
             channel: Some(self.channel.clone()),
             agent: Some(AGENT.into()),
             free: self.store.flash().free().ok(),
-            extra: serde_json::Map::new(),
+            extra: self.hardware.mpy.map(|mpy| ("mpy".to_owned(), mpy.into())).into_iter().collect(),
         }
     }
 }

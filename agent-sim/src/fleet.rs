@@ -18,6 +18,7 @@ pub use tally::{NodeResult, Outcome, Record, Summary, Tally};
 pub use view::{Bars, Lines, View};
 
 use crate::{
+    device::Hardware,
     flash::Disk,
     node::{self, Clock, Happening, NodeOptions},
     store::BootError,
@@ -31,8 +32,8 @@ pub struct FleetOptions {
     pub broker: Endpoint,
     /// The channel all of it follows.
     pub channel: ChannelName,
-    /// Its nodes, each with its root directory.
-    pub members: Vec<(NodeId, PathBuf)>,
+    /// Its nodes.
+    pub members: Vec<Member>,
     /// The times its nodes go by.
     pub timing: Timing,
     /// Decides the lengths of their pauses.
@@ -41,6 +42,17 @@ pub struct FleetOptions {
     pub releases: Option<usize>,
     /// End after this time.
     pub time: Option<Duration>,
+}
+
+/// One node of a fleet.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Its name.
+    pub node: NodeId,
+    /// Its root directory.
+    pub root: PathBuf,
+    /// What it is.
+    pub hardware: Hardware,
 }
 
 /// A fleet cannot run.
@@ -84,16 +96,18 @@ pub async fn run(
 ) -> Result<Summary, FleetError> {
     let clock = Clock::start();
     let stop = stop.child_token();
-    let names = options.members.iter().map(|(node, _)| node.clone()).collect();
+    let names = options.members.iter().map(|member| member.node.clone()).collect();
     // Held for the few instructions it takes to note what a node did; never across an `.await`.
     let board = Arc::new(Mutex::new(Board { tally: Tally::new(names, options.releases), view }));
     let mut tasks = JoinSet::new();
-    for (index, (node, path)) in options.members.iter().cloned().enumerate() {
+    for (index, member) in options.members.iter().cloned().enumerate() {
+        let Member { node, root: path, hardware } = member;
         let disk = Disk::open(&path).map_err(|source| FleetError::Root { path: path.clone(), source })?;
         let node_options = NodeOptions {
             broker: options.broker.clone(),
             node: node.clone(),
             channel: options.channel.clone(),
+            hardware,
             timing: options.timing.clone(),
             // Each its own, and all from one.
             seed: options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64),
@@ -128,7 +142,7 @@ pub async fn run(
                     stop.cancel();
                 }
                 Some(Err(_)) => {
-                    let node = options.members[0].0.clone();
+                    let node = options.members[0].node.clone();
                     failure.get_or_insert(FleetError::Died { node });
                     stop.cancel();
                 }

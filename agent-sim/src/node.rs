@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    device::{Device, Output},
+    device::{Device, Hardware, Output},
     flash::Flash,
     limits,
     store::BootError,
@@ -35,6 +35,8 @@ pub struct NodeOptions {
     pub node: NodeId,
     /// The channel it follows.
     pub channel: ChannelName,
+    /// What it is.
+    pub hardware: Hardware,
     /// The times it goes by.
     pub timing: Timing,
     /// Decides the lengths of its pauses.
@@ -107,8 +109,8 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: CancellationToken,
 ) -> Result<(), BootError> {
-    let NodeOptions { node, channel, timing, seed, .. } = options.clone();
-    let (mut device, outputs) = Device::start(flash, &node, channel, timing, seed, clock.now())?;
+    let NodeOptions { node, channel, hardware, timing, seed, .. } = options.clone();
+    let (mut device, outputs) = Device::start(flash, &node, channel, hardware, timing, seed, clock.now())?;
     let mut connection = Connection::open(&options, Duration::ZERO);
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST);
     let mut rng = fastrand::Rng::with_seed(seed);

@@ -54,6 +54,16 @@ pub enum Refusal {
         /// What the device's clock says.
         now: Timestamp,
     },
+    /// No wheel of a package runs on this device.
+    #[error("no-fit: wheel `{name}` is for `{}`; this device is `{device}`", tags.join("`, `"))]
+    NoFit {
+        /// The package's name.
+        name: String,
+        /// The tags there are.
+        tags: Vec<String>,
+        /// What would fit best, as a tag.
+        device: String,
+    },
     /// Two files of the release, or one and a folder on the device, want the same place.
     #[error("conflict: {0}")]
     Conflict(String),
@@ -182,6 +192,7 @@ impl Refusal {
             | Refusal::Reused { .. }
             | Refusal::Unsequenced { .. }
             | Refusal::Expired { .. }
+            | Refusal::NoFit { .. }
             | Refusal::Conflict(_)
             | Refusal::WrongSize { .. }
             | Refusal::TooLarge { .. }

@@ -16,7 +16,7 @@ use mpypi_protocol::{
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use crate::{
-    device::{Device, Output},
+    device::{Device, Hardware, Output},
     flash::{Flash, Memory},
     store::BootError,
     update::{Event, Report, Source, Timing},
@@ -140,7 +140,8 @@ impl<F: Flash> Bench<F> {
 
     pub(crate) fn start_with(flash: F, timing: Timing) -> Result<Bench<F>, BootError> {
         let now = Duration::from_secs(1);
-        let (device, outputs) = Device::start(flash, &node(), channel(), timing, 1, now)?;
+        let (device, outputs) =
+            Device::start(flash, &node(), channel(), Hardware::default(), timing, 1, now)?;
         let mut bench = Bench {
             device,
             now,

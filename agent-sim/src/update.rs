@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, NodeId, PackageId, UpdateList,
+    ChannelName, Digest, Entry, NodeId, PackageId, Runtime, UpdateList,
     limits::SUBSCRIBE_FILTERS,
     list::Command,
     node::{Phase, State},
@@ -205,6 +205,7 @@ impl Default for Timing {
 #[derive(Debug)]
 pub struct Updater {
     channel: ChannelName,
+    runtime: Runtime,
     cmd: String,
     timing: Timing,
     rng: fastrand::Rng,
@@ -263,9 +264,9 @@ struct Job {
 type Effects = Vec<Effect>;
 
 impl Updater {
-    /// The update of `node`, following `channel`. `seed` decides the lengths of pauses.
+    /// The update of `node`, which runs `runtime`, following `channel`. `seed` decides the lengths of pauses.
     #[must_use]
-    pub fn new(node: &NodeId, channel: ChannelName, timing: Timing, seed: u64) -> Updater {
+    pub fn new(node: &NodeId, channel: ChannelName, runtime: Runtime, timing: Timing, seed: u64) -> Updater {
         let (first, most) = timing.retry;
         let state = State {
             phase: Phase::Idle,
@@ -279,6 +280,7 @@ impl Updater {
         };
         Updater {
             channel,
+            runtime,
             cmd: node.topic(NodeSubject::Cmd),
             timing,
             rng: fastrand::Rng::with_seed(seed),
@@ -457,10 +459,11 @@ impl Updater {
     fn judge(&mut self, list: UpdateList, digest: Digest, wall: Option<Timestamp>, out: &mut Effects) {
         let name = list.release().map(|release| (release.sequence, release.version.clone()));
         let empty = name.is_none() && list.packages().next().is_none();
-        let release = match Accepted::judge(list, digest, &self.channel, self.seen.as_ref(), wall) {
-            Ok(release) => release,
-            Err(refusal) => return self.refuse_list(&refusal, name, digest, out),
-        };
+        let release =
+            match Accepted::judge(list, digest, &self.channel, &self.runtime, self.seen.as_ref(), wall) {
+                Ok(release) => release,
+                Err(refusal) => return self.refuse_list(&refusal, name, digest, out),
+            };
         if self.job().is_some_and(|job| job.release.digest() == digest) {
             return;
         }

@@ -12,6 +12,7 @@
 //! | [`list`] | update lists and their entries |
 //! | [`node`] | what a device says about itself |
 //! | [`wheel`] | the texts inside a wheel |
+//! | [`tag`] | which devices a wheel is for |
 //! | [`address`] | where a broker is |
 //! | [`limits`] | every limit of the wire, by name |
 
@@ -22,6 +23,7 @@ pub mod list;
 pub mod node;
 pub mod package;
 pub mod path;
+pub mod tag;
 pub mod topic;
 pub mod wheel;
 
@@ -30,4 +32,5 @@ pub use digest::Digest;
 pub use list::{Entry, UpdateList};
 pub use package::PackageId;
 pub use path::FilePath;
+pub use tag::{Runtime, Tag};
 pub use topic::{ChannelName, NodeId, Topic};

@@ -68,7 +68,7 @@ pub struct Wheel {
     pub digest: Digest,
     /// The size of the wheel in bytes.
     pub size: Option<u64>,
-    /// The compatibility tag (PEP 425) of the wheel, as `py3-none-any` or `mpy6-bytecode-esp32`.
+    /// The compatibility tag of the wheel, as `py3-none-any` or `mpy6-bytecode-esp32`; see [`tag`](crate::tag).
     pub tag: Option<String>,
     /// Other keys.
     pub extra: Map<String, Value>,

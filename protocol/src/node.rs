@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{ChannelName, limits};
+use crate::{
+    ChannelName, limits,
+    tag::{self, Runtime},
+};
 
 /// Where a node's update stands: the phases of the agent's state machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -150,6 +153,19 @@ impl Info {
     pub fn to_bytes(&self) -> Vec<u8> {
         to_bytes(self)
     }
+
+    /// What the node runs, as far as wheels are concerned: its `mpy` is `sys.implementation._mpy`.
+    #[must_use]
+    pub fn runtime(&self) -> Runtime {
+        let mpy = self.extra.get("mpy").and_then(Value::as_u64).and_then(|number| number.try_into().ok());
+        Runtime { mpy, platform: tag::platform(&self.uname.sysname) }
+    }
+
+    /// Whether the node runs Mpy-BLOX: it says what it is and has, but not which agent it runs, as all of ours do.
+    #[must_use]
+    pub fn is_mpyblox(&self) -> bool {
+        self.agent.is_none()
+    }
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, NodeError> {
@@ -161,4 +177,18 @@ fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, NodeError> {
 
 fn to_bytes<T: Serialize>(message: &T) -> Vec<u8> {
     serde_json::to_vec(message).expect("text keys and plain values always make JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_names_no_agent_is_mpyblox() {
+        let uname = r#""uname":{"sysname":"esp32","machine":"ESP32 module","version":"v1.22.0"}"#;
+        let info = |rest: &str| Info::parse(format!("{{{uname},{rest}}}").as_bytes());
+        assert!(info(r#""versions":{"mpy-blox":"0.6.0"}"#).unwrap().is_mpyblox());
+        assert!(!info(r#""versions":{},"agent":"mpypi/0.1.0""#).unwrap().is_mpyblox());
+        assert!(info(r#""versions":[]"#).is_err() && Info::parse(br#"{"versions":{}}"#).is_err());
+    }
 }

@@ -7,6 +7,7 @@ use mpypi_protocol::{
     list::ListError,
     node::{Info, NodeError, State},
     package::LegacyId,
+    tag::{Code, Runtime, Tag, platform},
     topic::{NodeSubject, check_filter, check_name, matches},
     wheel::{RecordLine, dist_info, parse_headers, parse_record, write_record},
 };
@@ -178,4 +179,36 @@ fn kept(key: &str, through: impl Fn(&str) -> Result<Vec<u8>, NodeError>) {
             assert_eq!(String::from_utf8(found).unwrap(), text(&case, "canonical"), "{case}");
         }
     }
+}
+
+#[test]
+fn tags() {
+    for case in cases("tags.json", "valid") {
+        let tag = Tag::new(text(&case, "tag")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(json!(tag.singles().collect::<Vec<_>>()), case["singles"], "{case}");
+    }
+    refused("tags.json", "invalid", "tag", |tag| Tag::new(tag));
+    for case in cases("tags.json", "fits") {
+        let fit = runtime(&case).fit(case["tag"].as_str()).map(|fit| match fit.code {
+            Code::Source => "source",
+            Code::Bytecode => "bytecode",
+            Code::Native(_) => "native",
+        });
+        assert_eq!(json!(fit), case["fit"], "{case}");
+    }
+    for case in cases("tags.json", "choices") {
+        let tags = case["tags"].as_array().unwrap().iter().map(Value::as_str);
+        assert_eq!(json!(runtime(&case).choose(tags)), case["choice"], "{case}");
+    }
+    for case in cases("tags.json", "runtimes") {
+        assert_eq!(runtime(&case).to_string(), text(&case, "tag"), "{case}");
+    }
+    for case in cases("tags.json", "platforms") {
+        assert_eq!(platform(text(&case, "sysname")), text(&case, "platform"));
+    }
+}
+
+fn runtime(case: &Value) -> Runtime {
+    let mpy = case["mpy"].as_u64().map(|number| number.try_into().unwrap());
+    Runtime { mpy, platform: text(case, "platform").to_owned() }
 }

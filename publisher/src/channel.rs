@@ -24,16 +24,17 @@ use mpypi_protocol::{
 };
 
 use crate::{
+    compile::{self, Compiled},
     limits,
     places::{PlaceError, Places},
     promoter::PromoterIgnore,
     settings::{Settings, SettingsError},
     walk::{Found, WalkError, Walked, read, walk},
     wheel::{
-        Wheel, WheelError,
+        Contents, Wheel, WheelError,
         archive::ArchiveError,
-        pack::{ANY, pack},
-        repack::repack,
+        pack::{self, ANY},
+        repack,
     },
 };
 
@@ -70,10 +71,12 @@ enum Content {
     File(PathBuf),
 }
 
-/// Digests of files that did not change since they were last read.
+/// What need not be worked out again: digests of files that did not change since they were last read, and what
+/// was compiled.
 #[derive(Debug, Default)]
 pub struct Cache {
     digests: HashMap<PathBuf, (u64, SystemTime, Digest)>,
+    compiled: Compiled,
 }
 
 /// Why a folder is no channel.
@@ -172,7 +175,7 @@ pub enum ChannelError {
 
 impl Channel {
     /// Reads `folder`. `name` goes before what `channel.toml` and the folder are called; `now` decides which
-    /// digests of `cache` can be trusted next time.
+    /// digests of `cache` can be trusted next time; `compiling` is told how many of how many files are compiled.
     ///
     /// # Errors
     /// See [`ChannelError`].
@@ -181,6 +184,7 @@ impl Channel {
         name: Option<&ChannelName>,
         cache: &mut Cache,
         now: SystemTime,
+        compiling: &mut dyn FnMut(usize, usize),
     ) -> Result<Channel, ChannelError> {
         let open = |source| ChannelError::Folder { folder: folder.to_owned(), source };
         let root = folder.canonicalize().map_err(open)?;
@@ -197,6 +201,7 @@ impl Channel {
             folder,
             cache,
             now,
+            compiling,
             settings: &settings,
             places: Places::default(),
             warnings: vec![],
@@ -216,6 +221,7 @@ struct Reader<'a> {
     folder: &'a Path,
     cache: &'a mut Cache,
     now: SystemTime,
+    compiling: &'a mut dyn FnMut(usize, usize),
     settings: &'a Settings,
     places: Places,
     warnings: Vec<String>,
@@ -342,7 +348,7 @@ impl Reader<'_> {
         }
         let mut stray: Vec<&str> = Vec::new();
         let mut wheels: BTreeMap<(String, String), (String, Wheel)> = BTreeMap::new();
-        let mut made = Vec::new();
+        let mut sources: Vec<compile::Source> = Vec::new();
         for project in &projects {
             let inside: Vec<Found> = files
                 .iter()
@@ -350,24 +356,24 @@ impl Reader<'_> {
                 .map(|file| Found { name: file.name[project.len() + 1..].to_owned(), ..file.clone() })
                 .collect();
             let tag = self.settings.tag.as_deref().unwrap_or(ANY);
-            let wheel = pack(&inside, tag)
+            let contents = pack::contents(&inside, tag)
                 .map_err(|source| ChannelError::Wheel { folder: (*project).to_owned(), source })?;
-            made.push(((*project).to_owned(), wheel));
+            sources.push(((*project).to_owned(), contents));
         }
         for file in files.iter().filter(|file| !projects.iter().any(|p| is_below(&file.name, p))) {
             match file.name.ends_with(".whl") {
-                true => made.push((file.name.clone(), self.given_wheel(file)?)),
+                true => sources.push((file.name.clone(), self.given_wheel(file)?)),
                 false => stray.push(&file.name),
             }
         }
-        for (from, wheel) in made {
+        for (from, wheel) in self.build(sources)? {
             let key = (normalized_name(&wheel.name), wheel.tag.clone());
             if let Some((one, _)) = wheels.get(&key) {
                 let (one, (name, tag)) = (one.clone(), key);
                 return Err(ChannelError::Twice { one, other: from, name, tag });
             }
             for (path, digest) in &wheel.files {
-                self.places.add(path.clone(), &from, Some(&key.0), *digest);
+                self.places.add(path.clone(), &from, Some((&key.0, &key.1)), *digest);
             }
             wheels.insert(key, (from, wheel));
         }
@@ -383,7 +389,21 @@ impl Reader<'_> {
         Ok(wheels.into_values().map(|(_, wheel)| Package::from(wheel)).collect())
     }
 
-    fn given_wheel(&mut self, file: &Found) -> Result<Wheel, ChannelError> {
+    /// Compiles and writes wheels: one or more of each.
+    fn build(&mut self, mut sources: Vec<compile::Source>) -> Result<Vec<(String, Wheel)>, ChannelError> {
+        let error = |(folder, source)| ChannelError::Wheel { folder, source };
+        if let Some(options) = &self.settings.compile {
+            let Cache { compiled, .. } = &mut *self.cache;
+            sources = compile::compile(sources, options, compiled, self.compiling).map_err(error)?;
+        }
+        let write = |(from, contents): compile::Source| match contents.write() {
+            Ok(wheel) => Ok((from, wheel)),
+            Err(source) => Err(error((from, source))),
+        };
+        sources.into_iter().map(write).collect()
+    }
+
+    fn given_wheel(&mut self, file: &Found) -> Result<Contents, ChannelError> {
         let error = |source| ChannelError::Wheel { folder: file.name.clone(), source };
         if file.size > limits::INPUT {
             let source = ArchiveError::TooLarge { what: "the wheel is", limit: limits::INPUT };
@@ -391,15 +411,15 @@ impl Reader<'_> {
         }
         let given =
             read(&file.path).map_err(|source| ChannelError::Read { path: file.path.clone(), source })?;
-        let repacked = repack(&given).map_err(error)?;
-        if repacked.wheel.bytes != given {
-            let left_out = match repacked.left_out.as_slice() {
+        let (contents, left_out) = repack::contents(&given).map_err(error)?;
+        if contents.clone().write().map_err(error)?.bytes != given {
+            let left_out = match left_out.as_slice() {
                 [] => String::new(),
                 parts => format!(", without {}", parts.join(" and ")),
             };
             self.notes.push(format!("`{}` was repacked into the form devices install{left_out}", file.name));
         }
-        Ok(repacked.wheel)
+        Ok(contents)
     }
 }
 
@@ -488,7 +508,13 @@ pub(crate) mod tests {
     pub(crate) fn load(files: &[(&str, &str)]) -> Result<Channel, ChannelError> {
         let folder = folder(files);
         let name = ChannelName::new("dev").unwrap();
-        Channel::load(folder.path(), Some(&name), &mut Cache::default(), SystemTime::UNIX_EPOCH)
+        Channel::load(
+            folder.path(),
+            Some(&name),
+            &mut Cache::default(),
+            SystemTime::UNIX_EPOCH,
+            &mut |_, _| (),
+        )
     }
 
     fn ids(channel: &Channel) -> Vec<String> {
@@ -598,7 +624,8 @@ pub(crate) mod tests {
         let folder = folder(&[("src/main.py", "one")]);
         let now = SystemTime::UNIX_EPOCH;
         let name = ChannelName::new("dev").unwrap();
-        let channel = Channel::load(folder.path(), Some(&name), &mut Cache::default(), now).unwrap();
+        let channel =
+            Channel::load(folder.path(), Some(&name), &mut Cache::default(), now, &mut |_, _| ()).unwrap();
         assert_eq!(channel.packages[0].bytes().unwrap(), "one");
         fs::write(folder.path().join("src/main.py"), "two").unwrap();
         assert!(matches!(channel.packages[0].bytes(), Err(ChannelError::Changed { .. })));
@@ -610,9 +637,10 @@ pub(crate) mod tests {
         let name = ChannelName::new("dev").unwrap();
         let written = fs::metadata(folder.path().join("src/main.py")).unwrap().modified().unwrap();
         let mut cache = Cache::default();
-        Channel::load(folder.path(), Some(&name), &mut cache, written).unwrap();
+        Channel::load(folder.path(), Some(&name), &mut cache, written, &mut |_, _| ()).unwrap();
         assert!(cache.digests.is_empty());
-        Channel::load(folder.path(), Some(&name), &mut cache, written + limits::SETTLED).unwrap();
+        Channel::load(folder.path(), Some(&name), &mut cache, written + limits::SETTLED, &mut |_, _| ())
+            .unwrap();
         assert_eq!(cache.digests.len(), 1);
     }
 
@@ -626,7 +654,8 @@ pub(crate) mod tests {
         let name = ChannelName::new("dev").unwrap();
         let mut cache = Cache::default();
         let mut id = || {
-            let channel = Channel::load(folder.path(), Some(&name), &mut cache, later).unwrap();
+            let channel =
+                Channel::load(folder.path(), Some(&name), &mut cache, later, &mut |_, _| ()).unwrap();
             *channel.packages[0].id.digest()
         };
         assert_eq!(id(), Digest::of(b"one"));

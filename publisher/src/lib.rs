@@ -8,6 +8,7 @@
 //! | [`settings`] | `channel.toml` → settings |
 //! | [`walk`], [`promoter`] | which files of a folder count |
 //! | [`wheel`] | a project or a `.whl` → a wheel in the one form that every installer accepts |
+//! | [`compile`] | the Python source of wheels → bytecode and machine code, by mpy-cross |
 //! | [`channel`] | a folder → packages |
 //! | [`places`] | which of their files want the same place on a device |
 //! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
@@ -19,10 +20,11 @@
 //! [`progress`] and [`report`] are what people and programs see, [`limits`] names every limit. [`cli`] is the
 //! command line.
 //!
-//! Absent on purpose: no build tool is run, no link is followed, nothing outside the folder has a say.
+//! Absent on purpose: no build tool but mpy-cross is run, no link is followed, nothing outside the folder has a say.
 
 pub mod channel;
 pub mod cli;
+pub mod compile;
 pub mod limits;
 pub mod link;
 pub mod places;

@@ -63,3 +63,12 @@ pub const SETTLED: Duration = Duration::from_secs(2);
 
 /// `watch` looks so often whether its folder is still the same one.
 pub const LOOK: Duration = Duration::from_secs(2);
+
+/// Most mpy-cross programs that run at a time.
+pub const COMPILERS: usize = 8;
+
+/// mpy-cross may be silent for so long about one file.
+pub const COMPILE: Duration = Duration::from_secs(60);
+
+/// Most bytes that are kept of what mpy-cross says on one of its outputs.
+pub const COMPILER_OUTPUT: u64 = 64 * 1024;

@@ -10,6 +10,8 @@ use mpypi_protocol::{
 };
 use serde::Serialize;
 
+use crate::wheel::pack::ANY;
+
 /// What the folder says a release should be.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -76,6 +78,9 @@ pub struct Change {
     pub kind: String,
     /// The path or name of the package.
     pub name: String,
+    /// The tag or target of the devices it is for, unless it is for all.
+    #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
     /// The version, where the package has one: the new one, or the old one of what is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
@@ -217,13 +222,14 @@ fn key(entry: &Entry) -> (String, String, Option<String>) {
 }
 
 fn change(entry: &Entry) -> Change {
-    let (kind, name, _) = key(entry);
+    let (kind, name, target) = key(entry);
+    let target = target.filter(|target| target != ANY);
     let version = match entry {
         Entry::Wheel(wheel) => Some(wheel.version.clone()),
         Entry::Firmware(image) => Some(image.version.clone()),
         _ => None,
     };
-    Change { kind, name, version, size: entry.package().and_then(|(_, size)| size) }
+    Change { kind, name, target, version, size: entry.package().and_then(|(_, size)| size) }
 }
 
 #[cfg(test)]

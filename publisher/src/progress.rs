@@ -8,6 +8,7 @@ use mpypi_protocol::Entry;
 use crate::{
     publish::{Event, Observer},
     report::{count, painted, say, size, wants_color},
+    wheel::pack::ANY,
 };
 
 /// Shows a publish.
@@ -80,6 +81,21 @@ impl Observer for Progress {
             Event::Committing => self.stage = Stage::Committing,
             _ if self.lines == Lines::Hidden => {}
             Event::Note(text) => self.labelled("note:", "36;1", text),
+            Event::Compiling { done, files } if stderr().is_terminal() => {
+                let bar = self.bar.get_or_insert_with(|| {
+                    let style = ProgressStyle::with_template("compiling [{bar:30}] {pos}/{len}");
+                    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+                    ProgressBar::new(files as u64).with_style(style.progress_chars("=> "))
+                });
+                bar.set_position(done as u64);
+                if done == files
+                    && let Some(bar) = self.bar.take()
+                {
+                    bar.finish_and_clear();
+                }
+            }
+            Event::Compiling { done: 0, files } => self.line(&format!("compiling {}", count(files, "file"))),
+            Event::Compiling { .. } => {}
             Event::Sending { packages, bytes } if stderr().is_terminal() => {
                 // After a lost connection there is an old one.
                 if let Some(bar) = self.bar.take() {
@@ -108,7 +124,10 @@ impl Observer for Progress {
 
 fn named(entry: &Entry) -> String {
     match entry {
-        Entry::Wheel(wheel) => format!("wheel {} {}", wheel.name, wheel.version),
+        Entry::Wheel(wheel) => match wheel.tag.as_deref().filter(|tag| *tag != ANY) {
+            Some(tag) => format!("wheel {} {} for {tag}", wheel.name, wheel.version),
+            None => format!("wheel {} {}", wheel.name, wheel.version),
+        },
         Entry::Src(src) => format!("src {}", src.path),
         other => other.kind().to_owned(),
     }

@@ -14,6 +14,7 @@ use mpypi_protocol::{
     ChannelName, PackageId, UpdateList,
     list::{ListError, Release},
 };
+use tokio::sync::mpsc;
 
 use crate::{
     channel::{Cache, Channel, ChannelError, Package},
@@ -86,6 +87,13 @@ pub enum Event<'a> {
     Warning(&'a str),
     /// Something done without being asked.
     Note(&'a str),
+    /// Files of wheels are being compiled.
+    Compiling {
+        /// How many are done.
+        done: usize,
+        /// How many there are.
+        files: usize,
+    },
     /// These packages are going to be sent.
     Sending {
         /// How many.
@@ -252,7 +260,7 @@ pub async fn publish(
     options: &Options,
     observer: &mut impl Observer,
 ) -> Result<Outcome, PublishError> {
-    let (channel, _) = load(folder, options, Cache::default()).await;
+    let (channel, _) = load(folder, options, Cache::default(), observer).await;
     let channel = channel?;
     for warning in &channel.warnings {
         observer.event(Event::Warning(warning));
@@ -268,15 +276,26 @@ pub(crate) async fn load(
     folder: &Path,
     options: &Options,
     mut cache: Cache,
+    observer: &mut impl Observer,
 ) -> (Result<Channel, ChannelError>, Cache) {
     let (folder, name): (PathBuf, _) = (folder.to_owned(), options.channel.clone());
+    let (say, mut compiling) = mpsc::unbounded_channel();
     let read = move || {
         #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the reader its time")]
         let now = std::time::SystemTime::now();
-        let channel = Channel::load(&folder, name.as_ref(), &mut cache, now);
+        // Nobody listens any more if the whole publish is given up.
+        let mut tell = |done, files| {
+            let _ = say.send((done, files));
+        };
+        let channel = Channel::load(&folder, name.as_ref(), &mut cache, now, &mut tell);
         (channel, cache)
     };
-    match tokio::task::spawn_blocking(read).await {
+    let reader = tokio::task::spawn_blocking(read);
+    // Ends when the reader does.
+    while let Some((done, files)) = compiling.recv().await {
+        observer.event(Event::Compiling { done, files });
+    }
+    match reader.await {
         Ok(read) => read,
         Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
     }

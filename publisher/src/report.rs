@@ -62,10 +62,11 @@ pub fn diff(diff: &Diff, color: bool) -> String {
     let mut text = String::new();
     let parts = [(&diff.added, '+', "32"), (&diff.changed, '~', "33"), (&diff.removed, '-', "31")];
     for (changes, sign, paint) in parts {
-        for Change { kind, name, version, size: bytes } in changes {
+        for Change { kind, name, target, version, size: bytes } in changes {
             let version = version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
             let bytes = bytes.map(|bytes| format!(" ({})", size(bytes))).unwrap_or_default();
-            let line = format!("{sign} {kind} {name}{version}{bytes}");
+            let target = target.as_ref().map(|target| format!(" for {target}")).unwrap_or_default();
+            let line = format!("{sign} {kind} {name}{version}{target}{bytes}");
             let _ = writeln!(text, "{}", painted(&line, paint, color));
         }
     }
@@ -178,6 +179,7 @@ mod tests {
         let change = |name: &str, version: Option<&str>| Change {
             kind: "wheel".into(),
             name: name.into(),
+            target: None,
             version: version.map(Into::into),
             size: Some(2310),
         };

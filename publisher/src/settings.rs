@@ -5,10 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mpypi_protocol::{ChannelName, limits};
+use mpypi_protocol::{ChannelName, Tag, limits};
 use toml::Value;
 
-use crate::walk;
+use crate::{
+    compile::{Compile, Target},
+    walk,
+};
 
 /// What `channel.toml` says. All of it is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub struct Settings {
     pub version: Option<String>,
     /// `tag`: the compatibility tag of wheels packed here; `py3-none-any` otherwise.
     pub tag: Option<String>,
+    /// `compile`, `targets`, `optimize`, `line-numbers`: what becomes of the Python source in wheels.
+    pub compile: Option<Compile>,
     /// `ignore`: patterns as in `.gitignore`, relative to the channel's folder.
     pub ignore: Vec<String>,
     /// `expires`: devices stop believing a release that is older than so many days.
@@ -69,6 +74,14 @@ pub enum SettingsError {
         /// What its value should be.
         expected: String,
     },
+    /// Two keys that contradict each other, or one that means nothing without another.
+    #[error("channel file `{}`: {problem}", path.display())]
+    Together {
+        /// The file.
+        path: PathBuf,
+        /// Which keys, and why not.
+        problem: String,
+    },
 }
 
 impl Settings {
@@ -76,7 +89,8 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 5] = ["name", "version", "tag", "ignore", "expires"];
+    pub const KEYS: [&'static str; 9] =
+        ["name", "version", "tag", "compile", "targets", "optimize", "line-numbers", "ignore", "expires"];
 
     /// Reads the `channel.toml` of `folder`; without one, everything is as usual.
     ///
@@ -102,6 +116,7 @@ impl Settings {
             problem: error.message().replace('\n', ", "),
         })?;
         let mut settings = Settings::default();
+        let mut compiling = Compiling::default();
         for (key, value) in table {
             let wrong =
                 |expected: String| SettingsError::Value { path: path.to_owned(), key: key.clone(), expected };
@@ -114,12 +129,37 @@ impl Settings {
                 "version" => settings.version = Some(short_text(&value).map_err(wrong)?),
                 "tag" => {
                     let tag = short_text(&value).map_err(wrong)?;
-                    if !is_tag(&tag) {
+                    if Tag::new(&*tag).is_err() {
                         return Err(wrong(
                             "a tag such as `py3-none-any` or `mpy6-bytecode-esp32`".to_owned(),
                         ));
                     }
                     settings.tag = Some(tag);
+                }
+                "compile" => match value.as_str() {
+                    Some("mpy") => compiling.wanted = true,
+                    _ => return Err(wrong("`\"mpy\"`, or not there".to_owned())),
+                },
+                "targets" => {
+                    let expected =
+                        || wrong("an array of targets, as `[\"bytecode\", \"xtensawin\"]`".to_owned());
+                    let values = value.as_array().filter(|values| !values.is_empty()).ok_or_else(expected)?;
+                    let mut targets = Vec::new();
+                    for value in values {
+                        let target = Target::parse(value.as_str().ok_or_else(expected)?);
+                        targets
+                            .push(target.map_err(|target| wrong(format!("an array of targets: {target}")))?);
+                    }
+                    compiling.targets = Some(targets);
+                }
+                "optimize" => {
+                    let level = value.as_integer().and_then(|level| u8::try_from(level).ok());
+                    let level = level.filter(|level| *level <= Compile::OPTIMIZE_MOST);
+                    compiling.optimize = Some(level.ok_or_else(|| wrong("a level from 0 to 3".to_owned()))?);
+                }
+                "line-numbers" => {
+                    let kept = value.as_bool().ok_or_else(|| wrong("`true` or `false`".to_owned()))?;
+                    compiling.line_numbers = Some(kept);
                 }
                 "ignore" => {
                     let pattern = |value: Value| value.as_str().map(str::to_owned);
@@ -141,7 +181,45 @@ impl Settings {
                 }
             }
         }
+        settings.compile = compiling.checked(settings.tag.is_some()).map_err(|problem| {
+            SettingsError::Together { path: path.to_owned(), problem: problem.to_owned() }
+        })?;
         Ok(settings)
+    }
+}
+
+/// The keys about compiling, before they are compared with each other.
+#[derive(Default)]
+struct Compiling {
+    wanted: bool,
+    targets: Option<Vec<Target>>,
+    optimize: Option<u8>,
+    line_numbers: Option<bool>,
+}
+
+impl Compiling {
+    fn checked(self, has_tag: bool) -> Result<Option<Compile>, &'static str> {
+        let Compiling { wanted, targets, optimize, line_numbers } = self;
+        if !wanted {
+            return match (targets, optimize, line_numbers) {
+                (None, None, None) => Ok(None),
+                (Some(_), ..) => Err("`targets` means nothing without `compile = \"mpy\"`"),
+                (_, Some(_), _) => Err("`optimize` means nothing without `compile = \"mpy\"`"),
+                (.., Some(_)) => Err("`line-numbers` means nothing without `compile = \"mpy\"`"),
+            };
+        }
+        if has_tag {
+            return Err("`tag` cannot stand beside `compile`: what mpy-cross makes decides the tags");
+        }
+        let optimize = optimize.unwrap_or(0);
+        if optimize == Compile::OPTIMIZE_MOST && line_numbers == Some(true) {
+            return Err("`optimize = 3` leaves line numbers out: `line-numbers = true` needs a lower level");
+        }
+        Ok(Some(Compile {
+            targets: targets.unwrap_or_else(|| vec![Target::bytecode()]),
+            optimize,
+            line_numbers: line_numbers.unwrap_or(optimize < Compile::OPTIMIZE_MOST),
+        }))
     }
 }
 
@@ -157,14 +235,6 @@ impl SettingsError {
             _ => None,
         }
     }
-}
-
-/// Whether `tag` is a compatibility tag (PEP 425): three parts of letters, digits, `_` and `.`.
-pub(crate) fn is_tag(tag: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
-    tag.split('-').count() == 3
-        && tag.split('-').all(|part| !part.is_empty() && part.chars().all(good))
-        && tag.len() <= limits::TEXT
 }
 
 fn short_text(value: &Value) -> Result<String, String> {
@@ -214,6 +284,7 @@ mod tests {
             name: Some(ChannelName::new("dev").unwrap()),
             version: Some("1.4".into()),
             tag: Some("mpy6-bytecode-esp32".into()),
+            compile: None,
             ignore: vec!["*.md".into()],
             expires_days: Some(90),
         };
@@ -239,5 +310,43 @@ mod tests {
             assert!(parse(text).unwrap_err().contains("should be"), "{text}");
         }
         assert!(parse("name = \"dev\"\nversion = ").unwrap_err().contains("line 2"));
+    }
+
+    #[test]
+    fn what_is_compiled_for_whom_is_read() {
+        let compile = |text: &str| parse(text).map(|settings| settings.compile);
+        let usual = Compile { targets: vec![Target::bytecode()], optimize: 0, line_numbers: true };
+        assert_eq!(compile("compile = \"mpy\""), Ok(Some(usual)));
+        let targets = ["source", "bytecode", "xtensawin", "armv6m-rp2"];
+        let all = Compile {
+            targets: targets.map(|target| Target::parse(target).unwrap()).to_vec(),
+            optimize: 2,
+            line_numbers: false,
+        };
+        let text = format!("compile = \"mpy\"\ntargets = {targets:?}\noptimize = 2\nline-numbers = false\n");
+        assert_eq!(compile(&text), Ok(Some(all)));
+        let least = compile("compile = \"mpy\"\noptimize = 3").unwrap().unwrap();
+        assert!(!least.line_numbers, "mpy-cross leaves them out at that level");
+    }
+
+    #[test]
+    fn keys_about_compiling_that_make_no_sense_are_refused() {
+        for (text, word) in [
+            ("compile = true", "should be"),
+            ("compile = \"mpy\"\ntargets = []", "should be"),
+            ("compile = \"mpy\"\ntargets = [\"esp32\"]", "not `esp32`"),
+            ("compile = \"mpy\"\ntargets = [\"xtensawin-\"]", "not `xtensawin-`"),
+            ("compile = \"mpy\"\ntargets = [\"bytecode-ESP32\"]", "not `bytecode-ESP32`"),
+            ("compile = \"mpy\"\noptimize = 4", "should be"),
+            ("compile = \"mpy\"\nline-numbers = 1", "should be"),
+            ("compile = \"mpy\"\ntag = \"py3-none-any\"", "`tag` cannot stand beside `compile`"),
+            ("compile = \"mpy\"\noptimize = 3\nline-numbers = true", "needs a lower level"),
+            ("targets = [\"bytecode\"]", "means nothing without"),
+            ("optimize = 1", "means nothing without"),
+            ("line-numbers = true", "means nothing without"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 }

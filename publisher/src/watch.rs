@@ -57,7 +57,7 @@ pub async fn watch(
     let mut said = None;
     let mut losses = 0;
     loop {
-        let (loaded, kept) = load(folder, options, cache).await;
+        let (loaded, kept) = load(folder, options, cache, observer).await;
         cache = kept;
         let error = match loaded {
             Err(error) => PublishError::from(error),

@@ -4,6 +4,7 @@
 
 mod access;
 mod broker;
+mod bytecode;
 mod durability;
 mod fleet;
 mod flood;

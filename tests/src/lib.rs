@@ -17,7 +17,7 @@ mod server;
 
 pub use authority::{Authority, Validity};
 pub use client::{Client, Options, Received, fill};
-pub use programs::{Output, Running, World, program, run, run_with};
+pub use programs::{Output, Running, World, peer, program, run, run_with};
 pub use proxy::{Proxy, Verdict};
 pub use server::{Deadline, Kind, Secure, Server, clock};
 

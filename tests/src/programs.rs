@@ -106,7 +106,8 @@ pub fn program(name: &str) -> PathBuf {
 }
 
 /// Where a foreign program is: installed, or unpacked by `tests/peers.sh`.
-pub(crate) fn peer(name: &str) -> PathBuf {
+#[must_use]
+pub fn peer(name: &str) -> PathBuf {
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers");
     let installed = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&installed)
@@ -116,7 +117,7 @@ pub(crate) fn peer(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("`{name}` is not installed: run `bash tests/peers.sh` first"))
 }
 
-/// Runs one of our programs, or `mosquitto_pub` and `mosquitto_sub`, to its end.
+/// Runs one of our programs, or a foreign one as [`peer`] finds it, to its end.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
     Running::start(name, arguments).wait()
 }
@@ -143,7 +144,7 @@ impl Running {
     /// Starts a program with more variables in its environment.
     #[must_use]
     pub fn start_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
-        let path = if name.starts_with("mosquitto") { peer(name) } else { program(name) };
+        let path = if name.starts_with("mpypi") { program(name) } else { peer(name) };
         let mut child = Command::new(path)
             .args(arguments)
             .envs(variables.iter().copied())

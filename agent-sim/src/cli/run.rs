@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
-use mpypi_agent_sim::{fleet::FleetOptions, update::Timing};
+use mpypi_agent_sim::{
+    device::Hardware,
+    fleet::{FleetOptions, Member},
+    update::Timing,
+};
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, endpoint, print, run_fleet};
+use super::{Common, Failure, Mpy, endpoint, parse_mpy, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,7 +18,9 @@ Examples:
   mpypi-agent run --broker mqtt://kitchen:secret@hub.local --node kitchen --root /tmp/kitchen
       log in as the node `kitchen`
   mpypi-agent run --channel stable --once --json
-      apply one release, print the result, exit";
+      apply one release, print the result, exit
+  mpypi-agent run --mpy 11014 --platform esp32
+      take the wheels that an ESP32 with MicroPython 1.23 or later takes";
 
 /// Run one device in a directory.
 ///
@@ -31,6 +37,12 @@ pub(crate) struct Args {
     /// The device's name and MQTT client id; this machine's name unless given.
     #[arg(long)]
     node: Option<NodeId>,
+    /// What `.mpy` files it loads: `sys.implementation._mpy` of the MicroPython it stands for, or `none`.
+    #[arg(long, value_name = "NUMBER", default_value = "6", value_parser = parse_mpy)]
+    mpy: Mpy,
+    /// The platform it stands for, as `esp32`: what wheels for one platform must name.
+    #[arg(long, value_name = "NAME", default_value = "mpypi-sim")]
+    platform: String,
     /// Exit when one release is applied or has failed.
     #[arg(long)]
     once: bool,
@@ -46,7 +58,11 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             .as_str()
             .bytes()
             .fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(byte.into())),
-        members: vec![(node, args.root)],
+        members: vec![Member {
+            node,
+            root: args.root,
+            hardware: Hardware { sysname: args.platform, mpy: args.mpy.0 },
+        }],
         timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
         releases: args.once.then_some(1),
         time: None,

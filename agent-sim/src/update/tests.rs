@@ -459,3 +459,29 @@ proptest! {
         prop_assert_eq!(files(bench.device.store().flash()), last.files);
     }
 }
+
+#[test]
+fn a_wheel_that_does_not_run_here_is_refused_before_anything_is_fetched() {
+    let mut flash = memory();
+    let wheel = ("w", "1", &[("w.py", b"3".as_slice())] as &[_]);
+    let old = release(1, &[("a.py", b"1")], &[wheel]);
+    installed(&mut flash, &old);
+    let mut new = release(2, &[("a.py", b"2")], &[wheel]);
+    let list = String::from_utf8(new.list.to_vec()).unwrap();
+    let tagged = |tag: &str| list.replacen("\"name\":\"w\"", &format!("\"name\":\"w\",\"tag\":\"{tag}\""), 1);
+    new.list = tagged("mpy5-bytecode-any").into();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&new);
+    bench.run().unwrap();
+    assert_eq!(bench.phases(), [Phase::Idle, Phase::Failed], "it never downloads");
+    assert_eq!(
+        bench.error(),
+        Some("no-fit: wheel `w` is for `mpy5-bytecode-any`; this device is `mpy6-bytecode-mpypi_sim`")
+    );
+    // The same release for this device is another list, and is taken.
+    bench.publish_list(tagged("mpy6-bytecode-any").into());
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    drop(bench);
+    assert_eq!(files(&flash), new.files);
+}

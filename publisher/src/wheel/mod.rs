@@ -20,13 +20,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    Digest, FilePath,
+    Digest, FilePath, Tag,
     limits::TEXT,
     path::PathError,
     wheel::{ROOT, RecordLine, WheelTextError, dist_info, write_record},
 };
 
-use crate::{limits, settings::is_tag};
+use crate::{compile::CompileError, limits};
 use archive::ArchiveError;
 
 /// A wheel in our form.
@@ -46,6 +46,49 @@ pub struct Wheel {
 
 /// Header lines of METADATA or WHEEL, in order.
 pub type Headers = Vec<(String, String)>;
+
+/// What goes into a wheel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// The installed files, relative to [`ROOT`].
+    pub files: BTreeMap<FilePath, Vec<u8>>,
+    /// METADATA: at least `Name` and `Version`.
+    metadata: Headers,
+    /// WHEEL: at least one `Tag`.
+    wheel: Headers,
+    /// Further files of the dist-info folder, by name.
+    more: BTreeMap<String, Vec<u8>>,
+}
+
+impl Contents {
+    /// Its tags.
+    #[must_use]
+    pub fn tags(&self) -> Vec<&str> {
+        self.wheel.iter().filter(|(key, _)| key == "Tag").map(|(_, tag)| tag.as_str()).collect()
+    }
+
+    /// Whether it is for any interpreter: Python source, and nothing made of it.
+    #[must_use]
+    pub fn is_source(&self) -> bool {
+        self.tags().iter().all(|tag| tag.starts_with("py") && tag.contains("-none-"))
+    }
+
+    /// The same package with other files, for other devices.
+    #[must_use]
+    pub fn with(&self, files: BTreeMap<FilePath, Vec<u8>>, tag: &str) -> Contents {
+        let mut wheel: Headers = self.wheel.iter().filter(|(key, _)| key != "Tag").cloned().collect();
+        wheel.push(("Tag".to_owned(), tag.to_owned()));
+        Contents { files, wheel, ..self.clone() }
+    }
+
+    /// The wheel, in our form.
+    ///
+    /// # Errors
+    /// A header that Mpy-BLOX would not read, or a file name that RECORD cannot carry.
+    pub fn write(self) -> Result<Wheel, WheelError> {
+        write(self.files, &self.metadata, &self.wheel, self.more)
+    }
+}
 
 /// Why a folder or file cannot become a wheel.
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +216,9 @@ pub enum WheelError {
         /// How many there are.
         count: usize,
     },
+    /// Its source cannot be compiled.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
 }
 
 impl WheelError {
@@ -186,6 +232,7 @@ impl WheelError {
                     "write `{key} = …` in `[project]`, or build the wheel yourself and put the `.whl` here"
                 ));
             }
+            WheelError::Compile(error) => return error.hint(),
             WheelError::NoCode { .. } => "name the folder or module as the project, with `_` for `-` and `.`",
             WheelError::Ambiguous { .. } => "keep one of them, or ignore the others in `channel.toml`",
             WheelError::Archive(ArchiveError::TooLarge { .. }) | WheelError::TooManyFiles { .. } => {
@@ -210,12 +257,6 @@ fn list(places: &[String]) -> String {
     places.iter().map(|place| format!("`{place}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Writes a wheel in our form. `files` are the installed files; `more` are further files of the dist-info
-/// folder, by name, without METADATA, WHEEL and RECORD. `metadata` says at least `Name` and `Version`,
-/// `wheel` at least one `Tag`.
-///
-/// # Errors
-/// A header that Mpy-BLOX would not read, or a file name that RECORD cannot carry.
 fn write(
     mut files: BTreeMap<FilePath, Vec<u8>>,
     metadata: &Headers,
@@ -228,7 +269,7 @@ fn write(
     version::check(&version).map_err(|problem| value("METADATA", "Version", problem))?;
     let tags = || wheel.iter().filter(|(key, _)| key == "Tag").map(|(_, tag)| tag);
     let tag = tags().next_back().ok_or_else(|| value("WHEEL", "Tag", "is missing"))?.clone();
-    if let Some(tag) = tags().find(|tag| !is_tag(tag)) {
+    if let Some(tag) = tags().find(|tag| Tag::new(tag.as_str()).is_err()) {
         return Err(value("WHEEL", "Tag", format!("`{tag}` is no tag such as `py3-none-any`")));
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use mpypi_protocol::{FilePath, wheel::normalized_name};
 use toml::{Table, Value};
 
-use super::{Headers, Wheel, WheelError, check_name, value, version, write};
+use super::{Contents, Headers, Wheel, WheelError, check_name, value, version};
 use crate::{
     limits,
     walk::{self, Found},
@@ -18,12 +18,20 @@ pub const ANY: &str = "py3-none-any";
 
 const FILE: &str = "pyproject.toml";
 
-/// Packs a project. `files` are those of its folder that count, with names relative to it; `tag` is the
-/// compatibility tag.
+/// Packs a project, as [`contents`] and [`Contents::write`] do.
 ///
 /// # Errors
 /// See [`WheelError`].
 pub fn pack(files: &[Found], tag: &str) -> Result<Wheel, WheelError> {
+    contents(files, tag)?.write()
+}
+
+/// What goes into the wheel of a project. `files` are those of its folder that count, with names relative to it; `tag` is the
+/// compatibility tag.
+///
+/// # Errors
+/// See [`WheelError`].
+pub fn contents(files: &[Found], tag: &str) -> Result<Contents, WheelError> {
     let project = files.iter().find(|file| file.name == FILE);
     let project = project.ok_or_else(|| WheelError::Missing { path: FILE.to_owned() })?;
     let text = String::from_utf8(read(project)?).map_err(|_| WheelError::NotUtf8 { file: FILE })?;
@@ -43,7 +51,7 @@ pub fn pack(files: &[Found], tag: &str) -> Result<Wheel, WheelError> {
     }
     let wheel = [("Wheel-Version", "1.0"), ("Generator", "mpypi"), ("Root-Is-Purelib", "true"), ("Tag", tag)];
     let wheel = wheel.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-    write(code, &metadata, &wheel, BTreeMap::new())
+    Ok(Contents { files: code, metadata, wheel, more: BTreeMap::new() })
 }
 
 fn read(file: &Found) -> Result<Vec<u8>, WheelError> {

@@ -7,7 +7,7 @@ use mpypi_protocol::{
     wheel::{WheelTextError, parse_headers, parse_record},
 };
 
-use super::{Headers, Wheel, WheelError, archive, value, write};
+use super::{Contents, Headers, Wheel, WheelError, archive, value};
 
 /// A wheel as it was given, in our form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,15 @@ const REWRITTEN: [&str; 5] = ["METADATA", "WHEEL", "RECORD", "RECORD.jws", "RECO
 /// # Errors
 /// See [`WheelError`].
 pub fn repack(bytes: &[u8]) -> Result<Repacked, WheelError> {
+    let (contents, left_out) = contents(bytes)?;
+    Ok(Repacked { wheel: contents.write()?, left_out })
+}
+
+/// What is in a wheel, and what of it has no place in our form, for people.
+///
+/// # Errors
+/// See [`WheelError`].
+pub fn contents(bytes: &[u8]) -> Result<(Contents, Vec<String>), WheelError> {
     let mut files = archive::read(bytes)?;
     let folder = dist_info_folder(&files)?;
     check_record(&files, &folder)?;
@@ -57,7 +66,7 @@ pub fn repack(bytes: &[u8]) -> Result<Repacked, WheelError> {
             put(&mut installed, place, content)?;
         }
     }
-    Ok(Repacked { wheel: write(installed, &metadata, &wheel, more)?, left_out })
+    Ok((Contents { files: installed, metadata, wheel, more }, left_out))
 }
 
 /// The one folder at the top whose name ends in `.dist-info`.
