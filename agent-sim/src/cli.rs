@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use mpypi_agent_sim::fleet::{Bars, FleetError, FleetOptions, Lines, Summary, View};
+use mpypi_agent_sim::fleet::{Bars, FleetError, FleetOptions, Lines, Summary, View, profile::parse_time};
 use mpypi_client::{BrokerArgs, Endpoint, trust::TrustError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -172,17 +172,3 @@ fn parse_mpy(text: &str) -> Result<Mpy, String> {
 /// What `.mpy` files a device loads.
 #[derive(Debug, Clone, Copy)]
 struct Mpy(Option<u32>);
-
-/// Reads `500ms`, `60s`, `5m` or `1h`.
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..split].parse().map_err(|_| "use a time as 500ms, 60s, 5m or 1h".to_owned())?;
-    let unit = match &text[split..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("use a time as 500ms, 60s, 5m or 1h".to_owned()),
-    };
-    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(|| "this is too long".to_owned())
-}

@@ -1,5 +1,6 @@
 //! Many nodes in one process: each the same agent code, with its own connection and its own directory.
 
+pub mod profile;
 mod tally;
 mod view;
 
@@ -23,6 +24,7 @@ use crate::{
     node::{self, Clock, Happening, NodeOptions},
     store::BootError,
     update::Timing,
+    weather::Weather,
 };
 
 /// A fleet.
@@ -120,8 +122,9 @@ pub async fn run(
             }
         };
         tasks.spawn(async move {
-            let ended = node::run(node_options, disk, clock, observe, stop).await;
-            ended.map_err(|source| FleetError::Boot { node, path, source })
+            let mut weather = Weather::calm();
+            let ended = node::run(&node_options, disk, clock, &mut weather, observe, &stop).await;
+            ended.map(drop).map_err(|source| FleetError::Boot { node, path, source })
         });
     }
     let limit = async {

@@ -31,6 +31,13 @@ pub const FETCH_STALL: Duration = Duration::from_secs(10);
 /// How often a release is tried before the agent gives up until the next list or connection.
 pub const ATTEMPTS: u32 = 5;
 
+/// How often a package that arrived damaged is fetched, before the agent gives up until the next list or connection.
+pub const FETCHES: u32 = 2;
+
+/// How often the channel's list is asked for although none came: a message may have been lost on the way. A
+/// quarter more or less, so that a fleet does not ask at once.
+pub const CHECK: Duration = Duration::from_secs(3600);
+
 /// The first pause before a release is tried again.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
 

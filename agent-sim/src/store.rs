@@ -128,13 +128,17 @@ pub struct Incoming<'a, F> {
 }
 
 impl<F: Flash> Store<F> {
+    /// A device that is switched off: [`reboot`](Store::reboot) comes before anything else.
+    pub fn off(flash: F) -> Store<F> {
+        Store { flash, installed: Installed::default(), journal: None, verified: BTreeMap::new() }
+    }
+
     /// Starts a device: finishes or takes back what a journal says, and clears what no journal names.
     ///
     /// # Errors
     /// See [`BootError`].
     pub fn boot(flash: F) -> Result<(Store<F>, Boot), BootError> {
-        let mut store =
-            Store { flash, installed: Installed::default(), journal: None, verified: BTreeMap::new() };
+        let mut store = Store::off(flash);
         let boot = store.reboot()?;
         Ok((store, boot))
     }
