@@ -20,7 +20,7 @@ use crate::{
 pub const AGENT: &str = concat!("mpypi-agent/", env!("CARGO_PKG_VERSION"));
 
 /// What a device is, as far as it matters to wheels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hardware {
     /// `sysname` in its info: the platform that tags name.
     pub sysname: String,

@@ -72,5 +72,17 @@ pub const REQUESTS: usize = 256;
 /// Longest `error` of a state message, in bytes.
 pub const ERROR_TEXT: usize = 500;
 
+/// Room on a flash in memory, in bytes, as most boards have.
+pub const MEMORY_FLASH: u64 = 4 * 1024 * 1024;
+
+/// How long a simulated device takes to start.
+pub const START: Duration = Duration::from_millis(300);
+
+/// How often a fleet counts how its nodes stand.
+pub const SAMPLE: Duration = Duration::from_millis(500);
+
+/// Most nodes of which a fleet tells every step; of a larger one it tells the sums.
+pub const TOLD_ONE_BY_ONE: usize = 50;
+
 /// Most nodes of a fleet.
-pub const NODES: u32 = 10_000;
+pub const NODES: u32 = 20_000;

@@ -212,7 +212,8 @@ pub async fn run<F: Flash>(
                  channels, packages and its own topics"
             )));
         }
-        if let Report { state: State { phase: Phase::Confirming, .. }, list: Some(list) } = device.report()
+        if let Report { state: State { phase: Phase::Confirming, .. }, list: Some(list), .. } =
+            device.report()
             && weather.crashes(clock.now(), *list)
         {
             return Ok(Ended::Crashed);

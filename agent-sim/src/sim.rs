@@ -319,7 +319,7 @@ impl Simulation {
                         filters.retain(|filter| !old.contains(filter));
                     }
                 }
-                Output::Report(Report { state, list }) => {
+                Output::Report(Report { state, list, .. }) => {
                     let list = list.map(|list: Digest| list.short()).unwrap_or_default();
                     let what = String::from_utf8(state.to_bytes()).unwrap();
                     self.note(number, format_args!("{list} {what}"));

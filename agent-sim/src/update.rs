@@ -130,6 +130,8 @@ pub struct Report {
     pub state: State,
     /// The list it is about, once one was judged.
     pub list: Option<Digest>,
+    /// Bytes of all packages that the list has for this device, once it was looked at.
+    pub size: Option<u64>,
 }
 
 /// What the store is told.
@@ -298,7 +300,7 @@ impl Updater {
             queued: None,
             recheck: false,
             tried: None,
-            shown: Report { state, list: None },
+            shown: Report { state, list: None, size: None },
             published: None,
         }
     }
@@ -532,6 +534,7 @@ impl Updater {
         };
         self.tried = Some((digest, tries));
         self.show_release(Phase::Downloading, &job.release.seen());
+        self.shown.size = Some(job.release.size());
         self.shown.state.attempt = tries;
         self.shown.state.total = self.shown.state.done;
         out.push(Effect::Store(Action::Survey(job.release.clone())));
@@ -833,6 +836,7 @@ impl Updater {
         let same = self.shown.list == Some(seen.list);
         let before = self.shown.state.clone();
         self.shown.list = Some(seen.list);
+        self.shown.size = self.shown.size.filter(|_| same);
         self.shown.state = State {
             phase,
             sequence: seen.sequence,
@@ -863,6 +867,7 @@ impl Updater {
                 let without_bytes = |report: &Report| Report {
                     state: State { done: 0, total: 0, ..report.state.clone() },
                     list: report.list,
+                    size: report.size,
                 };
                 without_bytes(report) != without_bytes(&self.shown) || now >= *at + self.timing.progress
             }
