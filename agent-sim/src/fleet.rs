@@ -18,12 +18,12 @@ use mpypi_protocol::ChannelName;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-pub use member::{Blow, Found, Home, Member, Storage};
+pub use member::{Found, Home, Member, Storage};
 pub use tally::{NodeResult, Outcome, PHASES, Record, Sample, Standing, Summary, Tally};
 pub use view::{Bars, Lines, View};
 
 use self::{
-    member::{Told, live, reference},
+    member::{live, reference},
     profile::Profile,
 };
 use crate::{
@@ -123,9 +123,9 @@ pub async fn run(
         };
         let hardware = weather.hardware(member.hardware);
         let (told, done) = (board.clone(), stop.clone());
-        let observe = move |told_of: Told| {
+        let observe = move |happening| {
             let mut board = told.lock().unwrap_or_else(PoisonError::into_inner);
-            if index < count && board.note(clock.now(), index, &told_of) {
+            if index < count && board.note(clock.now(), index, &happening) {
                 done.cancel();
             }
         };
@@ -204,16 +204,8 @@ struct Board {
 
 impl Board {
     /// Notes what happened; whether that was the last thing waited for.
-    fn note(&mut self, now: Duration, index: usize, told: &Told) -> bool {
+    fn note(&mut self, now: Duration, index: usize, happening: &Happening) -> bool {
         let Board { tally, view, meters, .. } = self;
-        let happening = match told {
-            Told::Happening(happening) => happening,
-            Told::Blow(blow) => {
-                tally.blow(index, *blow);
-                view.blow(tally.node(index), *blow);
-                return false;
-            }
-        };
         match happening {
             Happening::Report(report) => {
                 tally.traffic(index, meters[index].read());
@@ -222,6 +214,10 @@ impl Board {
                 return tally.is_complete();
             }
             Happening::Log(line) => view.log(tally.node(index), line),
+            Happening::Blow(blow) => {
+                tally.blow(index, *blow);
+                view.blow(tally.node(index), *blow);
+            }
             Happening::Connected => tally.connected(index),
             Happening::Lost { trouble, again_in } => {
                 // One line for an outage, not one for each node and attempt.

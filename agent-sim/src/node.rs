@@ -29,7 +29,7 @@ use crate::{
     limits,
     store::BootError,
     update::{Event, Report, Source, Timing},
-    weather::{Falling, Turn, Weather},
+    weather::{Blow, Falling, Turn, Weather},
 };
 
 /// Who a node is, and where it connects to.
@@ -56,6 +56,8 @@ pub enum Happening {
     Report(Report),
     /// Something for people.
     Log(String),
+    /// Something befell it.
+    Blow(Blow),
     /// There is a connection.
     Connected,
     /// There is none any more, or still none.

@@ -57,6 +57,17 @@ enum Crashes {
     Always,
 }
 
+/// What befell a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blow {
+    /// Its power failed while it wrote.
+    PowerCut,
+    /// Its application crashed before it confirmed a release.
+    Crash,
+    /// It went to sleep.
+    Sleep,
+}
+
 /// Why a connection ends that nobody ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {

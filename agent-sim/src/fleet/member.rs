@@ -11,7 +11,7 @@ use crate::{
     limits,
     node::{self, Clock, Ended, Happening, NodeOptions},
     store::{BootError, Store},
-    weather::Weather,
+    weather::{Blow, Weather},
 };
 
 /// One node of a fleet.
@@ -34,17 +34,6 @@ pub enum Home {
     Memory,
     /// In this directory.
     Disk(PathBuf),
-}
-
-/// A fault of its weather struck a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blow {
-    /// Its power failed while it wrote.
-    PowerCut,
-    /// Its application crashed before it confirmed a release.
-    Crash,
-    /// It went to sleep.
-    Sleep,
 }
 
 /// What a node has in the end, as its next start finds it.
@@ -88,7 +77,7 @@ pub(super) async fn live<F: Storage>(
     mut flash: F,
     mut weather: Weather,
     clock: Clock,
-    mut observe: impl FnMut(Told),
+    mut observe: impl FnMut(Happening),
     stop: CancellationToken,
 ) -> Result<Found, String> {
     options.hardware = weather.hardware(options.hardware);
@@ -107,9 +96,9 @@ pub(super) async fn live<F: Storage>(
             }
             None => PowerCut::never(&mut flash),
         };
-        let said = |happening| observe(Told::Happening(happening));
-        let ended = node::run(&options, &mut powered, clock, &mut weather, said, &stop).await;
-        let blow = match ended.map_err(|error| text(&error))? {
+        let ended = node::run(&options, &mut powered, clock, &mut weather, &mut observe, &stop).await;
+        let blow;
+        (blow, pause) = match ended.map_err(|error| text(&error))? {
             Ended::Stopped => break,
             Ended::PowerLost => {
                 flash.lose(loss);
@@ -118,20 +107,10 @@ pub(super) async fn live<F: Storage>(
             Ended::Crashed => (Blow::Crash, limits::START),
             Ended::Asleep(time) => (Blow::Sleep, time),
         };
-        pause = blow.1;
-        observe(Told::Blow(blow.0));
+        observe(Happening::Blow(blow));
     }
     flash.limit(None);
     inspect(flash)
-}
-
-/// What a fleet is told of a node.
-#[derive(Debug)]
-pub(super) enum Told {
-    /// By its agent.
-    Happening(Happening),
-    /// By its weather.
-    Blow(Blow),
 }
 
 /// Starts a node once more, and compares every file of its release with what it should be.

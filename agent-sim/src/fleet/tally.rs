@@ -6,8 +6,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use mpypi_client::Traffic;
 use mpypi_protocol::{Digest, NodeId, node::Phase};
 
-use super::member::{Blow, Found};
-use crate::{node::Trouble, update::Report};
+use super::member::Found;
+use crate::{node::Trouble, update::Report, weather::Blow};
 
 /// Counts along while a fleet runs: what is asked for at each report costs the same however large the fleet is.
 #[derive(Debug)]

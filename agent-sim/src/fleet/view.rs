@@ -5,11 +5,8 @@ use std::io::{Write, stderr};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mpypi_protocol::{Digest, NodeId, node::Phase};
 
-use super::{
-    member::Blow,
-    tally::{NodeResult, Outcome, PHASES, Record, Sample, Tally, label},
-};
-use crate::{limits::TOLD_ONE_BY_ONE, update::Report};
+use super::tally::{NodeResult, Outcome, PHASES, Record, Sample, Tally, label};
+use crate::{limits::TOLD_ONE_BY_ONE, update::Report, weather::Blow};
 
 /// Shows what nodes do.
 pub trait View: Send {
