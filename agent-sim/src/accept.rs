@@ -106,6 +106,13 @@ impl Accepted {
         }
     }
 
+    /// Bytes of all packages that it has for this device, as far as it says.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let sources = self.sources().filter_map(|src| src.size);
+        self.wheels.iter().filter_map(|wheel| wheel.size).chain(sources).fold(0, u64::saturating_add)
+    }
+
     /// The wheels to install: one for each name.
     #[must_use]
     pub fn wheels(&self) -> &[Wheel] {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use mpypi_agent_sim::fleet::{Bars, FleetError, FleetOptions, Lines, Summary, View};
+use mpypi_agent_sim::fleet::{Bars, FleetOptions, Lines, Summary, View};
 use mpypi_client::{BrokerArgs, Endpoint, args::parse_time, trust::TrustError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -81,13 +81,7 @@ pub(crate) struct Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let hint = match error.downcast_ref::<FleetError>() {
-            Some(FleetError::Boot { path, .. }) => Some(format!(
-                "remove `{}` to start this device from nothing",
-                path.join(mpypi_agent_sim::journal::FOLDER).display()
-            )),
-            _ => error.downcast_ref().and_then(TrustError::hint).map(str::to_owned),
-        };
+        let hint = error.downcast_ref().and_then(TrustError::hint).map(str::to_owned);
         Failure { error, hint }
     }
 }

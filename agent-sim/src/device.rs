@@ -20,7 +20,7 @@ use crate::{
 pub const AGENT: &str = concat!("mpypi-agent/", env!("CARGO_PKG_VERSION"));
 
 /// What a device is, as far as it matters to wheels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hardware {
     /// `sysname` in its info: the platform that tags name.
     pub sysname: String,
@@ -68,24 +68,27 @@ pub enum Output {
 }
 
 impl<F: Flash> Device<F> {
-    /// Starts the device `node`, following `channel`.
-    ///
-    /// # Errors
-    /// See [`BootError`].
-    pub fn start(
+    /// The device `node`, which is to follow `channel`. It is off: [`start`](Device::start) comes before anything else.
+    #[must_use]
+    pub fn off(
         flash: F,
         node: &NodeId,
         channel: ChannelName,
         hardware: Hardware,
         timing: Timing,
         seed: u64,
-        now: Duration,
-    ) -> Result<(Device<F>, Vec<Output>), BootError> {
-        let (store, boot) = Store::boot(flash)?;
+    ) -> Device<F> {
         let updater = Updater::new(node, channel.clone(), hardware.runtime(), timing, seed);
-        let mut device = Device { channel, hardware, updater, store };
-        let outputs = device.handle(now, device.booted(boot))?;
-        Ok((device, outputs))
+        Device { channel, hardware, updater, store: Store::off(flash) }
+    }
+
+    /// Switches it on.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub fn start(&mut self, now: Duration) -> Result<Vec<Output>, BootError> {
+        let boot = self.store.reboot()?;
+        self.handle(now, self.booted(boot))
     }
 
     /// Takes an event in, does what it asks of the store, and says what it asks of the connection.

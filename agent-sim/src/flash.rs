@@ -88,6 +88,11 @@ pub trait Flash {
     /// # Errors
     /// Of the file system; `DirectoryNotEmpty` if it is not empty.
     fn remove_folder(&mut self, path: &str) -> io::Result<()>;
+
+    /// Whether its power failed: then nothing of it works any more.
+    fn is_off(&self) -> bool {
+        false
+    }
 }
 
 /// What stands at a path.
@@ -134,6 +139,9 @@ impl<F: Flash + ?Sized> Flash for &mut F {
     }
     fn remove_folder(&mut self, path: &str) -> io::Result<()> {
         (**self).remove_folder(path)
+    }
+    fn is_off(&self) -> bool {
+        (**self).is_off()
     }
 }
 

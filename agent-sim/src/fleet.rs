@@ -1,5 +1,9 @@
-//! Many nodes in one process: each the same agent code, with its own connection and its own directory.
+//! Many nodes in one process: each the same agent code, with its own connection, its own flash and its own fate.
 
+pub mod expect;
+mod member;
+pub mod profile;
+pub mod report;
 mod tally;
 mod view;
 
@@ -9,20 +13,26 @@ use std::{
     time::Duration,
 };
 
-use mpypi_client::Endpoint;
-use mpypi_protocol::{ChannelName, NodeId};
-use tokio::task::JoinSet;
+use mpypi_client::{Endpoint, Meter};
+use mpypi_protocol::ChannelName;
+use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-pub use tally::{NodeResult, Outcome, Record, Summary, Tally};
+pub use member::{Found, Home, Member, Storage};
+pub use tally::{NodeResult, Outcome, PHASES, Record, Sample, Standing, Summary, Tally};
 pub use view::{Bars, Lines, View};
 
+use self::{
+    member::{live, reference},
+    profile::Profile,
+};
 use crate::{
     device::Hardware,
-    flash::Disk,
-    node::{self, Clock, Happening, NodeOptions},
-    store::BootError,
+    flash::{Disk, Memory},
+    limits,
+    node::{Clock, Happening, NodeOptions},
     update::Timing,
+    weather::Weather,
 };
 
 /// A fleet.
@@ -36,23 +46,16 @@ pub struct FleetOptions {
     pub members: Vec<Member>,
     /// The times its nodes go by.
     pub timing: Timing,
-    /// Decides the lengths of their pauses.
+    /// What befalls them. With one, nodes whose weather is fair run along, to compare the others with.
+    pub profile: Option<Profile>,
+    /// When faults end, after the start.
+    pub calm_at: Option<Duration>,
+    /// Decides what befalls whom, and the lengths of all pauses.
     pub seed: u64,
     /// End when every node finished so many releases.
     pub releases: Option<usize>,
     /// End after this time.
     pub time: Option<Duration>,
-}
-
-/// One node of a fleet.
-#[derive(Debug, Clone)]
-pub struct Member {
-    /// Its name.
-    pub node: NodeId,
-    /// Its root directory.
-    pub root: PathBuf,
-    /// What it is.
-    pub hardware: Hardware,
 }
 
 /// A fleet cannot run.
@@ -66,26 +69,13 @@ pub enum FleetError {
         /// Why.
         source: std::io::Error,
     },
-    /// A node does not start.
-    #[error("node `{node}` does not start")]
-    Boot {
-        /// Which.
-        node: NodeId,
-        /// Its root.
-        path: PathBuf,
-        /// Why.
-        source: BootError,
-    },
     /// A node's task ended without an answer.
-    #[error("node `{node}` died")]
-    Died {
-        /// Which.
-        node: NodeId,
-    },
+    #[error("a node died of a fault of this program")]
+    Died,
 }
 
 /// Runs a fleet until `stop` is cancelled, or as long as its options say. Returns when every node has
-/// stopped.
+/// stopped, and was looked at.
 ///
 /// # Errors
 /// See [`FleetError`].
@@ -96,34 +86,83 @@ pub async fn run(
 ) -> Result<Summary, FleetError> {
     let clock = Clock::start();
     let stop = stop.child_token();
-    let names = options.members.iter().map(|member| member.node.clone()).collect();
+    let profile = options.profile.clone().unwrap_or_default();
+    let timing =
+        Timing { check: profile.check.map_or(options.timing.check, |check| check.0), ..options.timing };
+    let weather = |member: &Member| match &options.profile {
+        Some(profile) => Weather::draw(profile, options.seed, member.number, options.calm_at),
+        None => Weather::calm(),
+    };
+    let mut members: Vec<_> = options.members.iter().map(|m| (m.clone(), weather(m))).collect();
+    let count = members.len();
+    if options.profile.is_some() {
+        let mut kinds: Vec<_> =
+            members.iter().map(|(m, weather)| weather.hardware(m.hardware.clone())).collect();
+        kinds.sort();
+        kinds.dedup();
+        let fair = |(number, kind)| (reference(kind, number), Weather::calm());
+        members.extend(kinds.into_iter().enumerate().map(fair));
+    }
+    let name = |(member, weather): &(Member, Weather)| {
+        (member.node.clone(), weather.hardware(member.hardware.clone()).sysname)
+    };
+    let meters: Vec<_> = members.iter().map(|_| Arc::new(Meter::default())).collect();
+    let tally = Tally::new(members.iter().take(count).map(name).collect(), options.releases);
     // Held for the few instructions it takes to note what a node did; never across an `.await`.
-    let board = Arc::new(Mutex::new(Board { tally: Tally::new(names, options.releases), view }));
+    let board = Arc::new(Mutex::new(Board { tally, view, meters: meters.clone(), finds: Vec::new() }));
     let mut tasks = JoinSet::new();
-    for (index, member) in options.members.iter().cloned().enumerate() {
-        let Member { node, root: path, hardware } = member;
-        let disk = Disk::open(&path).map_err(|source| FleetError::Root { path: path.clone(), source })?;
+    for (index, (member, weather)) in members.into_iter().enumerate() {
         let node_options = NodeOptions {
-            broker: options.broker.clone(),
-            node: node.clone(),
+            broker: options.broker.metered(meters[index].clone()),
+            node: member.node,
             channel: options.channel.clone(),
-            hardware,
-            timing: options.timing.clone(),
+            hardware: member.hardware.clone(),
+            timing: timing.clone(),
             // Each its own, and all from one.
-            seed: options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(index as u64),
+            seed: options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(member.number),
         };
-        let (board, done, stop) = (board.clone(), stop.clone(), stop.clone());
+        let hardware = weather.hardware(member.hardware);
+        let (told, done) = (board.clone(), stop.clone());
         let observe = move |happening| {
-            let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-            if board.note(clock.now(), index, &happening) {
+            let mut board = told.lock().unwrap_or_else(PoisonError::into_inner);
+            if index < count && board.note(clock.now(), index, &happening) {
                 done.cancel();
             }
         };
+        let disk = match member.home {
+            Home::Memory => None,
+            Home::Disk(path) => Some(Disk::open(&path).map_err(|source| FleetError::Root { path, source })?),
+        };
+        let (board, stop) = (board.clone(), stop.clone());
         tasks.spawn(async move {
-            let ended = node::run(node_options, disk, clock, observe, stop).await;
-            ended.map_err(|source| FleetError::Boot { node, path, source })
+            let found = match disk {
+                Some(disk) => live(node_options, disk, weather, clock, observe, stop).await,
+                None => {
+                    let memory = Memory::new(limits::MEMORY_FLASH);
+                    live(node_options, memory, weather, clock, observe, stop).await
+                }
+            };
+            let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
+            board.found(index, hardware, found);
         });
     }
+    watch(&mut tasks, &board, &options, clock, &stop).await?;
+    let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
+    board.view.end();
+    board.compare(count);
+    // Whoever waits a certain time expects to see something; whoever presses Ctrl-C may not.
+    let releases = options.releases.unwrap_or(usize::from(options.time.is_some()));
+    Ok(board.tally.summary(clock.now(), releases))
+}
+
+/// Waits until all nodes have stopped; counts how they stand meanwhile.
+async fn watch(
+    tasks: &mut JoinSet<()>,
+    board: &Mutex<Board>,
+    options: &FleetOptions,
+    clock: Clock,
+    stop: &CancellationToken,
+) -> Result<(), FleetError> {
     let limit = async {
         match options.time {
             Some(time) => tokio::time::sleep(time).await,
@@ -131,54 +170,55 @@ pub async fn run(
         }
     };
     tokio::pin!(limit);
-    let mut failure = None;
+    let mut samples = tokio::time::interval(limits::SAMPLE);
+    samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut died = None;
     loop {
         tokio::select! {
             ended = tasks.join_next() => match ended {
                 None => break,
-                Some(Ok(Ok(()))) => {}
-                Some(Ok(Err(error))) => {
-                    failure.get_or_insert(error);
-                    stop.cancel();
-                }
+                Some(Ok(())) => {}
                 Some(Err(_)) => {
-                    let node = options.members[0].node.clone();
-                    failure.get_or_insert(FleetError::Died { node });
+                    died = Some(FleetError::Died);
                     stop.cancel();
                 }
             },
+            _ = samples.tick(), if !stop.is_cancelled() => {
+                let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
+                board.sample(clock.now());
+            }
             () = &mut limit, if !stop.is_cancelled() => stop.cancel(),
         }
     }
-    let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-    board.view.end();
-    match failure {
-        Some(error) => Err(error),
-        None => {
-            // Whoever waits a certain time expects to see something; whoever presses Ctrl-C may not.
-            let releases = options.releases.unwrap_or(usize::from(options.time.is_some()));
-            Ok(board.tally.summary(clock.now(), releases))
-        }
-    }
+    board.lock().unwrap_or_else(PoisonError::into_inner).sample(clock.now());
+    died.map_or(Ok(()), Err)
 }
 
 struct Board {
     tally: Tally,
     view: Box<dyn View>,
+    meters: Vec<Arc<Meter>>,
+    /// What nodes had in the end, and what they are.
+    finds: Vec<(usize, Hardware, Result<Found, String>)>,
 }
 
 impl Board {
     /// Notes what happened; whether that was the last thing waited for.
     fn note(&mut self, now: Duration, index: usize, happening: &Happening) -> bool {
-        let Board { tally, view } = self;
+        let Board { tally, view, meters, .. } = self;
         match happening {
             Happening::Report(report) => {
+                tally.traffic(index, meters[index].read());
                 tally.report(now, index, report);
                 view.report(tally.node(index), index, report);
                 return tally.is_complete();
             }
             Happening::Log(line) => view.log(tally.node(index), line),
-            Happening::Connected => tally.connected(),
+            Happening::Blow(blow) => {
+                tally.blow(index, *blow);
+                view.blow(tally.node(index), *blow);
+            }
+            Happening::Connected => tally.connected(index),
             Happening::Lost { trouble, again_in } => {
                 // One line for an outage, not one for each node and attempt.
                 if tally.lost(trouble) {
@@ -188,5 +228,34 @@ impl Board {
             }
         }
         false
+    }
+
+    fn sample(&mut self, now: Duration) {
+        let sample = self.tally.sample(now);
+        self.view.sample(&self.tally, &sample);
+    }
+
+    fn found(&mut self, index: usize, hardware: Hardware, found: Result<Found, String>) {
+        self.finds.push((index, hardware, found));
+    }
+
+    /// Holds what each of the first `count` nodes has beside what the others of its kind have whose weather was fair.
+    fn compare(&mut self, count: usize) {
+        let finds = std::mem::take(&mut self.finds);
+        let fair: Vec<_> = finds.iter().filter(|(index, ..)| *index >= count).collect();
+        let fair = |hardware: &Hardware, found: &Found| {
+            let mut alike = fair.iter().filter(|(_, other, _)| other == hardware);
+            alike.find_map(|(_, _, fair)| fair.as_ref().ok().filter(|fair| fair.list == found.list))
+        };
+        for (index, hardware, found) in finds.iter().filter(|(index, ..)| *index < count) {
+            let found = match found {
+                Ok(found) if fair(hardware, found).is_some_and(|fair| fair.files != found.files) => {
+                    Err("its files are not those of its release".to_owned())
+                }
+                found => found.clone(),
+            };
+            self.tally.traffic(*index, self.meters[*index].read());
+            self.tally.found(*index, found);
+        }
     }
 }

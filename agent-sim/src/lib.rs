@@ -13,6 +13,7 @@
 //! | [`device`] | the two together, without a connection |
 //! | [`node`] | a device on an MQTT connection |
 //! | [`fleet`] | many nodes in one process, and what became of them |
+//! | [`weather`] | what befalls a node of a fleet |
 //! | [`limits`] | every limit, by name |
 //!
 //! Everything above [`node`] reads no clock and opens no socket.
@@ -29,7 +30,10 @@ pub mod node;
 pub mod refusal;
 pub mod store;
 pub mod update;
+pub mod weather;
 pub mod wheel;
 
+#[cfg(test)]
+mod sim;
 #[cfg(test)]
 mod testing;

@@ -31,6 +31,13 @@ pub const FETCH_STALL: Duration = Duration::from_secs(10);
 /// How often a release is tried before the agent gives up until the next list or connection.
 pub const ATTEMPTS: u32 = 5;
 
+/// How often a package that arrived damaged is fetched, before the agent gives up until the next list or connection.
+pub const FETCHES: u32 = 2;
+
+/// How often the channel's list is asked for although none came: a message may have been lost on the way. A
+/// quarter more or less, so that a fleet does not ask at once.
+pub const CHECK: Duration = Duration::from_secs(3600);
+
 /// The first pause before a release is tried again.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
 
@@ -65,5 +72,17 @@ pub const REQUESTS: usize = 256;
 /// Longest `error` of a state message, in bytes.
 pub const ERROR_TEXT: usize = 500;
 
+/// Room on a flash in memory, in bytes, as most boards have.
+pub const MEMORY_FLASH: u64 = 4 * 1024 * 1024;
+
+/// How long a simulated device takes to start.
+pub const START: Duration = Duration::from_millis(300);
+
+/// How often a fleet counts how its nodes stand.
+pub const SAMPLE: Duration = Duration::from_millis(500);
+
+/// Most nodes of which a fleet tells every step; of a larger one it tells the sums.
+pub const TOLD_ONE_BY_ONE: usize = 50;
+
 /// Most nodes of a fleet.
-pub const NODES: u32 = 10_000;
+pub const NODES: u32 = 20_000;

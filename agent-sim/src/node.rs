@@ -1,7 +1,7 @@
 //! A device on an MQTT 3.1.1 connection. No policy here: events in, outputs out, and a clock.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
     pin::Pin,
     time::{Duration, Instant},
@@ -10,7 +10,12 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::{Endpoint, Line, LineError, V4};
-use mpypi_protocol::{ChannelName, NodeId, Topic, limits as wire, topic::NodeSubject};
+use mpypi_protocol::{
+    ChannelName, NodeId, Topic, limits as wire,
+    node::{Phase, State},
+    package::PACKAGES,
+    topic::NodeSubject,
+};
 use rumqttc::{
     Connect, ConnectReturnCode, Disconnect, LastWill, Login, Outgoing, Packet, Publish, QoS, Request,
     StateError, Subscribe, SubscribeFilter, SubscribeReasonCode, Unsubscribe,
@@ -24,6 +29,7 @@ use crate::{
     limits,
     store::BootError,
     update::{Event, Report, Source, Timing},
+    weather::{Blow, Falling, Turn, Weather},
 };
 
 /// Who a node is, and where it connects to.
@@ -50,6 +56,8 @@ pub enum Happening {
     Report(Report),
     /// Something for people.
     Log(String),
+    /// Something befell it.
+    Blow(Blow),
     /// There is a connection.
     Connected,
     /// There is none any more, or still none.
@@ -98,59 +106,105 @@ impl Clock {
     }
 }
 
-/// Runs a node until `stop` is cancelled. Connections are made again for ever.
+/// Why a node does not run any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// Its flash lost power.
+    PowerLost,
+    /// Its application crashed: it starts again at once.
+    Crashed,
+    /// It sleeps for so long.
+    Asleep(Duration),
+}
+
+/// Runs a node until `stop` is cancelled or its weather ends it. Connections are made again for ever.
 ///
 /// # Errors
 /// The device does not start: its records are damaged or its flash failed.
 pub async fn run<F: Flash>(
-    options: NodeOptions,
+    options: &NodeOptions,
     flash: F,
     clock: Clock,
+    weather: &mut Weather,
     mut observe: impl FnMut(Happening),
-    stop: CancellationToken,
-) -> Result<(), BootError> {
+    stop: &CancellationToken,
+) -> Result<Ended, BootError> {
     let NodeOptions { node, channel, hardware, timing, seed, .. } = options.clone();
-    let (mut device, outputs) = Device::start(flash, &node, channel, hardware, timing, seed, clock.now())?;
-    let mut connection = Connection::open(&options, Duration::ZERO);
+    let mut device = Device::off(flash, &node, channel, hardware, timing, seed);
+    let outputs = device.start(clock.now());
+    if device.store().flash().is_off() {
+        return Ok(Ended::PowerLost);
+    }
+    let outputs = outputs?;
+    let mut connection = Connection::open(options, Duration::ZERO);
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST);
     let mut rng = fastrand::Rng::with_seed(seed);
     connection.send(outputs, &mut observe);
     let mut since = Duration::ZERO;
-    loop {
-        let wait = device.deadline().map(|deadline| deadline.saturating_sub(clock.now()));
+    let mut turn = None;
+    let mut falling = Falls::default();
+    let ended = loop {
+        let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at)].into_iter().flatten().min();
+        let wait = due.map(|due| due.saturating_sub(clock.now()));
         let incoming = tokio::select! {
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => break Ended::Stopped,
             incoming = connection.next() => incoming,
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
                 Incoming::Events(vec![Event::Tick])
             }
         };
-        let events = match incoming {
-            Incoming::Events(events) => events,
-            Incoming::Message { topic, payload, retained } => {
-                options.event(&topic, payload, retained, clock).into_iter().collect()
+        let now = clock.now();
+        let mut events: Vec<_> = falling
+            .take(now)
+            .filter_map(|message| options.event(message, weather.clock(clock.wall().as_second())))
+            .collect();
+        let incoming = match turn {
+            Some((at, Turn::Sleep(time))) if at <= now => break Ended::Asleep(time),
+            Some((at, Turn::Break)) if at <= now && connection.is_open() => Incoming::Lost(Loss::Weather),
+            _ => incoming,
+        };
+        match incoming {
+            Incoming::Events(new) => events.extend(new),
+            Incoming::Message(message) => {
+                let is_package = message.topic.starts_with(PACKAGES);
+                for Falling { at, payload } in weather.fall(now, message.payload.clone(), is_package) {
+                    let message = Message { payload, ..message.clone() };
+                    match at <= now {
+                        true => {
+                            events.extend(options.event(message, weather.clock(clock.wall().as_second())));
+                        }
+                        false => falling.add(at, message),
+                    }
+                }
             }
             Incoming::Connected => {
-                since = clock.now();
+                since = now;
+                turn = weather.next_turn(now);
                 observe(Happening::Connected);
-                vec![Event::Connected]
+                events.push(Event::Connected);
             }
             Incoming::Lost(error) => {
                 // A connection that breaks at once, again and again, is no success.
-                if connection.is_open() && clock.now() >= since + limits::RECONNECT_MOST {
+                if connection.is_open() && now >= since + limits::RECONNECT_MOST {
                     backoff.reset();
                 }
                 let again_in = backoff.next(&mut rng);
                 observe(Happening::Lost { trouble: explain(&error, &options.broker), again_in });
-                connection = Connection::open(&options, again_in);
-                vec![Event::Disconnected]
+                connection = Connection::open(options, again_in);
+                (turn, falling) = (None, Falls::default());
+                events.push(Event::Disconnected);
             }
-        };
+        }
         let mut refused = false;
         for event in events {
             refused |= matches!(event, Event::SubscriptionRefused { .. });
-            let outputs = device.handle(clock.now(), event)?;
-            connection.send(outputs, &mut observe);
+            let outputs = device.handle(clock.now(), event);
+            if device.store().flash().is_off() {
+                return Ok(Ended::PowerLost);
+            }
+            connection.send(outputs?, &mut observe);
         }
         if refused {
             let url = options.broker.url();
@@ -160,9 +214,39 @@ pub async fn run<F: Flash>(
                  channels, packages and its own topics"
             )));
         }
-    }
+        if let Report { state: State { phase: Phase::Confirming, .. }, list: Some(list), .. } =
+            device.report()
+            && weather.crashes(clock.now(), *list)
+        {
+            return Ok(Ended::Crashed);
+        }
+    };
     connection.say_goodbye().await;
-    Ok(())
+    Ok(ended)
+}
+
+/// Messages that have not arrived yet, in the order in which they will.
+#[derive(Default)]
+struct Falls {
+    messages: BTreeMap<(Duration, u64), Message>,
+    count: u64,
+}
+
+impl Falls {
+    fn next(&self) -> Option<Duration> {
+        self.messages.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    fn add(&mut self, at: Duration, message: Message) {
+        self.count += 1;
+        self.messages.insert((at, self.count), message);
+    }
+
+    /// Takes out what has arrived.
+    fn take(&mut self, now: Duration) -> impl Iterator<Item = Message> {
+        let rest = self.messages.split_off(&(now, u64::MAX));
+        std::mem::replace(&mut self.messages, rest).into_values()
+    }
 }
 
 impl NodeOptions {
@@ -170,10 +254,11 @@ impl NodeOptions {
         self.node.topic(subject)
     }
 
-    /// What a message means to the device, if anything.
-    fn event(&self, topic: &str, payload: Bytes, retained: bool, clock: Clock) -> Option<Event> {
-        let wall = Some(clock.wall());
-        match Topic::parse(topic).ok()? {
+    /// What a message means to the device, if anything, when its clock says `clock`, in seconds since 1970.
+    fn event(&self, message: Message, clock: Option<i64>) -> Option<Event> {
+        let Message { topic, payload, retained } = message;
+        let wall = clock.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        match Topic::parse(&topic).ok()? {
             Topic::Channel(channel) if channel == self.channel => {
                 Some(Event::List { source: Source::Channel, payload, wall })
             }
@@ -233,6 +318,8 @@ enum Loss {
     Line(LineError<StateError>),
     Refused(ConnectReturnCode),
     NotMqtt,
+    /// A fault of the profile.
+    Weather,
 }
 
 impl From<LineError<StateError>> for Loss {
@@ -241,9 +328,16 @@ impl From<LineError<StateError>> for Loss {
     }
 }
 
+#[derive(Clone)]
+struct Message {
+    topic: String,
+    payload: Bytes,
+    retained: bool,
+}
+
 enum Incoming {
     Events(Vec<Event>),
-    Message { topic: String, payload: Bytes, retained: bool },
+    Message(Message),
     Connected,
     Lost(Loss),
 }
@@ -273,7 +367,8 @@ impl Connection {
         match event {
             Err(error) => Incoming::Lost(error.into()),
             Ok(rumqttc::Event::Incoming(Packet::Publish(publish))) => {
-                Incoming::Message { topic: publish.topic, payload: publish.payload, retained: publish.retain }
+                let Publish { topic, payload, retain, .. } = publish;
+                Incoming::Message(Message { topic, payload, retained: retain })
             }
             Ok(rumqttc::Event::Incoming(Packet::SubAck(ack))) => {
                 let filters = self.sent.remove(&ack.pkid).unwrap_or_default();
@@ -380,6 +475,7 @@ fn explain(loss: &Loss, broker: &Endpoint) -> Trouble {
             (format!("cannot reach {url}: {error}"), error.hint().unwrap_or_else(is_there))
         }
         Loss::Line(error) => (format!("lost the connection to {url}: {error}"), is_there()),
+        Loss::Weather => (format!("lost the connection to {url}: a simulated fault"), String::new()),
         Loss::NotMqtt => (format!("{url} does not answer as a broker"), is_there()),
         Loss::Refused(code) => {
             let (reason, hint) = match code {

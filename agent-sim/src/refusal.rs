@@ -172,6 +172,9 @@ pub enum Refusal {
 pub enum Verdict {
     /// It may work later: try again a few times, then at the next list or connection.
     Retry,
+    /// It was damaged on its way: fetch it again, [`limits::FETCHES`] times in all, then at the next list or
+    /// connection.
+    Refetch,
     /// It will not change: remember, and do not try this list again until told to.
     Reject,
     /// The agent is wrong: stop, report, change nothing.
@@ -190,6 +193,7 @@ impl Refusal {
             | Refusal::Full
             | Refusal::Storage(_)
             | Refusal::Record(_) => Verdict::Retry,
+            Refusal::WrongSize { .. } | Refusal::WrongHash { .. } => Verdict::Refetch,
             Refusal::BadList(_)
             | Refusal::WrongChannel { .. }
             | Refusal::Older { .. }
@@ -198,9 +202,7 @@ impl Refusal {
             | Refusal::Expired { .. }
             | Refusal::NoFit { .. }
             | Refusal::Conflict(_)
-            | Refusal::WrongSize { .. }
             | Refusal::TooLarge { .. }
-            | Refusal::WrongHash { .. }
             | Refusal::EscapesRoot { .. }
             | Refusal::BadWheel { .. }
             | Refusal::NotConfirmed { .. }

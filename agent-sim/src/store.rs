@@ -146,13 +146,18 @@ pub struct Incoming<'a, F> {
 }
 
 impl<F: Flash> Store<F> {
+    /// A device that is switched off: [`reboot`](Store::reboot) comes before anything else.
+    pub fn off(flash: F) -> Store<F> {
+        let installed = Installed::default();
+        Store { flash, installed, seen: None, journal: None, verified: BTreeMap::new() }
+    }
+
     /// Starts a device: finishes or takes back what a journal says, and clears what no journal names.
     ///
     /// # Errors
     /// See [`BootError`].
     pub fn boot(flash: F) -> Result<(Store<F>, Boot), BootError> {
-        let installed = Installed::default();
-        let mut store = Store { flash, installed, seen: None, journal: None, verified: BTreeMap::new() };
+        let mut store = Store::off(flash);
         let boot = store.reboot()?;
         Ok((store, boot))
     }

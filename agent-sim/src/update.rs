@@ -130,6 +130,8 @@ pub struct Report {
     pub state: State,
     /// The list it is about, once one was judged.
     pub list: Option<Digest>,
+    /// Bytes of all packages that the list has for this device, once it was looked at.
+    pub size: Option<u64>,
 }
 
 /// What the store is told.
@@ -187,6 +189,8 @@ pub struct Timing {
     pub confirm_after: Option<Duration>,
     /// The shortest time between two reports of progress.
     pub progress: Duration,
+    /// How often the channel's list is asked for although none came, about.
+    pub check: Duration,
 }
 
 impl Default for Timing {
@@ -197,6 +201,7 @@ impl Default for Timing {
             retry: (limits::RETRY_FIRST, limits::RETRY_MOST),
             confirm_after: Some(limits::CONFIRM_AFTER),
             progress: limits::PROGRESS,
+            check: limits::CHECK,
         }
     }
 }
@@ -211,6 +216,8 @@ pub struct Updater {
     rng: fastrand::Rng,
     backoff: Backoff,
     connected: bool,
+    /// When to ask for the channel's list, while there is a connection.
+    check_at: Duration,
     running: Running,
     seen: Option<Seen>,
     activity: Activity,
@@ -286,13 +293,14 @@ impl Updater {
             rng: fastrand::Rng::with_seed(seed),
             backoff: Backoff::new(first, most),
             connected: false,
+            check_at: Duration::ZERO,
             running: Running::default(),
             seen: None,
             activity: Activity::Resting,
             queued: None,
             recheck: false,
             tried: None,
-            shown: Report { state, list: None },
+            shown: Report { state, list: None, size: None },
             published: None,
         }
     }
@@ -316,7 +324,8 @@ impl Updater {
             Some((report, at)) if *report != self.shown => Some(*at + self.timing.progress),
             _ => None,
         };
-        activity.into_iter().chain(progress).min()
+        let check = self.connected.then_some(self.check_at);
+        activity.into_iter().chain(progress).chain(check).min()
     }
 
     /// Takes an event in; says what is to be done, in this order.
@@ -366,6 +375,7 @@ impl Updater {
 
     fn greet(&mut self, now: Duration, out: &mut Effects) {
         self.connected = true;
+        self.check_later(now);
         self.published = None;
         out.push(Effect::Introduce);
         out.push(Effect::Subscribe(vec![self.cmd.clone(), self.channel.topic()]));
@@ -375,6 +385,11 @@ impl Updater {
                 out.push(Effect::Subscribe(open.keys().map(PackageId::topic).collect()));
             }
         }
+    }
+
+    /// The list is what the broker retains; whether its last change arrived, only asking tells.
+    fn check_later(&mut self, now: Duration) {
+        self.check_at = now + self.timing.check.mul_f64(0.75 + self.rng.f64() / 2.0);
     }
 
     fn disconnected(&mut self, out: &mut Effects) {
@@ -519,6 +534,7 @@ impl Updater {
         };
         self.tried = Some((digest, tries));
         self.show_release(Phase::Downloading, &job.release.seen());
+        self.shown.size = Some(job.release.size());
         self.shown.state.attempt = tries;
         self.shown.state.total = self.shown.state.done;
         out.push(Effect::Store(Action::Survey(job.release.clone())));
@@ -659,21 +675,24 @@ impl Updater {
 
     /// The release cannot be applied now: try again later, or not.
     fn give_up(&mut self, now: Duration, job: Job, refusal: Refusal, out: &mut Effects) {
-        let again = job.tries < self.timing.attempts;
-        match refusal.verdict() {
-            Verdict::Retry if again => {
+        let verdict = refusal.verdict();
+        let tries = match verdict {
+            Verdict::Refetch => limits::FETCHES,
+            _ => self.timing.attempts,
+        };
+        match verdict {
+            Verdict::Retry | Verdict::Refetch if job.tries < tries => {
                 let pause = self.backoff.next(&mut self.rng);
                 self.show_release(Phase::Downloading, &job.release.seen());
                 out.push(Effect::Log(format!(
-                    "{}; try {} of {} follows in {:.1} s",
+                    "{}; try {} of {tries} follows in {:.1} s",
                     refusal.text(),
                     job.tries + 1,
-                    self.timing.attempts,
                     pause.as_secs_f64()
                 )));
                 self.activity = Activity::Pausing { job, until: now + pause };
             }
-            Verdict::Retry | Verdict::Bug => {
+            Verdict::Retry | Verdict::Refetch | Verdict::Bug => {
                 self.show_failed(&refusal);
                 // What was fetched would stay for the next try; here the application needs the room.
                 if matches!(refusal, Refusal::NoSpace { .. } | Refusal::Full) {
@@ -731,6 +750,10 @@ impl Updater {
     }
 
     fn tick(&mut self, now: Duration, out: &mut Effects) {
+        if self.connected && now >= self.check_at {
+            self.check_later(now);
+            out.push(Effect::Subscribe(vec![self.channel.topic()]));
+        }
         match std::mem::replace(&mut self.activity, Activity::Resting) {
             Activity::Fetching { job, open, stall_at, .. } if self.connected && now >= stall_at => {
                 unsubscribe(&open, out);
@@ -813,6 +836,7 @@ impl Updater {
         let same = self.shown.list == Some(seen.list);
         let before = self.shown.state.clone();
         self.shown.list = Some(seen.list);
+        self.shown.size = self.shown.size.filter(|_| same);
         self.shown.state = State {
             phase,
             sequence: seen.sequence,
@@ -843,6 +867,7 @@ impl Updater {
                 let without_bytes = |report: &Report| Report {
                     state: State { done: 0, total: 0, ..report.state.clone() },
                     list: report.list,
+                    size: report.size,
                 };
                 without_bytes(report) != without_bytes(&self.shown) || now >= *at + self.timing.progress
             }

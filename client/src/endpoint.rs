@@ -15,6 +15,7 @@ use tokio_rustls::{
 use crate::{
     args::TrustArgs,
     limits,
+    meter::{Meter, Metered},
     trust::{self, TrustError},
 };
 
@@ -25,6 +26,7 @@ pub struct Endpoint {
     tls: Option<Tls>,
     /// What people should know about this way to reach it.
     warnings: Vec<String>,
+    meter: Option<Arc<Meter>>,
 }
 
 #[derive(Clone)]
@@ -69,7 +71,13 @@ impl Endpoint {
                 None
             }
         };
-        Ok(Endpoint { url, tls, warnings })
+        Ok(Endpoint { url, tls, warnings, meter: None })
+    }
+
+    /// The same, of which `meter` counts what every connection carries.
+    #[must_use]
+    pub fn metered(&self, meter: Arc<Meter>) -> Endpoint {
+        Endpoint { meter: Some(meter), ..self.clone() }
     }
 
     /// Where it is.
@@ -93,7 +101,7 @@ impl Endpoint {
             match TcpStream::connect(address).await {
                 Ok(stream) => {
                     stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
-                    return self.secure(stream).await;
+                    return self.secure(Metered { socket: stream, meter: self.meter.clone() }).await;
                 }
                 Err(error) => last = Some(error),
             }
@@ -102,7 +110,7 @@ impl Endpoint {
         Err(ConnectError::Tcp(last.unwrap_or_else(nowhere)))
     }
 
-    async fn secure(&self, stream: TcpStream) -> Result<Stream, ConnectError> {
+    async fn secure(&self, stream: Metered) -> Result<Stream, ConnectError> {
         let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
         let connector = TlsConnector::from(Arc::clone(&tls.config));
         match connector.connect(tls.name.clone(), stream).await {

@@ -5,6 +5,7 @@
 //! | [`args`] | what the command line says about a broker |
 //! | [`trust`] | files of certificates and a key → whom to believe, and who we are |
 //! | [`endpoint`] | a broker and how it is reached → a stream of bytes, or why there is none, and what to do about it |
+//! | [`meter`] | how many bytes that takes |
 //! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets and its state machines |
 //! | [`mod@line`] | the two together: one connection, packets in and out |
 //! | [`limits`] | every limit, by name |
@@ -18,10 +19,12 @@ pub mod args;
 pub mod endpoint;
 pub mod limits;
 pub mod line;
+pub mod meter;
 pub mod trust;
 pub mod version;
 
 pub use args::BrokerArgs;
 pub use endpoint::{ConnectError, Endpoint};
 pub use line::{Line, LineError};
+pub use meter::{Meter, Traffic};
 pub use version::{V4, V5};

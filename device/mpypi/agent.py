@@ -160,6 +160,7 @@ class Agent:
         self.job = None
         self.once = self.listed = False  # whether to end when at rest; whether the channel's list came
         self.since = 0  # of the connection
+        self.check_at = None  # when to ask for the list again
         self.confirming = False
         self.confirm_at = None
         self.confirmed = False  # by the application
@@ -286,6 +287,11 @@ class Agent:
             pass  # There is no connection: that is known.
 
     # What phases use
+
+    def check_later(self):
+        """The list is what the broker retains; whether its last change arrived, only asking tells."""
+        wait = limits.CHECK // 4 * 3 + random.getrandbits(16) * (limits.CHECK // 2) // 65535
+        self.check_at = time.ticks_add(time.ticks_ms(), wait)
 
     def is_due(self):
         """Whether a new release is to be kept now."""

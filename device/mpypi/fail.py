@@ -22,11 +22,13 @@ async def run(agent):
         return _next(agent)
     topics = list(job.open)
     job.stop()
-    if refused.verdict == "retry" and job.tries < limits.ATTEMPTS:
+    verdict = refused.verdict
+    tries = limits.ATTEMPTS if verdict == "retry" else limits.FETCHES if verdict == "refetch" else 0
+    if job.tries < tries:
         wait = pause(job.tries - 1, limits.RETRY_FIRST, limits.RETRY_MOST)
         agent.show("downloading", job.seen)
         text = "%s; try %d of %d follows in %d ms"
-        agent.tell(text % (refused.text, job.tries + 1, limits.ATTEMPTS, wait))
+        agent.tell(text % (refused.text, job.tries + 1, tries, wait))
         job.again_at = time.ticks_add(time.ticks_ms(), wait) or 1
     else:
         agent.tell(refused.text)

@@ -22,6 +22,7 @@ async def run(agent):
         topics = [agent.topics[1] + "cmd", agent.topics[0]]
         agent.asked = {await line.subscribe(topics): topics}
         agent.published = None
+        agent.check_later()
         if agent.job and agent.job.open:
             topics = list(agent.job.open)
             agent.asked[await line.subscribe(topics)] = topics

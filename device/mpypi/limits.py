@@ -75,6 +75,11 @@ WINDOW = const(4)
 FETCH_STALL = const(10000)
 # How often a release is tried before the agent gives up until the next list or connection.
 ATTEMPTS = const(5)
+# How often a package that arrived damaged is fetched, before the agent gives up until the next list or connection.
+FETCHES = const(2)
+# How often the channel's list is asked for although none came: a message may have been lost on the way. A quarter more
+# or less, so that a fleet does not ask at once.
+CHECK = const(3600000)
 # The first and the longest pause before a release is tried again.
 RETRY_FIRST = const(500)
 RETRY_MOST = const(30000)

@@ -31,6 +31,9 @@ async def run(agent):
                 return "leave"
             if time.ticks_diff(time.ticks_ms(), agent.since) > limits.FETCH_STALL:
                 raise line.lost("channel `%s` has no list" % agent.channel)
+        if time.ticks_diff(agent.check_at, time.ticks_ms()) <= 0:
+            agent.check_later()
+            agent.asked[await line.subscribe(agent.topics[:1])] = agent.topics[:1]
         kind = await line.next(_time_to_wait(agent))
         if kind == SUBACK:
             _granted(agent)

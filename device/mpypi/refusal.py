@@ -6,6 +6,8 @@ from . import limits
 
 # What may work later: it is tried again a few times, then at the next list or connection.
 _RETRY = ("missing-package", "connection", "not-allowed", "no-space", "no-memory", "storage")
+# What was damaged on its way: it is fetched again at once, then at the next list or connection.
+_REFETCH = ("wrong-hash", "wrong-size")
 _ENOSPC = const(28)
 
 
@@ -29,9 +31,11 @@ class Refused(Exception):
 
     @property
     def verdict(self):
-        """`retry`: it may work later. `reject`: remember, and do not try this list again until told to. `bug`: the
-        agent contradicts itself; report, change nothing."""
-        return "retry" if self.word in _RETRY else "bug" if self.word == "bug" else "reject"
+        """`retry`: it may work later. `refetch`: it was damaged on its way. `reject`: remember, and do not try this list
+        again until told to. `bug`: the agent contradicts itself; report, change nothing."""
+        if self.word in _RETRY:
+            return "retry"
+        return "refetch" if self.word in _REFETCH else "bug" if self.word == "bug" else "reject"
 
 
 def of_flash(error):

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use mpypi_agent_sim::{
     device::Hardware,
-    fleet::{FleetOptions, Member},
+    fleet::{FleetOptions, Home, Member, report::Report},
     update::Timing,
 };
 use mpypi_protocol::NodeId;
@@ -60,15 +60,27 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             .fold(0, |seed: u64, byte| seed.wrapping_mul(31).wrapping_add(byte.into())),
         members: vec![Member {
             node,
-            root: args.root,
+            home: Home::Disk(args.root.clone()),
+            number: 1,
             hardware: Hardware { sysname: args.platform, mpy: args.mpy.0 },
         }],
         timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
+        profile: None,
+        calm_at: None,
         releases: args.once.then_some(1),
         time: None,
     })?;
+    if let Some(Err(error)) = &summary.nodes[0].found {
+        return Err(Failure {
+            error: anyhow::anyhow!("node `{}` does not start: {error}", summary.nodes[0].node),
+            hint: Some(format!(
+                "remove `{}` to start this device from nothing",
+                args.root.join(mpypi_agent_sim::journal::FOLDER).display()
+            )),
+        });
+    }
     if args.common.json {
-        print(&summary.json())?;
+        print(&Report::of(&summary, &[], 0, None).json())?;
     }
     Ok(summary.all_applied())
 }

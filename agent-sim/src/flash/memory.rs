@@ -116,7 +116,9 @@ impl Memory {
         }
     }
 
-    fn used(&self) -> u64 {
+    /// Bytes of all files.
+    #[must_use]
+    pub fn used(&self) -> u64 {
         self.files().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 

@@ -13,6 +13,7 @@ pub struct PowerCut<F> {
     tear: Tear,
     tore: bool,
     off: bool,
+    loses: bool,
 }
 
 /// What becomes of the bytes that are being written when the power goes off.
@@ -27,7 +28,7 @@ pub enum Tear {
 impl<F: Flash> PowerCut<F> {
     /// The power goes off at operation `cut_at`, counted from 1.
     pub fn new(flash: F, cut_at: u64, tear: Tear) -> PowerCut<F> {
-        PowerCut { flash, done: 0, cut_at, tear, tore: false, off: false }
+        PowerCut { flash, done: 0, cut_at, tear, tore: false, off: false, loses: false }
     }
 
     /// The power stays on; operations are counted only.
@@ -35,16 +36,28 @@ impl<F: Flash> PowerCut<F> {
         PowerCut::new(flash, u64::MAX, Tear::Clean)
     }
 
+    /// The same, after which what was not synced is lost, if `loses`.
+    #[must_use]
+    pub fn losing(self, loses: bool) -> PowerCut<F> {
+        PowerCut { loses, ..self }
+    }
+
+    /// Whether what was not synced is to be lost.
+    #[must_use]
+    pub fn loses(&self) -> bool {
+        self.loses
+    }
+
+    /// The flash below.
+    #[must_use]
+    pub fn inner(&self) -> &F {
+        &self.flash
+    }
+
     /// How many operations were asked for.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.done
-    }
-
-    /// Whether the power went off.
-    #[must_use]
-    pub fn is_off(&self) -> bool {
-        self.off
     }
 
     /// Whether the cut tore a write: half its bytes are there.
@@ -122,6 +135,9 @@ impl<F: Flash> Flash for PowerCut<F> {
     }
     fn remove_folder(&mut self, path: &str) -> io::Result<()> {
         self.change()?.remove_folder(path)
+    }
+    fn is_off(&self) -> bool {
+        self.off
     }
 }
 

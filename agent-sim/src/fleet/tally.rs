@@ -1,30 +1,81 @@
 //! What became of each release on each node.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use comfy_table::{CellAlignment, Table, presets};
+use mpypi_client::Traffic;
 use mpypi_protocol::{Digest, NodeId, node::Phase};
-use serde::Serialize;
 
-use crate::{node::Trouble, update::Report};
+use super::member::Found;
+use crate::{node::Trouble, update::Report, weather::Blow};
 
-/// Counts along while a fleet runs.
+/// Counts along while a fleet runs: what is asked for at each report costs the same however large the fleet is.
 #[derive(Debug)]
 pub struct Tally {
     nodes: Vec<NodeResult>,
     releases: Option<usize>,
+    /// How many nodes finished as many releases as are waited for.
+    complete: usize,
+    standing: Standing,
+    samples: Vec<Sample>,
     ever_connected: bool,
     trouble: Option<Trouble>,
 }
 
-/// One node's releases, in the order they came.
+/// What became of one node.
 #[derive(Debug, Clone)]
 pub struct NodeResult {
     /// The node.
     pub node: NodeId,
-    /// Its releases.
+    /// What its `info` calls its platform.
+    pub platform: String,
+    /// Its releases, in the order they came.
     pub records: Vec<Record>,
+    /// Where its update stands, and since when.
+    pub phase: Option<(Phase, Duration)>,
+    /// Bytes that its sockets received and sent.
+    pub traffic: Traffic,
+    /// Connections made.
+    pub connects: u32,
+    /// Power cuts, crashes and naps that befell it.
+    pub blows: [u32; 3],
+    /// What it has in the end; an error if it does not start, or has a wrong byte.
+    pub found: Option<Result<Found, String>>,
 }
+
+/// How a fleet stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Nodes in each phase, in the order of [`PHASES`].
+    pub phases: [usize; PHASES.len()],
+    /// Package bytes received.
+    pub bytes: u64,
+    /// Nodes that are connected.
+    pub online: usize,
+}
+
+/// How a fleet stood at some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sample {
+    /// When.
+    pub at: Duration,
+    /// How.
+    pub standing: Standing,
+    /// Nodes on the newest release that any node has seen.
+    pub newest: usize,
+}
+
+/// All phases, in the order in which a node goes through them.
+pub const PHASES: [Phase; 8] = [
+    Phase::Downloading,
+    Phase::Verifying,
+    Phase::Installing,
+    Phase::Restarting,
+    Phase::Confirming,
+    Phase::Idle,
+    Phase::Failed,
+    Phase::RolledBack,
+];
 
 /// One release on one node.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,12 +88,20 @@ pub struct Record {
     pub version: Option<String>,
     /// Package bytes received for it.
     pub bytes: u64,
+    /// Bytes that the node's sockets received from when its list was seen until it was applied or given up.
+    pub wire: u64,
+    /// Bytes of all its packages, those included that the node had, once that was known.
+    pub size: Option<u64>,
+    /// How often it was tried.
+    pub attempts: u32,
     /// When its list was seen.
     pub started: Duration,
     /// When it was applied or given up.
     pub ended: Option<Duration>,
     /// What became of it.
     pub outcome: Outcome,
+    /// Bytes that the node's sockets had received before.
+    received_before: u64,
 }
 
 /// What became of a release.
@@ -65,6 +124,10 @@ pub enum Outcome {
 pub struct Summary {
     /// Its nodes.
     pub nodes: Vec<NodeResult>,
+    /// The newest list that any of them has seen.
+    pub newest: Option<Digest>,
+    /// How it stood meanwhile.
+    pub samples: Vec<Sample>,
     /// How many releases each had to apply.
     pub releases: usize,
     /// How long it ran.
@@ -76,11 +139,20 @@ pub struct Summary {
 }
 
 impl Tally {
-    /// For these nodes, waiting for so many releases on each.
+    /// For these nodes and their platforms, waiting for so many releases on each.
     #[must_use]
-    pub fn new(nodes: Vec<NodeId>, releases: Option<usize>) -> Tally {
-        let nodes = nodes.into_iter().map(|node| NodeResult { node, records: Vec::new() }).collect();
-        Tally { nodes, releases, ever_connected: false, trouble: None }
+    pub fn new(nodes: Vec<(NodeId, String)>, releases: Option<usize>) -> Tally {
+        let nodes: Vec<_> =
+            nodes.into_iter().map(|(node, platform)| NodeResult::new(node, platform)).collect();
+        Tally {
+            complete: if releases == Some(0) { nodes.len() } else { 0 },
+            nodes,
+            releases,
+            standing: Standing::default(),
+            samples: Vec::new(),
+            ever_connected: false,
+            trouble: None,
+        }
     }
 
     /// What is known of a node.
@@ -89,11 +161,87 @@ impl Tally {
         &self.nodes[index]
     }
 
+    /// What is known of all.
+    #[must_use]
+    pub fn nodes(&self) -> &[NodeResult] {
+        &self.nodes
+    }
+
+    /// How the fleet stands.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Notes how the fleet stands now.
+    pub fn sample(&mut self, now: Duration) -> Sample {
+        let newest = newest(&self.nodes);
+        let applied = |node: &&NodeResult| {
+            let record = node.records.iter().find(|record| Some(record.list) == newest);
+            record.is_some_and(|record| record.outcome == Outcome::Applied)
+        };
+        let newest = self.nodes.iter().filter(applied).count();
+        let sample = Sample { at: now, standing: self.standing, newest };
+        self.samples.push(sample);
+        sample
+    }
+
+    /// The error that most releases failed with, and how many. Looks at every node.
+    #[must_use]
+    pub fn commonest_error(&self) -> Option<(String, usize)> {
+        let mut errors: BTreeMap<&str, usize> = BTreeMap::new();
+        for error in self.nodes.iter().filter_map(|node| node.records.last()?.outcome.error()) {
+            *errors.entry(word(error)).or_default() += 1;
+        }
+        errors.into_iter().max_by_key(|(_, count)| *count).map(|(error, count)| (error.to_owned(), count))
+    }
+
+    /// The node that has been under way for longest, with its phase. Looks at every node.
+    #[must_use]
+    pub fn straggler(&self) -> Option<(&NodeId, Phase, Duration)> {
+        let resting = |phase| matches!(phase, Phase::Idle | Phase::Failed | Phase::RolledBack);
+        let under_way = self.nodes.iter().filter_map(|node| {
+            let (phase, since) = node.phase.filter(|(phase, _)| !resting(*phase))?;
+            Some((&node.node, phase, since))
+        });
+        under_way.min_by_key(|(_, _, since)| *since)
+    }
+
+    /// Notes what a node's sockets carried in all.
+    pub fn traffic(&mut self, index: usize, traffic: Traffic) {
+        self.nodes[index].traffic = traffic;
+    }
+
+    /// Notes what befell a node.
+    pub fn blow(&mut self, index: usize, blow: Blow) {
+        self.nodes[index].blows[blow as usize] += 1;
+    }
+
+    /// Notes what a node has in the end.
+    pub fn found(&mut self, index: usize, found: Result<Found, String>) {
+        self.nodes[index].found = Some(found);
+    }
+
     /// Notes a report of a node.
     pub fn report(&mut self, now: Duration, index: usize, report: &Report) {
+        let node = &mut self.nodes[index];
+        let phase = report.state.phase;
+        let place = |phase| PHASES.iter().position(|other| *other == phase).unwrap_or_default();
+        match node.phase {
+            Some((before, _)) if before == phase => {}
+            before => {
+                if let Some((before, _)) = before {
+                    self.standing.phases[place(before)] -= 1;
+                }
+                self.standing.phases[place(phase)] += 1;
+                node.phase = Some((phase, now));
+            }
+        }
         // At the start nothing is known of the channel yet.
         let Some(list) = report.list else { return };
-        let records = &mut self.nodes[index].records;
+        let was_complete = self.releases.is_some_and(|releases| node.finished() >= releases);
+        let received = node.traffic.received;
+        let records = &mut node.records;
         if records.iter().all(|record| record.list != list) {
             for record in records.iter_mut().filter(|record| record.outcome == Outcome::Unfinished) {
                 record.outcome = Outcome::Replaced;
@@ -104,13 +252,21 @@ impl Tally {
                 sequence: report.state.sequence,
                 version: report.state.version.clone(),
                 bytes: 0,
+                wire: 0,
+                size: None,
+                attempts: 0,
+                // What came before is no part of it.
+                received_before: received,
                 started: now,
                 ended: None,
                 outcome: Outcome::Unfinished,
             });
         }
         let Some(record) = records.iter_mut().find(|record| record.list == list) else { return };
+        self.standing.bytes += report.state.done.saturating_sub(record.bytes);
         record.bytes = record.bytes.max(report.state.done);
+        record.size = record.size.or(report.size);
+        record.attempts = record.attempts.max(report.state.attempt);
         let error = || report.state.error.clone().unwrap_or_default();
         let outcome = match report.state.phase {
             Phase::Idle => Outcome::Applied,
@@ -125,12 +281,16 @@ impl Tally {
         // Looking again at what is applied does not make it unfinished.
         if record.outcome != outcome && record.outcome != Outcome::Applied {
             record.ended = (outcome != Outcome::Unfinished).then_some(now);
+            record.wire = received.saturating_sub(record.received_before);
             record.outcome = outcome;
         }
+        let is_complete = self.releases.is_some_and(|releases| node.finished() >= releases);
+        self.complete = self.complete + usize::from(is_complete) - usize::from(was_complete);
     }
 
     /// Notes a connection.
-    pub fn connected(&mut self) {
+    pub fn connected(&mut self, index: usize) {
+        self.nodes[index].connects += 1;
         self.ever_connected = true;
         self.trouble = None;
     }
@@ -143,7 +303,7 @@ impl Tally {
     /// Whether every node finished as many releases as are waited for.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.releases.is_some_and(|releases| self.nodes.iter().all(|node| node.finished() >= releases))
+        self.releases.is_some() && self.complete == self.nodes.len()
     }
 
     /// The result, after `time`, where each node had to apply `releases`.
@@ -151,6 +311,8 @@ impl Tally {
     pub fn summary(&self, time: Duration, releases: usize) -> Summary {
         Summary {
             nodes: self.nodes.clone(),
+            newest: newest(&self.nodes),
+            samples: self.samples.clone(),
             releases,
             time,
             ever_connected: self.ever_connected,
@@ -159,7 +321,26 @@ impl Tally {
     }
 }
 
+/// The newest list that any node has seen: the one with the highest sequence, or the one seen last.
+fn newest(nodes: &[NodeResult]) -> Option<Digest> {
+    let records = nodes.iter().flat_map(|node| &node.records);
+    records.max_by_key(|record| (record.sequence, record.started)).map(|record| record.list)
+}
+
 impl NodeResult {
+    fn new(node: NodeId, platform: String) -> NodeResult {
+        NodeResult {
+            node,
+            platform,
+            records: Vec::new(),
+            phase: None,
+            traffic: Traffic::default(),
+            connects: 0,
+            blows: [0; 3],
+            found: None,
+        }
+    }
+
     fn finished(&self) -> usize {
         let finished = |outcome: &Outcome| match outcome {
             Outcome::Applied | Outcome::Failed(_) | Outcome::RolledBack(_) => true,
@@ -171,7 +352,9 @@ impl NodeResult {
     /// Whether it applied all releases it saw, and saw so many.
     fn is_good(&self, releases: usize) -> bool {
         let good = |outcome: &Outcome| matches!(outcome, Outcome::Applied | Outcome::Replaced);
-        self.records.iter().all(|record| good(&record.outcome)) && self.finished() >= releases
+        !matches!(self.found, Some(Err(_)))
+            && self.records.iter().all(|record| good(&record.outcome))
+            && self.finished() >= releases
     }
 }
 
@@ -217,30 +400,32 @@ impl Outcome {
     }
 }
 
-#[derive(Serialize)]
-struct JsonSummary<'a> {
-    applied: bool,
-    seconds: f64,
-    results: Vec<JsonRecord<'a>>,
-}
-
-#[derive(Serialize)]
-struct JsonRecord<'a> {
-    device: &'a NodeId,
-    sequence: Option<u64>,
-    version: Option<&'a str>,
-    list: Digest,
-    bytes: u64,
-    seconds: Option<f64>,
-    result: &'static str,
-    error: Option<&'a str>,
+/// The stable word that an error begins with.
+pub(super) fn word(error: &str) -> &str {
+    error.split(':').next().unwrap_or_default()
 }
 
 impl Summary {
-    /// Whether every node applied everything it should.
+    /// Whether every node applied everything it should, and has it.
     #[must_use]
     pub fn all_applied(&self) -> bool {
         self.nodes.iter().all(|node| node.is_good(self.releases))
+    }
+
+    /// What a node did not come to, if it should have.
+    #[must_use]
+    pub fn trouble_of(&self, node: &NodeResult) -> Option<String> {
+        let newest = self.newest;
+        let record = node.records.iter().find(|record| Some(record.list) == newest);
+        match (&node.found, record) {
+            (Some(Err(error)), _) => Some(format!("bricked: {error}")),
+            (Some(Ok(found)), _) if found.list == newest => None,
+            (_, Some(record)) => Some(match record.outcome.error() {
+                Some(error) => format!("{}: {error}", record.outcome.word()),
+                None => record.outcome.word().to_owned(),
+            }),
+            (_, None) => Some("saw no list".to_owned()),
+        }
     }
 
     /// A table for people: one row for each node and release.
@@ -275,27 +460,6 @@ impl Summary {
         }
         table.trim_fmt()
     }
-
-    /// The same as JSON.
-    #[must_use]
-    pub fn json(&self) -> String {
-        let seconds = |time: Duration| (time.as_secs_f64() * 1000.0).round() / 1000.0;
-        let mut results = Vec::new();
-        for NodeResult { node, records } in &self.nodes {
-            results.extend(records.iter().map(|record| JsonRecord {
-                device: node,
-                sequence: record.sequence,
-                version: record.version.as_deref(),
-                list: record.list,
-                bytes: record.bytes,
-                seconds: record.time().map(seconds),
-                result: record.outcome.word(),
-                error: record.outcome.error(),
-            }));
-        }
-        let summary = JsonSummary { applied: self.all_applied(), seconds: seconds(self.time), results };
-        serde_json::to_string_pretty(&summary).expect("plain values always make JSON")
-    }
 }
 
 #[cfg(test)]
@@ -315,11 +479,12 @@ mod tests {
             attempt: 1,
             extra: serde_json::Map::new(),
         };
-        Report { state, list: Some(Digest::of(list.as_bytes())) }
+        Report { state, list: Some(Digest::of(list.as_bytes())), size: Some(9) }
     }
 
     fn tally(releases: usize) -> Tally {
-        Tally::new(vec![NodeId::new("a").unwrap(), NodeId::new("b").unwrap()], Some(releases))
+        let node = |name| (NodeId::new(name).unwrap(), "esp32".to_owned());
+        Tally::new(vec![node("a"), node("b")], Some(releases))
     }
 
     const fn at(seconds: u64) -> Duration {
@@ -340,9 +505,6 @@ mod tests {
         assert!(!summary.all_applied());
         let first = &summary.nodes[1].records[0];
         assert_eq!((first.bytes, first.time(), &first.outcome), (9, Some(at(2)), &Outcome::Applied));
-        let json: serde_json::Value = serde_json::from_str(&summary.json()).unwrap();
-        assert_eq!(json["results"][3]["error"], "wrong-hash: x");
-        assert_eq!(json["results"][3]["result"], "failed");
         assert!(summary.table().contains("failed: wrong-hash: x"), "{}", summary.table());
     }
 

@@ -5,8 +5,8 @@ use std::io::{Write, stderr};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mpypi_protocol::{Digest, NodeId, node::Phase};
 
-use super::tally::{NodeResult, Outcome, Record, label};
-use crate::update::Report;
+use super::tally::{NodeResult, Outcome, PHASES, Record, Sample, Tally, label};
+use crate::{limits::TOLD_ONE_BY_ONE, update::Report, weather::Blow};
 
 /// Shows what nodes do.
 pub trait View: Send {
@@ -14,15 +14,29 @@ pub trait View: Send {
     fn report(&mut self, node: &NodeResult, index: usize, report: &Report);
     /// A node has something to say.
     fn log(&mut self, node: &NodeResult, line: &str);
+    /// Something befell a node.
+    fn blow(&mut self, node: &NodeResult, blow: Blow) {
+        self.log(
+            node,
+            match blow {
+                Blow::PowerCut => "power cut",
+                Blow::Crash => "the application crashes",
+                Blow::Sleep => "goes to sleep",
+            },
+        );
+    }
+    /// How the fleet stands now.
+    fn sample(&mut self, tally: &Tally, sample: &Sample);
     /// Nothing more comes.
     fn end(&mut self) {}
 }
 
-/// One line for each change of phase.
+/// One line for each change of phase; for a large fleet one for each change of the sums.
 #[derive(Debug)]
 pub struct Lines {
     width: usize,
     last: Vec<Option<(Digest, Phase)>>,
+    sums: Option<String>,
 }
 
 /// One bar for each node; for a larger fleet one bar for all.
@@ -34,15 +48,16 @@ pub struct Bars {
     lines: Lines,
 }
 
-/// Most nodes with a bar of their own.
-const BARS: usize = 40;
-
 impl Lines {
     /// For these nodes.
     #[must_use]
     pub fn new<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> Lines {
         let widths: Vec<_> = nodes.map(|node| node.as_str().chars().count()).collect();
-        Lines { width: widths.iter().copied().max().unwrap_or(0), last: vec![None; widths.len()] }
+        Lines { width: widths.iter().copied().max().unwrap_or(0), last: vec![None; widths.len()], sums: None }
+    }
+
+    fn is_large(&self) -> bool {
+        self.last.len() > TOLD_ONE_BY_ONE
     }
 
     fn line(&mut self, node: &NodeResult, index: usize, report: &Report) -> Option<String> {
@@ -60,12 +75,25 @@ impl Lines {
 
 impl View for Lines {
     fn report(&mut self, node: &NodeResult, index: usize, report: &Report) {
-        if let Some(line) = self.line(node, index, report) {
+        if !self.is_large()
+            && let Some(line) = self.line(node, index, report)
+        {
             say(&line);
         }
     }
 
+    fn sample(&mut self, tally: &Tally, sample: &Sample) {
+        let sums = sums(tally, sample);
+        if self.is_large() && self.sums.as_ref() != Some(&sums) {
+            say(&format!("{:6.1} s  {sums}", sample.at.as_secs_f64()));
+            self.sums = Some(sums);
+        }
+    }
+
     fn log(&mut self, node: &NodeResult, line: &str) {
+        if self.is_large() {
+            return;
+        }
         say(&format!("{:width$}  {line}", node.node.as_str(), width = self.width));
     }
 }
@@ -83,7 +111,11 @@ impl Bars {
         let count = lines.last.len();
         let mut bars = Vec::new();
         let mut total = None;
-        if count <= BARS {
+        if lines.is_large() {
+            let bar = screen.add(ProgressBar::new(count as u64));
+            bar.set_style(style("[{elapsed_precise}] [{bar:30}] {pos} of {len} applied\n{msg}"));
+            total = Some(bar);
+        } else {
             for node in nodes {
                 let bar = screen.add(ProgressBar::new(0));
                 // With what it says of an applied release it fits 80 columns.
@@ -92,10 +124,6 @@ impl Bars {
                 bar.set_message("waiting");
                 bars.push(bar);
             }
-        } else {
-            let bar = screen.add(ProgressBar::new(count as u64));
-            bar.set_style(style("[{bar:40}] {pos} of {len} nodes at rest  {msg}"));
-            total = Some(bar);
         }
         Bars { screen, bars, total, lines }
     }
@@ -103,7 +131,6 @@ impl Bars {
 
 impl View for Bars {
     fn report(&mut self, node: &NodeResult, index: usize, report: &Report) {
-        let line = self.lines.line(node, index, report);
         if let Some(bar) = self.bars.get(index) {
             bar.set_length(report.state.total);
             bar.set_position(report.state.done);
@@ -112,14 +139,19 @@ impl View for Bars {
                 bar.set_message(format!("release {release}  {}", describe(report, record)));
             }
         }
-        if let (Some(total), Some(_)) = (&self.total, line) {
-            let resting = |phase| matches!(phase, Phase::Idle | Phase::Failed | Phase::RolledBack);
-            let count = self.lines.last.iter().flatten().filter(|(_, phase)| resting(*phase)).count();
-            total.set_position(count as u64);
+    }
+
+    fn sample(&mut self, tally: &Tally, sample: &Sample) {
+        if let Some(total) = &self.total {
+            total.set_position(sample.newest as u64);
+            total.set_message(sums(tally, sample));
         }
     }
 
     fn log(&mut self, node: &NodeResult, line: &str) {
+        if self.lines.is_large() {
+            return;
+        }
         // Lost lines of a terminal are nothing to fail for.
         let _ =
             self.screen.println(format!("{:width$}  {line}", node.node.as_str(), width = self.lines.width));
@@ -130,6 +162,25 @@ impl View for Bars {
             bar.abandon();
         }
     }
+}
+
+/// How many nodes are in which phase, what arrived, what went wrong and who is last, in a line.
+fn sums(tally: &Tally, sample: &Sample) -> String {
+    let mut parts = vec![format!("applied {}", sample.newest)];
+    for (phase, count) in PHASES.iter().zip(sample.standing.phases) {
+        if count > 0 && *phase != Phase::Idle {
+            parts.push(format!("{phase} {count}"));
+        }
+    }
+    let mut line = format!("{}  {:.1} MB", parts.join(", "), sample.standing.bytes as f64 / 1e6);
+    if let Some((error, count)) = tally.commonest_error() {
+        line += &format!("  {error} {count}");
+    }
+    if let Some((node, phase, since)) = tally.straggler() {
+        let time = sample.at.saturating_sub(since).as_secs_f64();
+        line += &format!("  last: {node}, {phase} for {time:.0} s");
+    }
+    line
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi-agent fleet 2>&1 | head`), the fleet goes

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     flash::{Loss, Memory},
-    testing::{Bench, Files, Release, files, list_of, release},
+    testing::{Bench, Files, Release, channel, files, list_of, release},
 };
 
 fn memory() -> Memory {
@@ -184,7 +184,7 @@ fn a_list_of_mpy_bloxs_own_tools_is_applied_and_so_is_its_end() {
 }
 
 #[test]
-fn a_wrong_hash_is_rejected_and_not_fetched_again_until_told() {
+fn a_package_that_arrives_damaged_is_fetched_again_at_once_and_at_the_next_connection() {
     let mut flash = memory();
     let (old, new) = (many_files(1, 2), many_files(2, 2));
     installed(&mut flash, &old);
@@ -195,16 +195,30 @@ fn a_wrong_hash_is_rejected_and_not_fetched_again_until_told() {
     bench.run().unwrap();
     assert_eq!(bench.phase(), Phase::Failed);
     assert!(bench.error().unwrap().starts_with("wrong-hash: "), "{:?}", bench.error());
+    assert_eq!(bench.device.report().state.attempt, limits::FETCHES);
     assert_eq!(files(bench.device.store().flash()), old.files);
 
     bench.retained.insert(topic.clone(), right);
     bench.give(Event::Disconnected).unwrap();
     bench.run().unwrap();
-    assert_eq!(bench.phase(), Phase::Failed);
-    bench.command(r#"[{"type":"check"}]"#);
-    bench.settle().unwrap();
     assert_eq!(bench.phase(), Phase::Idle);
     assert_eq!(files(&flash), new.files);
+}
+
+#[test]
+fn a_list_that_did_not_arrive_is_asked_for_within_the_hour() {
+    let mut flash = memory();
+    let release = many_files(1, 2);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.run().unwrap();
+    bench.retained.extend(release.packages.clone());
+    bench.retained.insert(channel().topic(), release.list.clone());
+    assert!(!bench.deliver().unwrap(), "nobody told the device");
+    bench.now += limits::CHECK + limits::CHECK / 4;
+    bench.give(Event::Tick).unwrap();
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Idle);
+    assert_eq!(files(&flash), release.files);
 }
 
 #[test]
