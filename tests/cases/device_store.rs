@@ -9,6 +9,7 @@ use std::{
 
 use mpypi_agent_sim::{
     accept::Accepted,
+    device::Hardware,
     flash::{Disk, Flash, PowerCut, Tear},
     store::{Boot, Committed, Store},
 };
@@ -437,8 +438,15 @@ fn install<F: Flash>(store: &mut Store<F>, release: &Release, sequence: u64) -> 
     let payload = release.list(sequence);
     let list = UpdateList::parse(&payload).unwrap();
     let channel = ChannelName::new("dev").unwrap();
-    let accepted =
-        Accepted::judge(list, Digest::of(&payload), &channel, store.seen(), None).map_err(|e| e.text())?;
+    let accepted = Accepted::judge(
+        list,
+        Digest::of(&payload),
+        &channel,
+        &Hardware::default().runtime(),
+        store.seen(),
+        None,
+    )
+    .map_err(|e| e.text())?;
     let text = |refusal: mpypi_agent_sim::refusal::Refusal| refusal.text();
     store.remember(accepted.seen()).map_err(text)?;
     for need in store.survey(&accepted).map_err(text)? {
