@@ -155,7 +155,7 @@ impl Running {
     /// Starts a program with more variables in its environment.
     #[must_use]
     pub fn start_with(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
-        let foreign = name.starts_with("mosquitto") || name == "micropython";
+        let foreign = name.starts_with("mosquitto") || ["micropython", "mpy-cross"].contains(&name);
         let path = if foreign { peer(name) } else { program(name) };
         let mut child = Command::new(path)
             .args(arguments)
