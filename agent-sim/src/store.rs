@@ -61,9 +61,8 @@ use crate::{
     flash::{self, Flash, Kind},
     install::{is_file, make_folders, redo, remove_folders, undo},
     journal::{
-        self, AGENT, FOLDER, Folder, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, LIST_PART,
-        NEXT, OLD, Operation, PLAN, Plan, RESERVE, RecordError, Refused, SEEN, STAGING, Seen, Step, old,
-        staged,
+        self, AGENT, FOLDER, Folder, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, LIST_PART, NEXT,
+        OLD, Operation, PLAN, Plan, RESERVE, RecordError, Refused, SEEN, STAGING, Seen, Step, old, staged,
     },
     limits,
     refusal::Refusal,

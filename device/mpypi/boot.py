@@ -123,7 +123,7 @@ def start(root):
         if not seen or "refused" in seen or seen["list"] == header(root + INSTALLED).get("list"):
             clear(root + STAGING)
         return "rest", seen
-    step = journal["step"]
+    step = journal.get("step")
     if step in ("install", "confirm"):
         if journal["boots"] >= _BOOTS:
             text = (
@@ -299,10 +299,14 @@ def _without(names, others):
 
 
 def read(path):
-    """A record of one object; None if there is none."""
+    """The journal, or the newest list accepted; None if there is none."""
     if kind(path) != FILE:
         return None
-    return header(path)
+    record = header(path)
+    seen = record.get("seen", record)
+    if not isinstance(seen, dict) or "list" not in seen or "channel" not in seen:
+        raise ValueError("`%s` is damaged" % path)
+    return record
 
 
 def header(path):

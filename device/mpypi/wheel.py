@@ -59,13 +59,11 @@ def unpack(root, entry, have, add):
 
 def _unpack(archive, root, entry, have, add):
     record = archive.record
-    _check_metadata(archive, record[:-6] + "METADATA", entry)
     part = root + STAGING + "/" + entry["pkg_sha256"] + ".part"
-    try:
-        archive.find(record)
-        _, found = archive.extract(part, None, None, limits.WHEEL_TEXT)
-    except BadWheel:
-        raise BadWheel("`%s` is no text of at most %d bytes" % (record, limits.WHEEL_TEXT))
+    _extract_text(archive, record[:-6] + "METADATA", part)
+    with open(part, "rb") as file:
+        _check_metadata(file, entry)
+    found = _extract_text(archive, record, part)
     os.rename(part, root + STAGING + "/" + found)
     room = limits.WHEEL_UNPACKED
     with open(root + STAGING + "/" + found, "rb") as file:
@@ -88,20 +86,28 @@ def _unpack(archive, root, entry, have, add):
                 os.rename(part, root + STAGING + "/" + digest)
 
 
-def _check_metadata(archive, member, entry):
+def _extract_text(archive, member, part):
+    # -> the digest
+    try:
+        if archive.find(member):
+            return archive.extract(part, None, None, limits.WHEEL_TEXT)[1]
+    except BadWheel:
+        pass
+    raise BadWheel("`%s` is no text of at most %d bytes" % (member, limits.WHEEL_TEXT))
+
+
+def _check_metadata(file, entry):
     # A device that installs something else than the list says would never see that it is up to date.
-    if not archive.find(member):
-        raise BadWheel("`%s` is not in the archive" % member)
     name = version = None
     try:
-        for key, value in header_lines(archive.open(archive.windows()[-1])):
+        for key, value in header_lines(file):
             key = key.lower()
             if key == "name" and name is None:
                 name = value
             elif key == "version" and version is None:
                 version = value
-    except (OSError, EOFError, UnicodeError):
-        raise BadWheel("`%s` is no text of at most %d bytes" % (member, limits.WHEEL_TEXT))
+    except UnicodeError:
+        raise BadWheel("METADATA is no text")
     except ValueError as error:
         raise BadWheel("bad text: %s" % error)
     text = "METADATA says %s `%s`, the list says `%s`"
@@ -309,22 +315,16 @@ class _Stored:
         self.left -= count
         return count
 
-    def readline(self, most):
-        line = self.file.readline(min(most, self.left)) if self.left else b""
-        self.left -= len(line)
-        return line
-
 
 def _inflate(file, window):
     try:
-        import deflate
-
-        return deflate.DeflateIO(file, deflate.RAW, window)
+        from deflate import RAW, DeflateIO
     except ImportError:
         # MicroPython 1.20.
-        import zlib
+        from zlib import DecompIO
 
-        return zlib.DecompIO(file, -window)
+        return DecompIO(file, -window)
+    return DeflateIO(file, RAW, window)
 
 
 def _remove(path):
@@ -424,16 +424,11 @@ def header_lines(stream):
     key = None
     value = ""
     number = 0
-    read = 0
     while True:
         line = stream.readline(limits.LINE)
         more = line
         while len(more) == limits.LINE and not more.endswith(b"\n"):
             more = stream.readline(limits.LINE)
-            read += len(more)
-        read += len(line)
-        if read > limits.WHEEL_TEXT:
-            raise OSError("too long")
         number += 1
         text = _text(_without_end(line))
         if not text:

@@ -277,7 +277,8 @@ fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     all.push((record, lines.into_bytes()));
     let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (path, bytes) in &all {
-        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        let stored =
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
         archive.start_file(path.clone(), stored).unwrap();
         archive.write_all(bytes).unwrap();
     }
@@ -465,7 +466,10 @@ fn a_broker_must_prove_who_it_is() {
             let lines = update(&world, url, json!({"ca": ca}));
             let lost = &lines[lines.len() - 2]["lost"];
             let said = lost[0].as_str().unwrap();
-            assert!(said.starts_with("the broker cannot be trusted: ") && said.contains(why), "{kind:?} {said}");
+            assert!(
+                said.starts_with("the broker cannot be trusted: ") && said.contains(why),
+                "{kind:?} {said}"
+            );
             assert!(lost[1].as_str().unwrap().contains("is `ca` the CA that made its certificate"));
             assert!(files(&world).is_empty());
         };
@@ -641,14 +645,20 @@ fn a_hostile_broker_is_left_and_told_apart_from_a_silent_one() {
         (vec![0x20, 3, 0, 0, 0], "the broker sent a packet that MQTT does not know"),
         (vec![0x21, 2, 0, 0], "the broker sent a packet that MQTT does not know"),
         (after(&[0x30, 0xff, 0xff, 0xff, 0xff, 1]), "the broker sent a length that is none"),
-        (after(&[0x30, 0xff, 0xff, 0xff, 0x7f]), "the broker sent a packet of 268435455 bytes, more than 16777216"),
+        (
+            after(&[0x30, 0xff, 0xff, 0xff, 0x7f]),
+            "the broker sent a packet of 268435455 bytes, more than 16777216",
+        ),
         (after(&[0x30, 0x80]), "the broker said nothing for"),
         (after(&message(0x34, channel, &[0, 1], 0)), "the broker sent a message at QoS 2"),
         (after(&message(0x36, channel, &[0, 1], 0)), "the broker sent a message at QoS 3"),
         (after(&message(0x32, channel, &[0, 0], 0)), "the broker sent a message at QoS 1 without a number"),
         (after(&[0x30, 1, 0]), "the broker sent a message without a topic"),
         (after(&message(0x30, "", b"x", 0)), "the broker sent a message with a topic that is none"),
-        (after(&message(0x30, &"t".repeat(2000), b"x", 0)), "the broker sent a message with a topic that is none"),
+        (
+            after(&message(0x30, &"t".repeat(2000), b"x", 0)),
+            "the broker sent a message with a topic that is none",
+        ),
         (after(&[0x30, 4, 0, 9, b'a', b'b']), "the broker sent a message with a topic that is none"),
         (after(&[0x30, 5, 0, 2, 0xff, 0xfe, 1]), "the broker sent a topic that is not UTF-8"),
         (after(&[0x90, 2, 0, 1]), "the broker sent a packet that MQTT does not know"),
@@ -660,18 +670,36 @@ fn a_hostile_broker_is_left_and_told_apart_from_a_silent_one() {
         (after(&message(0x31, channel, b"[{\"type\":", 5)), "the broker said nothing for"),
         (after(&message(0x31, channel, b"[", 2 << 20)), "failed: bad-list: a list of 2097153"),
         (after(&message(0x31, channel, &vec![b'['; 1 << 20], 0)), "failed: bad-list: "),
-        (after(&message(0x31, channel, &vec![b'['; (1 << 20) + 1], 0)), "failed: bad-list: a list of 1048577"),
-        (after(&message(0x31, channel, &[b"[\"", &[b'a'; 1 << 20][..1 << 19]].concat(), 0)), "failed: bad-list: "),
-        (after(&message(0x31, channel, format!("[{}1]", "{},".repeat(9000)).as_bytes(), 0)), "failed: bad-list: "),
         (
-            after(&message(0x31, channel, format!("[{}]", vec!["{\"type\":\"x\"}"; 9000].join(",")).as_bytes(), 0)),
+            after(&message(0x31, channel, &vec![b'['; (1 << 20) + 1], 0)),
+            "failed: bad-list: a list of 1048577",
+        ),
+        (
+            after(&message(0x31, channel, &[b"[\"", &[b'a'; 1 << 20][..1 << 19]].concat(), 0)),
+            "failed: bad-list: ",
+        ),
+        (
+            after(&message(0x31, channel, format!("[{}1]", "{},".repeat(9000)).as_bytes(), 0)),
+            "failed: bad-list: ",
+        ),
+        (
+            after(&message(
+                0x31,
+                channel,
+                format!("[{}]", vec!["{\"type\":\"x\"}"; 9000].join(",")).as_bytes(),
+                0,
+            )),
             "failed: bad-list: more than 4096 entries",
         ),
         (after(&message(0x31, channel, b"[]", 0)), "idle: "),
     ];
     let lines = meet(&world, cases.iter().map(|(script, _)| script.clone()).collect());
     for (line, (script, wanted)) in lines.iter().zip(&cases) {
-        assert!(line.starts_with(wanted), "{line} instead of {wanted} at {:?}", &script[..script.len().min(40)]);
+        assert!(
+            line.starts_with(wanted),
+            "{line} instead of {wanted} at {:?}",
+            &script[..script.len().min(40)]
+        );
     }
 }
 
@@ -689,7 +717,8 @@ fn hundreds_of_random_answers_never_stop_a_board() {
                     let topic = if kind == 1 { "mpypi/channels/dev" } else { "mpypi/nodes/board/cmd" };
                     if random.bool() {
                         // Nearly a list.
-                        bytes = format!(r#"[{{"type":"src","path":"a","pkg_sha256":"{}"}}]"#, Digest::EMPTY).into();
+                        bytes = format!(r#"[{{"type":"src","path":"a","pkg_sha256":"{}"}}]"#, Digest::EMPTY)
+                            .into();
                         let at = random.usize(0..bytes.len());
                         bytes[at] = random.u8(..);
                     }
@@ -790,7 +819,8 @@ fn an_application_in_asyncio_has_its_turn_while_the_agent_updates() {
     world.write("dev/src/big.bin", vec![7; 600_000]);
     publish(&world, &server.url());
     let mut options: Value =
-        serde_json::from_str(&fs::read_to_string(options(&world, &server.url(), json!({}))).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(options(&world, &server.url(), json!({}))).unwrap())
+            .unwrap();
     for key in ["how", "limits"] {
         options.as_object_mut().unwrap().remove(key);
     }

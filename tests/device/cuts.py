@@ -104,6 +104,9 @@ def posix(scenario, scratch, every):
                 return tried
             if how == "clean":
                 ways = fs.ways[1:]
+            place = "%s cut at %d, %s" % (scenario.name, cut_at, how)
+            fs.reset(0)
+            assert_can_start(ROOT, scenario.allowed[0], scenario.allowed[-1], place)
             # Then once more, somewhere in what the next start does.
             fs.reset(cut_at % 37 + 1, how)
             try:
@@ -111,7 +114,7 @@ def posix(scenario, scratch, every):
             except PowerOff:
                 pass
             fs.reset(0)
-            scenario.check(ROOT, "%s cut at %d, %s" % (scenario.name, cut_at, how))
+            scenario.check(ROOT, place)
             remove_tree(scratch + "/flash")
             tried += 1
         cut_at += every
