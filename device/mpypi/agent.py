@@ -30,7 +30,7 @@ running = None
 
 # The largest first; each brings what it imports.
 _MODULES = (
-    "wheel lists plan start dial gather listen judge survey commit unpack greet arrive incoming fail confirm leave rsa tags"
+    "wheel lists plan start dial gather listen judge survey commit unpack greet arrive incoming fail confirm leave"
 )
 _RESIDENT = ("mpypi.agent", "mpypi.blocking", "mpypi.limits", "mpypi.refusal")
 

@@ -24,7 +24,7 @@ WHEEL_MEMBERS = const(4096)
 # Largest RECORD or METADATA of a wheel, in bytes.
 WHEEL_TEXT = const(1048576)
 # Longest line of a RECORD, METADATA or record of ours, in bytes.
-LINE = const(2048)
+LINE = const(1024)
 # Most bytes a wheel may unpack to: a bomb is refused here, whatever its headers say.
 WHEEL_UNPACKED = const(33554432)
 # Longest `error` of a state message, in bytes.

@@ -885,3 +885,103 @@ fn mip_installs_the_agent() {
     assert!(project.contains(&format!("\nversion = \"{version}\"\n")));
     assert!(module.contains(&format!("\n__version__ = \"{version}\"\n")));
 }
+
+/// The agent as an installation for small boards has it: precompiled.
+fn compiled(world: &World) -> String {
+    for item in fs::read_dir(device("mpypi")).unwrap() {
+        let path = item.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let target = world.write(&format!("compiled/mpypi/{}", name.replace(".py", ".mpy")), "");
+        let arguments = ["-O3", "-s", name.trim_end_matches(".py"), path.to_str().unwrap(), "-o", target.to_str().unwrap()];
+        let _ = run("mpy-cross", &arguments).expect_code(0);
+    }
+    world.text("compiled")
+}
+
+/// A channel with one package of 1 MiB: a file, or a wheel of sixteen of a kind that deflate makes smaller.
+fn mebibyte(world: &World, wheel: bool) {
+    let mut random = fastrand::Rng::with_seed(9);
+    let mut bytes = |count: usize| -> Vec<u8> { (0..count).map(|_| random.u8(0..=255)).collect() };
+    if !wheel {
+        world.write("dev/src/big.bin", bytes(1 << 20));
+        return;
+    }
+    world.write("dev/wheels/big/pyproject.toml", "[project]\nname = \"big\"\nversion = \"1\"\n");
+    for n in 0..16 {
+        let part = [bytes(64 << 10), b"and this is what deflate likes\n".repeat(200)].concat();
+        world.write(&format!("dev/wheels/big/big/part{n}.bin"), part);
+    }
+}
+
+/// Runs a device with a heap of this size until it is idle; `more` goes to its script. Returns all that it said.
+fn small(path: &str, heap: &str, arguments: &[&str]) -> String {
+    let path = format!(".frozen:{path}");
+    let heap = format!("heapsize={heap}");
+    let script = script("small.py");
+    let arguments = [&["-X", &heap, &script], arguments].concat();
+    let mut said = String::new();
+    for _ in 0..3 {
+        let output = micropython(&arguments, &[("MICROPYPATH", &path)]);
+        said += &output.stdout;
+        if output.code != Some(7) {
+            assert_eq!(output.code, Some(0), "{said}{}", output.stderr);
+            assert!(said.ends_with("idle\n"), "{said}");
+            return said;
+        }
+    }
+    panic!("{said}");
+}
+
+#[test]
+fn a_mebibyte_fits_through_a_heap_of_64_kib() {
+    for wheel in [false, true] {
+        let world = World::new();
+        let server = Server::start(&world);
+        mebibyte(&world, wheel);
+        publish(&world, &server.url());
+        fs::create_dir(world.path("root")).unwrap();
+        let said = small(&compiled(&world), "64k", &[&server.url(), &world.text("root"), "-", "-"]);
+        // Not at the second or third try.
+        assert!(!said.contains("no-memory"), "{said}");
+        let sent = if wheel { "dev/wheels/big/big" } else { "dev/src" };
+        let below = if wheel { "root/lib/big" } else { "root" };
+        assert_eq!(world.files(below), world.files(sent));
+    }
+}
+
+#[test]
+fn a_signed_mebibyte_fits_by_tls_through_a_heap_of_96_kib_and_takes_16_kib_of_it() {
+    for wheel in [false, true] {
+        let world = World::new();
+        let ca = Authority::new(&world, "ca");
+        ca.server(&world, "broker", &["localhost"], Validity::Now);
+        let broker = Secure::start(Kind::Ours, &world, None);
+        mebibyte(&world, wheel);
+        publish(&world, &broker.server.url());
+        let (name, modulus) = signing_key(&world, "dev-2026");
+        world.write("keys.json", json!({&name: modulus}).to_string());
+        let mut client = Client::connect(broker.server.address, "publisher");
+        let list = client.retained("mpypi/channels/dev").unwrap().payload;
+        let mut list: Vec<Value> = serde_json::from_slice(&list).unwrap();
+        list[0]["sequence"] = json!(2);
+        assert!(client.retain("mpypi/channels/dev", signed(&world, &list, &name, &name).as_bytes()));
+        let path = compiled(&world);
+        let url = broker.url("localhost");
+        for measure in [false, true] {
+            let root = world.text(if measure { "measured" } else { "root" });
+            fs::create_dir(&root).unwrap();
+            let mut arguments = vec![&*url, &root, ca.pem(&world).leak(), world.text("keys.json").leak()];
+            if measure {
+                arguments.push("heap");
+            }
+            let said = small(&path, if measure { "256k" } else { "96k" }, &arguments);
+            assert!(!said.contains("no-memory"), "{said}");
+            if let Some(line) = said.lines().find(|line| line.starts_with("heap ")) {
+                let numbers: Vec<u64> = line.split(' ').filter_map(|part| part.parse().ok()).collect();
+                let [start, peak] = numbers[..] else { panic!("{line}") };
+                assert!(peak - start <= 16 << 10, "{line}: {} bytes", peak - start);
+                println!("{line}: {} bytes", peak - start);
+            }
+        }
+    }
+}
