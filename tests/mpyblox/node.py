@@ -489,23 +489,24 @@ class Device:
         # Pings sent and answered, and the answer after which nothing is on its way any more.
         sent, answered, fence = 0, 0, 2
         while True:
-            for packet in node.out:
-                stream.write(packet)
-            node.out = []
-            if node.state == "reset":
-                stream.close()
-                return "reset"
-            if node.connack is not None and sent == answered and answered < fence:
-                sent += 1
-                stream.write(bytes([PINGREQ << 4, 0]))
-            if not poll.poll(interval):
-                sent += 1
-                fence = max(fence, sent)
-                stream.write(bytes([PINGREQ << 4, 0]))
-                continue
             try:
+                for packet in node.out:
+                    stream.write(packet)
+                node.out = []
+                if node.state == "reset":
+                    stream.close()
+                    return "reset"
+                if node.connack is not None and sent == answered and answered < fence:
+                    sent += 1
+                    stream.write(bytes([PINGREQ << 4, 0]))
+                if not poll.poll(interval):
+                    sent += 1
+                    fence = max(fence, sent)
+                    stream.write(bytes([PINGREQ << 4, 0]))
+                    continue
                 data = stream.recv(65536)
             except OSError:
+                # The broker is gone, whether that shows when something is read or when it is written.
                 data = b""
             if not data:
                 self.say({"event": "deaf", "state": node.state, "for": "a broker"})
