@@ -19,7 +19,7 @@ use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use member::{Found, Home, Member, Storage};
-pub use tally::{NodeResult, Outcome, PHASES, Record, Sample, Standing, Summary, Tally};
+pub use tally::{NodeResult, Outcome, PHASES, Record, Sample, Standing, Summary, Tally, Until};
 pub use view::{Bars, Lines, View};
 
 use self::{
@@ -52,7 +52,7 @@ pub struct FleetOptions {
     pub calm_at: Option<Duration>,
     /// Decides what befalls whom, and the lengths of all pauses.
     pub seed: u64,
-    /// End when every node finished so many releases.
+    /// End when every node finished so many releases; with a profile, when its faults are over and each applied so many.
     pub releases: Option<usize>,
     /// End after this time.
     pub time: Option<Duration>,
@@ -107,9 +107,12 @@ pub async fn run(
         (member.node.clone(), weather.hardware(member.hardware.clone()).sysname)
     };
     let meters: Vec<_> = members.iter().map(|_| Arc::new(Meter::default())).collect();
-    let tally = Tally::new(members.iter().take(count).map(name).collect(), options.releases);
+    let until = if options.profile.is_some() { Until::Applied } else { Until::Ended };
+    let tally = Tally::new(members.iter().take(count).map(name).collect(), options.releases, until);
+    let calm_at = options.calm_at.filter(|_| options.profile.is_some()).unwrap_or_default();
     // Held for the few instructions it takes to note what a node did; never across an `.await`.
-    let board = Arc::new(Mutex::new(Board { tally, view, meters: meters.clone(), finds: Vec::new() }));
+    let board =
+        Arc::new(Mutex::new(Board { tally, view, calm_at, meters: meters.clone(), finds: Vec::new() }));
     let mut tasks = JoinSet::new();
     for (index, (member, weather)) in members.into_iter().enumerate() {
         let node_options = NodeOptions {
@@ -185,7 +188,9 @@ async fn watch(
             },
             _ = samples.tick(), if !stop.is_cancelled() => {
                 let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
-                board.sample(clock.now());
+                if board.sample(clock.now()) {
+                    stop.cancel();
+                }
             }
             () = &mut limit, if !stop.is_cancelled() => stop.cancel(),
         }
@@ -197,6 +202,8 @@ async fn watch(
 struct Board {
     tally: Tally,
     view: Box<dyn View>,
+    /// When the faults are over.
+    calm_at: Duration,
     meters: Vec<Arc<Meter>>,
     /// What nodes had in the end, and what they are.
     finds: Vec<(usize, Hardware, Result<Found, String>)>,
@@ -205,13 +212,13 @@ struct Board {
 impl Board {
     /// Notes what happened; whether that was the last thing waited for.
     fn note(&mut self, now: Duration, index: usize, happening: &Happening) -> bool {
-        let Board { tally, view, meters, .. } = self;
+        let Board { tally, view, meters, calm_at, .. } = self;
         match happening {
             Happening::Report(report) => {
                 tally.traffic(index, meters[index].read());
                 tally.report(now, index, report);
                 view.report(tally.node(index), index, report);
-                return tally.is_complete();
+                return tally.is_complete() && now >= *calm_at;
             }
             Happening::Log(line) => view.log(tally.node(index), line),
             Happening::Blow(blow) => {
@@ -230,9 +237,11 @@ impl Board {
         false
     }
 
-    fn sample(&mut self, now: Duration) {
+    /// Counts how the fleet stands; whether there is nothing more to wait for.
+    fn sample(&mut self, now: Duration) -> bool {
         let sample = self.tally.sample(now);
         self.view.sample(&self.tally, &sample);
+        self.tally.is_complete() && now >= self.calm_at
     }
 
     fn found(&mut self, index: usize, hardware: Hardware, found: Result<Found, String>) {

@@ -892,7 +892,14 @@ fn compiled(world: &World) -> String {
         let path = item.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
         let target = world.write(&format!("compiled/mpypi/{}", name.replace(".py", ".mpy")), "");
-        let arguments = ["-O3", "-s", name.trim_end_matches(".py"), path.to_str().unwrap(), "-o", target.to_str().unwrap()];
+        let arguments = [
+            "-O3",
+            "-s",
+            name.trim_end_matches(".py"),
+            path.to_str().unwrap(),
+            "-o",
+            target.to_str().unwrap(),
+        ];
         let _ = run("mpy-cross", &arguments).expect_code(0);
     }
     world.text("compiled")

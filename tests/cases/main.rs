@@ -20,5 +20,6 @@ mod operations;
 mod powerloss;
 mod publish;
 mod readers;
+mod rehearsal;
 mod sessions;
 mod tls;

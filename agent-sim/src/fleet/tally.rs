@@ -14,12 +14,22 @@ use crate::{node::Trouble, update::Report, weather::Blow};
 pub struct Tally {
     nodes: Vec<NodeResult>,
     releases: Option<usize>,
+    until: Until,
     /// How many nodes finished as many releases as are waited for.
     complete: usize,
     standing: Standing,
     samples: Vec<Sample>,
     ever_connected: bool,
     trouble: Option<Trouble>,
+}
+
+/// What is waited for of each release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// That it is applied or given up.
+    Ended,
+    /// That it is applied: what failed is tried again.
+    Applied,
 }
 
 /// What became of one node.
@@ -141,13 +151,14 @@ pub struct Summary {
 impl Tally {
     /// For these nodes and their platforms, waiting for so many releases on each.
     #[must_use]
-    pub fn new(nodes: Vec<(NodeId, String)>, releases: Option<usize>) -> Tally {
+    pub fn new(nodes: Vec<(NodeId, String)>, releases: Option<usize>, until: Until) -> Tally {
         let nodes: Vec<_> =
             nodes.into_iter().map(|(node, platform)| NodeResult::new(node, platform)).collect();
         Tally {
             complete: if releases == Some(0) { nodes.len() } else { 0 },
             nodes,
             releases,
+            until,
             standing: Standing::default(),
             samples: Vec::new(),
             ever_connected: false,
@@ -239,7 +250,8 @@ impl Tally {
         }
         // At the start nothing is known of the channel yet.
         let Some(list) = report.list else { return };
-        let was_complete = self.releases.is_some_and(|releases| node.finished() >= releases);
+        let until = self.until;
+        let was_complete = self.releases.is_some_and(|releases| node.finished(until) >= releases);
         let received = node.traffic.received;
         let records = &mut node.records;
         if records.iter().all(|record| record.list != list) {
@@ -284,7 +296,7 @@ impl Tally {
             record.wire = received.saturating_sub(record.received_before);
             record.outcome = outcome;
         }
-        let is_complete = self.releases.is_some_and(|releases| node.finished() >= releases);
+        let is_complete = self.releases.is_some_and(|releases| node.finished(until) >= releases);
         self.complete = self.complete + usize::from(is_complete) - usize::from(was_complete);
     }
 
@@ -341,9 +353,10 @@ impl NodeResult {
         }
     }
 
-    fn finished(&self) -> usize {
+    fn finished(&self, until: Until) -> usize {
         let finished = |outcome: &Outcome| match outcome {
-            Outcome::Applied | Outcome::Failed(_) | Outcome::RolledBack(_) => true,
+            Outcome::Applied => true,
+            Outcome::Failed(_) | Outcome::RolledBack(_) => until == Until::Ended,
             Outcome::Unfinished | Outcome::Replaced => false,
         };
         self.records.iter().filter(|record| finished(&record.outcome)).count()
@@ -354,7 +367,7 @@ impl NodeResult {
         let good = |outcome: &Outcome| matches!(outcome, Outcome::Applied | Outcome::Replaced);
         !matches!(self.found, Some(Err(_)))
             && self.records.iter().all(|record| good(&record.outcome))
-            && self.finished() >= releases
+            && self.finished(Until::Ended) >= releases
     }
 }
 
@@ -484,7 +497,7 @@ mod tests {
 
     fn tally(releases: usize) -> Tally {
         let node = |name| (NodeId::new(name).unwrap(), "esp32".to_owned());
-        Tally::new(vec![node("a"), node("b")], Some(releases))
+        Tally::new(vec![node("a"), node("b")], Some(releases), Until::Ended)
     }
 
     const fn at(seconds: u64) -> Duration {
@@ -527,6 +540,6 @@ mod tests {
         tally.report(at(1), 0, &report("one", 1, Phase::Downloading, 0, None));
         tally.report(at(2), 0, &report("two", 2, Phase::Downloading, 0, None));
         assert_eq!(tally.node(0).records[0].outcome, Outcome::Replaced);
-        assert_eq!(tally.node(0).finished(), 0);
+        assert_eq!(tally.node(0).finished(Until::Ended), 0);
     }
 }

@@ -1,0 +1,158 @@
+//! Fleets on a bad day: faults, expectations, reports and exit codes, as CI uses them.
+
+use std::{collections::BTreeSet, fs};
+
+use mpypi_protocol::node::{Phase, State};
+use mpypi_tests::{Client, Output, Running, Server, World, run};
+use serde_json::Value;
+
+/// A channel of some files and a wheel.
+fn channel(world: &World, main: &str) {
+    world.write("dev/src/main.py", main);
+    world.write("dev/src/data/table.bin", [1, 2, 3, 5].repeat(3000));
+    world.write("dev/src/none.py", "");
+    world.write("dev/wheels/blink/pyproject.toml", "[project]\nname = \"blink\"\nversion = \"1.0.0\"\n");
+    world.write("dev/wheels/blink/blink/__init__.py", "__version__ = '1.0.0'\n");
+}
+
+fn publish(world: &World, server: &Server) {
+    let _ = run("mpypi", &["publish", &world.text("dev"), "--broker", &server.url()]).expect_code(0);
+}
+
+fn fleet(server: &Server, arguments: &[&str]) -> Output {
+    run(
+        "mpypi-agent",
+        &[&["fleet", "--broker", &server.url(), "--confirm-after", "100ms"], arguments].concat(),
+    )
+}
+
+/// Waits until so many devices say that they are on the release of this number.
+fn wait_until_applied(server: &Server, devices: usize, sequence: u64) {
+    let mut client = Client::connect(server.address, "watcher");
+    client.subscribe("mpypi/nodes/+/state", 0);
+    let mut applied = BTreeSet::new();
+    while applied.len() < devices {
+        let message = client.message().expect("devices apply the release");
+        let state = State::parse(&message.payload).unwrap();
+        if (state.phase, state.sequence) == (Phase::Idle, Some(sequence))
+            && message.topic.contains("/device-")
+        {
+            applied.insert(message.topic);
+        }
+    }
+}
+
+#[test]
+fn after_a_hostile_day_every_device_has_the_release_and_not_a_wrong_byte() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world, "print(1)\n");
+    publish(&world, &server);
+    let (report, junit) = (world.text("fleet.json"), world.text("fleet.xml"));
+    let until =
+        ["--nodes", "120", "--profile", "hostile", "--seed", "7", "--faults-for", "8s", "--for", "100s"];
+    let releases = ["--releases", "1", "--report", &report, "--junit", &junit];
+    let expected = ["--expect", "applied=100%", "--expect", "bricked=0", "--expect", "unfinished=0"];
+    let fleet = fleet(&server, &[&until[..], &releases, &expected].concat()).expect_code(0);
+    assert!(fleet.stdout.contains("applied=100%") && !fleet.stdout.contains("NOT MET"), "{}", fleet.stdout);
+
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!((&report["schema"], &report["good"]), (&"mpypi-fleet/1".into(), &true.into()));
+    for blow in ["power_cuts", "crashes", "naps"] {
+        assert!(report["blows"][blow].as_u64().unwrap() > 0, "{blow}: {}", report["blows"]);
+    }
+    assert!(report["blows"]["connections"].as_u64().unwrap() > 120, "no connection broke");
+    assert!(report["platforms"].as_object().unwrap().len() > 2, "{}", report["platforms"]);
+    let junit = fs::read_to_string(junit).unwrap();
+    assert!(junit.contains(r#"tests="3""#) && junit.contains(r#"failures="0""#), "{junit}");
+}
+
+#[test]
+fn a_release_that_breaks_some_devices_is_noticed_and_each_of_them_can_be_seen_alone() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world, "print(1)\n");
+    publish(&world, &server);
+    let profile = world.write("bad.toml", "[application]\nbroken = \"20%\"\n");
+    let profile = profile.to_str().unwrap();
+    let junit = world.text("fleet.xml");
+    let options = ["--nodes", "60", "--profile", profile, "--seed", "3", "--for", "6s", "--junit", &junit];
+    let fleet =
+        fleet(&server, &[&options[..], &["--expect", "applied=100%", "--json"]].concat()).expect_code(3);
+    let report = fleet.json();
+    let metrics = &report["metrics"];
+    let rolled_back = metrics["rolled_back"].as_u64().unwrap();
+    assert!((4..=24).contains(&rolled_back), "{metrics}");
+    assert_eq!(metrics["applied"].as_u64().unwrap() + rolled_back, 60, "{metrics}");
+    assert_eq!(metrics["bricked"], 0);
+    assert_eq!(report["expectations"][0]["met"], false);
+    let junit = fs::read_to_string(junit).unwrap();
+    let failures = rolled_back + 1;
+    assert!(junit.contains(&format!(r#"failures="{failures}""#)), "{junit}");
+
+    let number = report["troubled"][0]["number"].to_string();
+    let name = report["troubled"][0]["device"].as_str().unwrap();
+    let alone =
+        ["--node", &number, "--profile", profile, "--seed", "3", "--for", "3s", "--expect", "applied=1"];
+    let alone = self::fleet(&server, &alone).expect_code(3);
+    assert!(alone.stderr.contains(&format!("{name}  the application crashes")), "{}", alone.stderr);
+    assert!(alone.stderr.contains("rolled back: not-confirmed: "), "{}", alone.stderr);
+    let sound = (1..=60).find(|n| {
+        let name = format!("device-{n}");
+        report["troubled"].as_array().unwrap().iter().all(|troubled| troubled["device"] != name.as_str())
+    });
+    let sound = sound.unwrap().to_string();
+    let alone =
+        ["--node", &sound, "--profile", profile, "--seed", "3", "--releases", "1", "--faults-for", "0s"];
+    let _ = self::fleet(&server, &alone).expect_code(0);
+}
+
+#[test]
+fn an_upgrade_of_one_file_costs_a_tenth_of_the_release_at_the_socket() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world, "print(1)\n");
+    for n in 0..16 {
+        world.write(&format!("dev/src/page_{n}.html"), format!("{n}-----").repeat(600));
+    }
+    publish(&world, &server);
+    let options = [
+        "--nodes",
+        "40",
+        "--profile",
+        "lab",
+        "--faults-for",
+        "0s",
+        "--releases",
+        "2",
+        "--for",
+        "100s",
+        "--broker",
+        &server.url(),
+    ];
+    let expected =
+        ["--expect", "applied=100%", "--expect", "bytes<=10%", "--json", "--confirm-after", "50ms"];
+    let fleet = Running::start("mpypi-agent", &[&["fleet"], &options[..], &expected].concat());
+    wait_until_applied(&server, 40, 1);
+    channel(&world, "print(2)\n");
+    publish(&world, &server);
+    let report = fleet.wait().expect_code(0).json();
+    let [first, second] = [0, 1].map(|n| &report["releases"][n]);
+    assert_eq!((&first["applied"], &second["applied"]), (&40.into(), &40.into()));
+    assert!(first["wire_bytes"].as_u64() >= first["size"].as_u64().map(|size| size * 40), "{first}");
+}
+
+#[test]
+fn what_is_no_profile_or_expectation_is_refused_before_anything_is_done() {
+    let world = World::new();
+    let unknown = run("mpypi-agent", &["fleet", "--profile", "moon"]).expect_code(1);
+    assert!(unknown.stderr.contains("there is no profile `moon`"), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("hint: use one of `lab`"), "{}", unknown.stderr);
+    let wrong = world.write("wrong.toml", "[link]\nlost = \"3\"\n");
+    let wrong = run("mpypi-agent", &["fleet", "--profile", wrong.to_str().unwrap()]).expect_code(1);
+    assert!(wrong.stderr.contains("from 0% to 100%"), "{}", wrong.stderr);
+    let usage = run("mpypi-agent", &["fleet", "--expect", "aplied=100%"]).expect_code(2);
+    assert!(usage.stderr.contains("applied=100%"), "{}", usage.stderr);
+    let shown = run("mpypi-agent", &["fleet", "--show-profile", "cellular"]).expect_code(0);
+    assert!(shown.stdout.contains("[link]"), "{}", shown.stdout);
+}
