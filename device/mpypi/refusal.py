@@ -1,4 +1,5 @@
-"""Why a list or a release is not applied, and what follows: the words and texts of agent-sim/src/refusal.rs."""
+"""Why a list or a release is not applied, and what follows: the words and texts of
+agent-sim/src/refusal.rs."""
 
 from micropython import const
 
@@ -12,7 +13,8 @@ _ENOSPC = const(28)
 
 
 class Refused(Exception):
-    """`word` is stable, for programs; `text` starts with it and is what a node's state message says in `error`."""
+    """`word` is stable, for programs; `text` starts with it and is what a node's state message says in
+    `error`."""
 
     def __init__(self, word, detail):
         super().__init__(word)
