@@ -165,7 +165,10 @@ impl<V: Version> Line<V> {
             };
             tokio::select! {
                 sent = flush(writer, output), if self.unsent => match sent {
-                    Ok(()) => self.unsent = false,
+                    Ok(()) => {
+                        self.unsent = false;
+                        self.output = BytesMut::new();
+                    }
                     Err(error) => self.last_words(error).await,
                 },
                 // Nobody reads on who is not listened to.
@@ -208,6 +211,10 @@ impl<V: Version> Line<V> {
                 Ok(Ok(packet)) => self.take(packet),
                 Ok(Err(missing)) => {
                     self.missing = missing;
+                    if self.input.is_empty() {
+                        // Most connections are idle: nothing is held for them.
+                        self.input = BytesMut::new();
+                    }
                     return;
                 }
                 Err(error) => self.end = Some(LineError::Mqtt(error)),

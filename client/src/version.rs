@@ -1,5 +1,7 @@
 //! MQTT 3.1.1 and MQTT 5: rumqttc's packets and its state machines, which do no I/O, under one trait.
 
+use std::collections::VecDeque;
+
 use bytes::BytesMut;
 use rumqttc::{mqttbytes as bytes4, v5, v5::mqttbytes as bytes5};
 
@@ -64,7 +66,10 @@ impl V4 {
     /// A new session: at most `in_flight` publishes without an acknowledgement, and no packets above `packet` bytes.
     #[must_use]
     pub fn new(in_flight: u16, packet: usize) -> V4 {
-        V4 { state: rumqttc::MqttState::new(in_flight, false), in_flight, packet }
+        let mut state = rumqttc::MqttState::new(in_flight, false);
+        // It comes with room for a hundred, 14 KB: a fleet has thousands of connections with two at a time.
+        state.events = VecDeque::new();
+        V4 { state, in_flight, packet }
     }
 }
 
