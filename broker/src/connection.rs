@@ -221,12 +221,12 @@ async fn enter<'s>(
     shared.metrics.connects.one();
     tracing::debug!(%peer, client = client_id, version = ?connect.version, "connected");
     welcome.session_present = kept.as_ref().is_some_and(|kept| kept.present);
-    let now = clock::now().instant;
+    let now = clock::now();
     let id = kept.as_ref().map_or(membership.member.id, |kept| kept.id);
     let mailbox = kept.as_ref().map(|kept| kept.mailbox.clone());
     let mailbox = mailbox.unwrap_or_else(|| Arc::new(Mailbox::new(&shared.limits)));
     let mut effects = Vec::new();
-    let mut session = Session::new(id, client_id, identity, &connect, shared.limits.clone(), now);
+    let mut session = Session::new(id, client_id, identity, &connect, shared.limits.clone(), now.instant);
     if let Some(kept) = kept {
         session.resume(kept, &mut effects);
     }
@@ -240,7 +240,8 @@ async fn enter<'s>(
         place: Place::None,
         part_since: None,
         room: READ_IDLE,
-        progress: now,
+        progress: now.instant,
+        now,
         closing: false,
     };
     connection.outbox.push(packet::accept(connect.version, &shared.limits, &welcome));
@@ -449,6 +450,8 @@ struct Connection<'s> {
     room: usize,
     /// When the client last took bytes, or had taken all.
     progress: Instant,
+    /// The moment of this turn: clocks are read once in each, and after every wait.
+    now: Now,
     closing: bool,
 }
 
@@ -477,7 +480,7 @@ impl Connection<'_> {
     ) -> std::io::Result<()> {
         // Both are set up once, not at each turn: all connections share the timers' lock.
         let mut kicked = pin!(member.kick.cancelled());
-        let mut alarm = pin!(sleep_until(clock::now().instant.into()));
+        let mut alarm = pin!(sleep_until(self.now.instant.into()));
         let mut alarm_at = None;
         loop {
             self.settle().await;
@@ -489,7 +492,7 @@ impl Connection<'_> {
             let reading =
                 self.session.wants_packets() && self.outbox.weight() < OUT_FULL && !self.place.is_waiting();
             if !reading {
-                self.unheard(clock::now().instant);
+                self.unheard(self.now.instant);
             }
             let deadline = self.deadline();
             // Deadlines mostly move on: one that rings early is set again then.
@@ -519,7 +522,8 @@ impl Connection<'_> {
                     Woken::Nothing
                 }
             };
-            let now = clock::now().instant;
+            self.now = clock::now();
+            let now = self.now.instant;
             if !reading {
                 self.unheard(now);
             }
@@ -587,7 +591,7 @@ impl Connection<'_> {
     /// Takes whole packets out of the buffer.
     async fn receive(&mut self) {
         while self.session.wants_packets() && !self.place.is_waiting() {
-            let now = clock::now().instant;
+            let now = self.now.instant;
             let mut effects = Vec::new();
             match packet::frame(&mut self.buffer, &self.shared.limits) {
                 Ok(Framing::Whole(frame)) => {
@@ -627,9 +631,8 @@ impl Connection<'_> {
             if !self.session.wants_messages() || self.outbox.weight() >= OUT_ENOUGH {
                 return false;
             }
-            let now = clock::now();
             let mut effects = Vec::new();
-            match self.fetch_one(now, &mut effects) {
+            match self.fetch_one(self.now, &mut effects) {
                 Ok(Fetched::One) => {}
                 Ok(Fetched::Nothing) => return false,
                 // That was a long look, and there may be thousands of them.
@@ -728,7 +731,7 @@ impl Connection<'_> {
                 }
                 Effect::Close => {
                     self.closing = true;
-                    self.progress = clock::now().instant;
+                    self.progress = self.now.instant;
                 }
             }
         }
@@ -745,12 +748,13 @@ impl Connection<'_> {
         };
         // On the heap: an idle connection needs no room for it.
         Box::pin(hand_over(self.shared, self.session.id, publish, refusal, reply, place)).await;
-        self.unheard(clock::now().instant); // it may have waited for the index
+        self.now = clock::now(); // it may have waited for the index
+        self.unheard(self.now.instant);
     }
 
     fn send(&mut self, push: impl FnOnce(&mut Outbox)) {
         if self.outbox.is_empty() {
-            self.progress = clock::now().instant;
+            self.progress = self.now.instant;
         }
         push(&mut self.outbox);
     }
@@ -766,7 +770,7 @@ impl Connection<'_> {
         let stall = (self.closing || !self.outbox.is_empty()).then(|| self.write_deadline());
         let keep_alive = self.session.deadline();
         let part = self.read_deadline();
-        let now = clock::now().instant;
+        let now = self.now.instant;
         let look_again = matches!(self.place, Place::Taken(_)).then_some(now + LOOK_AGAIN);
         [stall, keep_alive, part, look_again].into_iter().flatten().min().unwrap_or(now + IDLE)
     }
@@ -774,7 +778,7 @@ impl Connection<'_> {
     /// Whether there is nothing left to do for the client: who sees its connection closed also finds what it
     /// published.
     fn is_done(&self) -> bool {
-        let settled = self.session.is_settled() || self.write_deadline() <= clock::now().instant;
+        let settled = self.session.is_settled() || self.write_deadline() <= self.now.instant;
         self.closing && self.outbox.is_empty() && settled
     }
 

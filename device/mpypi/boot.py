@@ -105,8 +105,8 @@ def start(root):
     "confirming": a new release runs and is not confirmed yet.
     "restart": files were put in place, or taken back, under what runs now.
     """
-    # Before anything is read, something is written: after a power cut in the middle of a rename, littlefs hides the
-    # name next to the old one until it has repaired that (`lfs_fs_forceconsistency`).
+    # Before anything is read, something is written: after a power cut in the middle of a rename, littlefs
+    # hides the name next to the old one until it has repaired that (`lfs_fs_forceconsistency`).
     for folder in (FOLDER[:-1], STAGING, OLD):
         try:
             os.mkdir(root + folder)
@@ -156,8 +156,8 @@ def start(root):
 
 
 def redo(root):
-    """Does every operation of the plan that is not done. Where a copy of the old file is kept, its place is never
-    empty: see `commit`."""
+    """Does every operation of the plan that is not done. Where a copy of the old file is kept, its place is
+    never empty: see `commit`."""
     _with_room(root, _redo, root)
     sync()
 
@@ -197,7 +197,7 @@ def _redo(root):
 
 
 def _undo(root):
-    """Takes back every operation of the plan that was done. They are of different paths, so any order will do."""
+    """Takes back every operation of the plan that was done. Each is of another path, so any order will do."""
     number = 0
     for line in lines(root + PLAN):
         if "folder" in line:
@@ -251,7 +251,8 @@ def _end(root):
 
 
 def tidy(root):
-    """Removes what means nothing without a journal, and the folders that were made for a release and not used."""
+    """Removes what means nothing without a journal, and the folders that were made for a release and not
+    used."""
     if kind(root + PLAN) == FILE:
         try:
             remove_folders(root, folders(root + PLAN))

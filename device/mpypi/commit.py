@@ -1,6 +1,7 @@
 """Puts the release under way in place."""
 
-# All that is needed until the restart: if the agent is part of the release, what is imported later is another's.
+# All that is needed until the restart: if the agent is part of the release, what is imported later is
+# another's.
 from . import boot, leave, limits
 from .boot import FILE, INSTALLED, JOURNAL, NONE, OLD, PLAN, RESERVE, header, kind, lines
 from .files import write
@@ -60,10 +61,10 @@ def commit(root, seen, changes):
 
 
 def _keep_copies(root):
-    # Before the commit, a copy is kept of the old files whose folders a start needs. They are then replaced by one
-    # rename, and a power cut does not leave a device without its boot.py, or without the module that goes on with
-    # the journal. Nor is anything moved out of their folders: littlefs, cut in the middle of that, hides the
-    # neighbour of what was moved.
+    # Before the commit, a copy is kept of the old files whose folders a start needs. They are then replaced
+    # by one rename, and a power cut does not leave a device without its boot.py, or without the module that
+    # goes on with the journal. Nor is anything moved out of their folders: littlefs, cut in the middle of
+    # that, hides the neighbour of what was moved.
     number = 0
     for line in lines(root + PLAN):
         if "folder" in line:

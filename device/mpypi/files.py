@@ -93,8 +93,8 @@ def write(file, data):
 
 
 class Filter:
-    """Notes digests in bounded memory: says of a noted one that it may be noted, and of nearly all others that
-    they are not."""
+    """Notes digests in bounded memory: says of a noted one that it may be noted, and of nearly all others
+    that they are not."""
 
     def __init__(self):
         self._bits = bytearray(512)

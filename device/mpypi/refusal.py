@@ -1,4 +1,5 @@
-"""Why a list or a release is not applied, and what follows: the words and texts of agent-sim/src/refusal.rs."""
+"""Why a list or a release is not applied, and what follows: the words and texts of
+agent-sim/src/refusal.rs."""
 
 from micropython import const
 
@@ -10,7 +11,8 @@ _ENOSPC = const(28)
 
 
 class Refused(Exception):
-    """`word` is stable, for programs; `text` starts with it and is what a node's state message says in `error`."""
+    """`word` is stable, for programs; `text` starts with it and is what a node's state message says in
+    `error`."""
 
     def __init__(self, word, detail):
         super().__init__(word)
@@ -29,8 +31,8 @@ class Refused(Exception):
 
     @property
     def verdict(self):
-        """`retry`: it may work later. `reject`: remember, and do not try this list again until told to. `bug`: the
-        agent contradicts itself; report, change nothing."""
+        """`retry`: it may work later. `reject`: remember, and do not try this list again until told to.
+        `bug`: the agent contradicts itself; report, change nothing."""
         return "retry" if self.word in _RETRY else "bug" if self.word == "bug" else "reject"
 
 

@@ -1,10 +1,11 @@
 """What a device keeps, such that a power cut at any operation leaves the old or the new release.
 
-The format and the steps are those of agent-sim/src/store.rs, whose table is the normative text. Lists, records
-and wheels are read and written line by line and piece by piece. A start, and what follows a commit, are in boot.py.
+The format and the steps are those of agent-sim/src/store.rs, whose table is the normative text. Lists,
+records and wheels are read and written line by line and piece by piece. A start, and what follows a commit,
+are in boot.py.
 
-Each step is a module of its own (survey, incoming, gather, unpack, plan, commit), of which no two need to be in memory
-together: where memory is short, the agent goes through them without a `Store`.
+Each step is a module of its own (survey, incoming, gather, unpack, plan, commit), of which no two need to be
+in memory together: where memory is short, the agent goes through them without a `Store`.
 
 Entries are the dicts of an update list as they stand in it: `type`, `name`, `version`, `path`, `pkg_sha256`,
 `size`. Everything may raise `Refused`.
@@ -38,7 +39,8 @@ class Store:
         self.root = boot.place(root)
         # What is installed: `channel`, `sequence`, `version`, `list`, where known.
         self.head = {}
-        # The newest list accepted: `channel`, `sequence`, `version`, `list`; `refused`: {"error", "rolled_back"}.
+        # The newest list accepted: `channel`, `sequence`, `version`, `list`; and `refused`, with `error` and
+        # `rolled_back`.
         self.seen = None
         # Where the agent streams a list to, and where it stands when complete. Meaningless after a restart.
         self.list_path = self.root + boot.FOLDER + "list.json"
@@ -46,10 +48,11 @@ class Store:
 
     @_flash
     def boot(self):
-        """Finishes or takes back what a journal says, and counts a start, unless `boot.run` did in this start.
+        """Finishes or takes back what a journal says, and counts a start, unless `boot.run` did in this
+        start.
 
-        -> ("rest", seen or None): the installed release runs. `seen["refused"]["rolled_back"]` says whether the
-           newest list was taken back.
+        -> ("rest", seen or None): the installed release runs. `seen["refused"]["rolled_back"]` says whether
+           the newest list was taken back.
         -> ("confirming", seen): a new release runs, and waits for `confirm` or `give_up`.
         -> ("restart", seen): files were put in place or taken back under what runs now: restart the device.
         """
@@ -83,7 +86,8 @@ class Store:
             self.seen = seen
 
     def refuse(self, error):
-        """Notes that the list last accepted is not to be tried again (`error`: text), drops what was fetched."""
+        """Notes that the list last accepted is not to be tried again (`error`: text), drops what was
+        fetched."""
         if self.seen:
             seen = dict(self.seen)
             seen["refused"] = {"error": error, "rolled_back": False}
@@ -106,11 +110,11 @@ class Store:
 
     @_flash
     def survey(self, entries):
-        """What must be fetched. `entries()` gives a fresh iterator over the wheels (one for each name) and src
-        files of the accepted list, each time the same. Drops what is staged for others.
+        """What must be fetched. `entries()` gives a fresh iterator over the wheels (one for each name) and
+        src files of the accepted list, each time the same. Drops what is staged for others.
 
-        -> (bitmap, total): bit n (`bitmap[n >> 3] & 1 << (n & 7)`) is set where entry n must be fetched; `total`
-           is the sum of their sizes, where the list says them. The same bytes are asked for once.
+        -> (bitmap, total): bit n (`bitmap[n >> 3] & 1 << (n & 7)`) is set where entry n must be fetched;
+           `total` is the sum of their sizes, where the list says them. The same bytes are asked for once.
         """
         from .survey import survey
 

@@ -1,8 +1,9 @@
 //! Our broker beside mosquitto, one after the other in the same run, round after round; prints medians and
 //! ratios. `make bench`; `-- --quick` for a minute instead of ten, `-- fan-out` for the rows that say so.
 //!
-//! Ours syncs every acknowledged publish to disk; mosquitto keeps its messages in memory. A raw sink, which
-//! writes the same bytes to the same sockets and does nothing else, shows what the machine gives.
+//! Ours syncs every acknowledged publish to disk; mosquitto keeps its messages in memory, but where a row says
+//! otherwise. A raw sink, which writes the same bytes to the same sockets and does nothing else, shows what the
+//! machine gives.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails should fail where it stands")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
@@ -41,6 +42,14 @@ struct Figure {
 enum Kind {
     Ours,
     Mosquitto,
+}
+
+/// Where mosquitto keeps what it acknowledges.
+#[derive(Debug, Clone, Copy)]
+enum Keeping {
+    /// On disk, as it can: it writes all it has after each change.
+    OnDisk,
+    InMemory,
 }
 
 /// A row of the table.
@@ -85,8 +94,7 @@ fn main() {
         let (ours, theirs) = (median(ours), median(theirs));
         // How much better ours is, whichever way better lies.
         let better = |ours: f64, theirs: f64| if row.more { ours / theirs } else { theirs / ours };
-        raw.sort_by(f64::total_cmp);
-        let raw = raw.get(raw.len() / 2).copied();
+        let raw = (!raw.is_empty()).then(|| middle(raw));
         let shown = |number: Option<f64>| number.map(|number| format!("{number:.2}")).unwrap_or_default();
         let of_raw = shown(raw.map(|raw| better(ours.value, raw)));
         let cpu = |figure: Figure| match row.cpu_per {
@@ -113,14 +121,16 @@ fn rows(quick: bool) -> Vec<Row> {
     for (connections, messages) in
         [(1, if quick { 500 } else { 2000 }), (16, if quick { 4000 } else { 16_000 })]
     {
-        rows.push(Row {
-            name: format!("publish 1 KiB retained, {connections} at once"),
-            unit: "1/s",
-            more: true,
-            run: Box::new(move |kind| publish(kind, connections, messages)),
-            raw: None,
-            cpu_per: Some((messages as f64 / 1e6, "µs each")),
-        });
+        for (name, keeping) in [("kept on disk", Keeping::OnDisk), ("theirs in memory", Keeping::InMemory)] {
+            rows.push(Row {
+                name: format!("publish 1 KiB, {name}, {connections} at once"),
+                unit: "1/s",
+                more: true,
+                run: Box::new(move |kind| publish(kind, keeping, connections, messages)),
+                raw: None,
+                cpu_per: Some((messages as f64 / 1e6, "µs each")),
+            });
+        }
     }
     let sizes: &[usize] = if quick { &[256] } else { &[64, 256, 1024] };
     for &clients in if quick { &[200][..] } else { &[100, 1000] } {
@@ -142,7 +152,7 @@ fn rows(quick: bool) -> Vec<Row> {
             more: false,
             run: Box::new(move |kind| push(kind, clients)),
             raw: Some(Box::new(move || raw_push(clients))),
-            cpu_per: Some((clients as f64 / 1e6, "µs each")),
+            cpu_per: Some(((clients * PUSHES) as f64 / 1e6, "µs each")),
         });
     }
     let clients = if quick { 1000 } else { 10_000 };
@@ -163,14 +173,16 @@ fn rows(quick: bool) -> Vec<Row> {
         cpu_per: Some((clients as f64 / 1e6, "µs each")),
     });
     let messages = if quick { 1000 } else { 10_000 };
-    rows.push(Row {
-        name: format!("restart with {messages} of 4 KiB"),
-        unit: "ms to the first",
-        more: false,
-        run: Box::new(move |kind| restart(kind, messages)),
-        raw: None,
-        cpu_per: None,
-    });
+    for (name, signal) in [("stopped", "-TERM"), ("ours killed", "-KILL")] {
+        rows.push(Row {
+            name: format!("restart with {messages} of 4 KiB, {name}"),
+            unit: "ms to the first",
+            more: false,
+            run: Box::new(move |kind| restart(kind, messages, signal)),
+            raw: None,
+            cpu_per: None,
+        });
+    }
     rows
 }
 
@@ -182,10 +194,19 @@ struct Bench {
 
 impl Bench {
     fn start(kind: Kind) -> Bench {
+        Bench::start_keeping(kind, Keeping::InMemory)
+    }
+
+    /// Ours keeps on disk whatever it acknowledges, always.
+    fn start_keeping(kind: Kind, theirs: Keeping) -> Bench {
         let world = World::new();
-        let server = match kind {
-            Kind::Ours => Server::start(&world),
-            Kind::Mosquitto => Server::mosquitto(&world),
+        let server = match (kind, theirs) {
+            (Kind::Ours, _) => Server::start(&world),
+            (Kind::Mosquitto, Keeping::InMemory) => Server::mosquitto(&world),
+            (Kind::Mosquitto, Keeping::OnDisk) => {
+                let settings = "persistence true\nautosave_on_changes true\nautosave_interval 1\n";
+                Server::mosquitto_with(&world, settings)
+            }
         };
         Bench { server, _world: world }
     }
@@ -253,7 +274,7 @@ fn subscribe(topic: &str) -> Vec<u8> {
 
 /// Reads and throws away so many bytes.
 async fn swallow(stream: &mut TcpStream, mut bytes: usize) {
-    let mut scratch = vec![0; 64 * 1024];
+    let mut scratch = vec![0; bytes.min(64 * 1024)];
     while bytes > 0 {
         let count = stream.read(&mut scratch).await.unwrap();
         assert!(count > 0, "closed with {bytes} bytes to come");
@@ -261,10 +282,10 @@ async fn swallow(stream: &mut TcpStream, mut bytes: usize) {
     }
 }
 
-fn publish(kind: Kind, connections: usize, messages: usize) -> Figure {
+fn publish(kind: Kind, keeping: Keeping, connections: usize, messages: usize) -> Figure {
     /// Messages under way on each connection.
     const WINDOW: usize = 20;
-    let bench = Bench::start(kind);
+    let bench = Bench::start_keeping(kind, keeping);
     let address = bench.server.address;
     let (cpu, started) = (bench.cpu(), Instant::now());
     let threads: Vec<_> = (0..connections)
@@ -343,17 +364,29 @@ fn raw_push(clients: usize) -> f64 {
     const SIZE: usize = 2060;
     with_raw("pusher", SIZE, |to| {
         block_on(async {
+            let barrier = Arc::new(Barrier::new(clients + 1));
             let mut tasks = JoinSet::new();
             for _ in 0..clients {
                 let mut stream = open(to).await;
                 stream.write_all(&[0]).await.unwrap();
-                tasks.spawn(async move { swallow(&mut stream, SIZE).await });
+                let barrier = barrier.clone();
+                tasks.spawn(async move {
+                    for _ in 0..PUSHES {
+                        swallow(&mut stream, SIZE).await;
+                        barrier.wait().await;
+                    }
+                });
             }
-            let mut trigger = open(to).await;
-            let started = Instant::now();
-            trigger.write_all(&[1]).await.unwrap();
+            let mut figures = Vec::new();
+            for _ in 0..PUSHES {
+                let mut trigger = open(to).await;
+                let started = Instant::now();
+                trigger.write_all(&[1]).await.unwrap();
+                barrier.wait().await;
+                figures.push(started.elapsed().as_secs_f64() * 1000.0);
+            }
             tasks.join_all().await;
-            started.elapsed().as_secs_f64() * 1000.0
+            middle(figures)
         })
     })
 }
@@ -395,12 +428,15 @@ async fn sink(size: usize) {
     }
 }
 
+/// Lists pushed one after the other to the same clients.
+const PUSHES: usize = 5;
+
 fn push(kind: Kind, clients: usize) -> Figure {
     let bench = Bench::start(kind);
     let to = bench.server.address;
-    let list = format!(r#"[{{"type":"note","text":"{}"}}]"#, "x".repeat(2000));
+    let list = |n| format!(r#"[{{"type":"note","text":"{}{n}"}}]"#, "x".repeat(2000));
     let mut publisher = Client::connect(to, "publisher");
-    let (seconds, cpu) = block_on(async {
+    let (figures, cpu) = block_on(async {
         // Something retained, so that both brokers answer the subscription.
         assert!(publisher.retain("mpypi/channels/bench", b"[]"));
         let ask = subscribe("mpypi/channels/bench");
@@ -409,28 +445,45 @@ fn push(kind: Kind, clients: usize) -> Figure {
         for n in 0..clients {
             let mut stream = connect(to, n).await;
             stream.write_all(&ask).await.unwrap();
-            let (barrier, size) = (barrier.clone(), list.len());
+            // 3 bytes of header, 2 of length, 20 of topic, 2 of id.
+            let (barrier, size) = (barrier.clone(), 27 + list(0).len());
             tasks.spawn(async move {
-                // SUBACK, and the list that is there: 2 bytes of header, 2 of length, 20 of topic, 2 of id, 2.
+                // SUBACK, and the list that is there, whose header has a byte less.
                 swallow(&mut stream, 5 + 28).await;
                 barrier.wait().await;
-                swallow(&mut stream, size).await;
+                for _ in 0..PUSHES {
+                    swallow(&mut stream, size).await;
+                    barrier.wait().await;
+                }
                 stream
             });
         }
         barrier.wait().await;
-        let (cpu, started) = (bench.cpu(), Instant::now());
-        tokio::task::block_in_place(|| assert!(publisher.retain("mpypi/channels/bench", list.as_bytes())));
-        let streams = tasks.join_all().await;
-        let seconds = started.elapsed().as_secs_f64();
-        drop(streams);
-        (seconds, cpu)
+        let cpu = bench.cpu();
+        let mut figures = Vec::new();
+        for n in 0..PUSHES {
+            let started = Instant::now();
+            let list = list(n);
+            tokio::task::block_in_place(|| {
+                assert!(publisher.retain("mpypi/channels/bench", list.as_bytes()))
+            });
+            barrier.wait().await;
+            figures.push(started.elapsed().as_secs_f64() * 1000.0);
+        }
+        drop(tasks.join_all().await);
+        (figures, cpu)
     });
-    bench.figure(seconds * 1000.0, cpu)
+    bench.figure(middle(figures), cpu)
+}
+
+fn middle(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
 }
 
 /// Milliseconds from the start of a broker that holds so many messages to one of them in a client's hands.
-fn restart(kind: Kind, messages: usize) -> Figure {
+/// Ours is ended by `signal`; mosquitto always stops in peace, since it would have nothing left otherwise.
+fn restart(kind: Kind, messages: usize, signal: &str) -> Figure {
     let world = World::new();
     let start = || match kind {
         Kind::Ours => Server::start(&world),
@@ -446,10 +499,9 @@ fn restart(kind: Kind, messages: usize) -> Figure {
     }
     (0..messages.min(50)).for_each(|_| assert!(client.acknowledged().is_some()));
     drop(client);
-    // Ours may be killed; mosquitto would have nothing left.
-    match kind {
-        Kind::Ours => server.kill(),
-        Kind::Mosquitto => assert_eq!(server.stop("-TERM"), Some(0)),
+    match (kind, signal) {
+        (Kind::Ours, "-KILL") => server.kill(),
+        _ => assert_eq!(server.stop("-TERM"), Some(0)),
     }
     let started = Instant::now();
     let server = start();

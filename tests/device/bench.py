@@ -1,5 +1,5 @@
-"""What the tests of the device's store share: releases made by the Rust side, an update without a connection, and
-flashes whose power goes off."""
+"""What the tests of the device's store share: releases made by the Rust side, an update without a connection,
+and flashes whose power goes off."""
 
 import hashlib
 import json
@@ -152,7 +152,8 @@ def assert_one_of(root, allowed, place):
     for number, release in enumerate(allowed):
         if found == release:
             return number
-    differing = [name for name in set(list(found) + list(allowed[-1])) if found.get(name) != allowed[-1].get(name)]
+    last = allowed[-1]
+    differing = [name for name in set(list(found) + list(last)) if found.get(name) != last.get(name)]
     raise AssertionError("%s: neither release; not of the last: %s" % (place, sorted(differing)))
 
 
@@ -175,9 +176,10 @@ class Folder:
 
 
 class CutFs:
-    """Counts what changes the file system below it, and cuts the power at operation `cut_at`, in one of three ways:
-    "clean", "torn" (half of the bytes being written are there) or "lost" (bytes not flushed are gone); `ways` says
-    which make a difference. Holds at most `capacity` bytes; at operation `full_at`, another takes all the room."""
+    """Counts what changes the file system below it, and cuts the power at operation `cut_at`, in one of three
+    ways: "clean", "torn" (half of the bytes being written are there) or "lost" (bytes not flushed are gone);
+    `ways` says which make a difference. Holds at most `capacity` bytes; at operation `full_at`, another takes
+    all the room."""
 
     def __init__(self, inner):
         self.inner = inner

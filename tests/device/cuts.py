@@ -1,8 +1,10 @@
-"""Cuts the power at every operation of an install, an upgrade and a rollback, and looks what the next start makes of it.
+"""Cuts the power at every operation of an install, an upgrade and a rollback, and looks what the next start
+makes of it.
 
     micropython cuts.py posix|littlefs RELEASES SCRATCH [EVERY]
 
-RELEASES holds the releases 1 and 2, SCRATCH is an empty folder. Every EVERYth cut is tried, in each of its ways.
+RELEASES holds the releases 1 and 2, SCRATCH is an empty folder. Every EVERYth cut is tried, in each of its
+ways.
 """
 
 import os
@@ -29,8 +31,8 @@ def until_confirming(root, release):
 
 
 class Scenario:
-    """`start` makes the device, `run` is what is cut; `allowed` are the file systems it may leave, the last of which
-    `converge` reaches."""
+    """`start` makes the device, `run` is what is cut; `allowed` are the file systems it may leave, the last
+    of which `converge` reaches."""
 
     def __init__(self, name, start, run, allowed, converge):
         self.name, self.start, self.run, self.allowed, self.converge = name, start, run, allowed, converge

@@ -1,10 +1,10 @@
-"""Lets the agent update itself, and cuts the power at every operation of that. The next start is the device's own: its
-boot.py, with the agent's modules as they stand on its flash.
+"""Lets the agent update itself, and cuts the power at every operation of that. The next start is the device's
+own: its boot.py, with the agent's modules as they stand on its flash.
 
     micropython itself.py RELEASES EVERY
 
-In the releases, modules of the agent other than `boot` and the package cannot be imported beside those of the other
-release.
+In the releases, modules of the agent other than `boot` and the package cannot be imported beside those of the
+other release.
 """
 
 import os
@@ -70,7 +70,8 @@ def main(releases, every):
             chip = littlefs(bytearray(image))
             answer, release = power_on(ROOT)
             seen.add((answer[0], release))
-            assert (answer[0], release) in (("rest", 1), ("confirming", 2)), "%s: %s, %s" % (place, answer, release)
+            right = (answer[0], release) in (("rest", 1), ("confirming", 2))
+            assert right, "%s: %s, %s" % (place, answer, release)
             assert_one_of(ROOT, [[first, second][release - 1].expected()], place)
             vfs.umount(ROOT)
         image[at : at + len(data)] = data

@@ -1,4 +1,5 @@
-"""Fills the flash up: at every operation of an upgrade, and with every little more room than is needed for nothing.
+"""Fills the flash up: at every operation of an upgrade, and with every little more room than is needed for
+nothing.
 
     micropython space.py posix|littlefs RELEASES SCRATCH [EVERY]
 """

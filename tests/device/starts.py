@@ -56,7 +56,8 @@ def a_release_is_confirmed_by_the_application(first, second):
 
 def a_damaged_record_is_told_and_nothing_else_happens(first, second):
     before = walk(ROOT)
-    for text in (b"", b"{", b"[]\n", b'{"format":9}\n', b"\xff\n", b'{"format":1}\n', b'{"format":1,"step":"x","seen":{}}\n'):
+    texts = [b"", b"{", b"[]\n", b"\xff\n", b'{"format":9}\n', b'{"format":1}\n']
+    for text in texts + [b'{"format":1,"step":"x","seen":{}}\n']:
         write(ROOT + boot.JOURNAL, text)
         word, why = switched_on()
         assert word == "failed" and why, (text, word)

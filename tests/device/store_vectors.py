@@ -118,10 +118,10 @@ def starts(cases, root):
         word = wake(root)[1][0]
         assert word == case["found"], (case["name"], word)
         found = everything(root)
-        assert found == case["after"], "%s: %s" % (
-            case["name"],
-            [(n, found.get(n), case["after"].get(n)) for n in set(list(found) + list(case["after"])) if found.get(n) != case["after"].get(n)],
-        )
+        after = case["after"]
+        wrong = [name for name in set(list(found) + list(after)) if found.get(name) != after.get(name)]
+        wrong = [(name, found.get(name), after.get(name)) for name in wrong]
+        assert not wrong, "%s: %s" % (case["name"], wrong)
         remove_tree(root)
     return len(cases["starts"])
 

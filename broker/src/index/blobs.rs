@@ -17,8 +17,8 @@ use mpypi_protocol::Digest;
 
 use super::{IndexError, record::Body, snapshot::Pin};
 
-/// Bytes read at once.
-pub const CHUNK: u64 = 64 * 1024;
+/// Bytes read, and handed to a socket, at once: most packages are one piece, for which a reader is woken once.
+pub const CHUNK: u64 = 256 * 1024;
 
 /// Bytes of recently read pieces that are kept for the next reader.
 const CACHE: usize = 16 * 1024 * 1024;
