@@ -28,10 +28,10 @@ from .refusal import Lost, Refused, of_flash
 # The agent that runs, if one does: `mpypi.confirm` tells it.
 running = None
 
-# The largest first; each brings what it imports.
-_MODULES = (
-    "wheel lists plan start dial gather listen judge survey commit unpack greet arrive incoming fail confirm leave"
-)
+# For whatever comes from the line or from a file, a piece at a time. Made once, so that a heap in pieces cannot stop an
+# update; `files` uses it, too.
+buffer = bytearray(limits.PIECE)
+
 _RESIDENT = ("mpypi.agent", "mpypi.blocking", "mpypi.limits", "mpypi.refusal")
 
 
@@ -42,7 +42,7 @@ def tidy():
         return
     package = sys.modules["mpypi"]
     for name in list(sys.modules):
-        if name == "mpypi.mqtt" and running and running.line:
+        if name in ("mpypi.mqtt", "mpypi.report") and running and running.line:
             continue
         if name.startswith("mpypi.") and name not in _RESIDENT:
             del sys.modules[name]
@@ -51,10 +51,16 @@ def tidy():
     gc.collect()
     if running:
         # What was made while memory was full lies where it cuts what is free now to pieces.
-        for name in ("head", "seen", "tried", "published", "error", "asked", "packed", "queued"):
+        for name in ("head", "seen", "tried", "published", "error", "asked", "packed", "queued", "root", "folder"):
             setattr(running, name, _moved(getattr(running, name)))
-        if running.job:
-            running.job.seen = _moved(running.job.seen)
+        job = running.job
+        if job:
+            running.job = moved = Job(_moved(job.seen))
+            for name in ("tries", "again_at", "needs", "cursor", "open", "stall_at", "losses"):
+                setattr(moved, name, getattr(job, name))
+            if not job.open:
+                moved.open = {}
+            del job, moved
         gc.collect()
 
 
@@ -74,17 +80,6 @@ def pause(tries, first, most):
     """How long to wait before the next of `tries`, in ms: doubled each time, shortened at random by up to a half."""
     wait = min(most, first << min(tries, 16))
     return wait - random.getrandbits(16) % (wait // 2 + 1)
-
-
-def warm_up():
-    """Where memory is short, has every module in memory once, the largest first: what stays of each, its names, then lies
-    where it does not cut what is free to pieces.
-    """
-    for name in _MODULES.split(" "):
-        if gc.mem_free() > limits.PLENTY:
-            return
-        __import__("mpypi." + name)
-        tidy()
 
 
 class Job:
@@ -138,16 +133,9 @@ class Agent:
         log=print,
         nap=None,
     ):
-        self.buffer = memoryview(bytearray(limits.PIECE))
-        warm_up()
-        from . import names
-
-        self.server = names.server(server, user, password, ca)
+        # What stays comes first: see `warm`.
+        self.server = self.channel = self.node = self.topics = None
         self.trust = (ca, cert, key)
-        self.channel = names.channel(channel)
-        self.node = names.node(node)
-        self.topics = ("mpypi/channels/" + self.channel, "mpypi/nodes/" + self.node + "/")
-        tidy()
         self.root = root
         self.keys = keys
         self.confirm_after = confirm_after
@@ -179,6 +167,17 @@ class Agent:
         self.lines = []  # for people
         self.published = None
         self.published_at = 0
+        tidy()
+        from . import warm
+
+        warm.up()
+        from . import names
+
+        self.server = names.server(server, user, password, ca)
+        self.channel = names.channel(channel)
+        self.node = names.node(node)
+        self.topics = ("mpypi/channels/" + self.channel, "mpypi/nodes/" + self.node + "/")
+        tidy()
 
     # What users call
 
@@ -367,24 +366,9 @@ class Agent:
 
     async def report(self):
         """Reports a change at once, and mere progress at a bounded rate."""
-        now = time.ticks_ms()
-        state = (self.phase, self.seen.get("sequence"), self.seen.get("version"), self.error, self.attempt)
-        progress = (self.done, self.total)
-        if self.published and self.published[0] == state:
-            if self.published[1] == progress or time.ticks_diff(now, self.published_at) < limits.PROGRESS:
-                return
-        text = '{"phase":"%s"' % self.phase
-        if state[1] is not None:
-            text += ',"sequence":%d' % state[1]
-        if state[2] is not None:
-            text += ',"version":' + json.dumps(state[2])
-        text += ',"done":%d,"total":%d' % progress
-        if self.error is not None:
-            text += ',"error":' + json.dumps(self.error)
-        text += ',"attempt":%d}' % self.attempt
-        await self.line.publish(self.topics[1] + "state", text.encode())
-        self.published = (state, progress)
-        self.published_at = now
+        from .report import report
+
+        await report(self)
 
 
 def _asyncio_nap():

@@ -6,6 +6,7 @@ import socket
 import time
 
 from . import limits
+from .agent import buffer
 from .mqtt import CONNACK, Line
 from .refusal import Lost
 
@@ -26,7 +27,7 @@ async def run(agent):
     host, port, secure = agent.server[:3]
     agent.hang_up()
     agent.since = 0
-    line = agent.line = Line(agent.nap, agent.buffer)
+    line = agent.line = Line(agent.nap, memoryview(buffer))
     try:
         places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     except OSError as error:

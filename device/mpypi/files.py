@@ -3,6 +3,7 @@
 import binascii
 import hashlib
 import os
+import sys
 
 from micropython import const
 
@@ -22,7 +23,9 @@ _ENOENT = const(2)
 _ENOTDIR = const(20)
 
 # Shared by all that reads and writes files: allocated once, so that a heap in pieces cannot stop an update.
-_buffer = bytearray(limits.PIECE)
+# The agent's has nothing to do with files while files have to do with it.
+_agent = sys.modules.get("mpypi.agent")
+_buffer = _agent.buffer if _agent else bytearray(limits.PIECE)
 piece = memoryview(_buffer)
 
 

@@ -12,8 +12,9 @@ import hashlib
 from micropython import const
 
 from . import limits
-from .paths import channel_problem, check_path, consists, has_control, is_digest, normalized
+from .paths import check_path, has_control, normalized
 from .refusal import Refused
+from .words import channel_problem, consists, is_digest
 
 _KEYS = {
     "release": ("channel", "sequence", "version", "created", "expires"),

@@ -3,7 +3,8 @@
 import sys
 
 from . import limits
-from .paths import channel_problem, has_control
+from .paths import has_control
+from .words import channel_problem
 
 
 def channel(name):

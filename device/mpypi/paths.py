@@ -1,4 +1,4 @@
-"""Names: of files that stay inside a device's root, of packages, and of channels.
+"""Names: of files that stay inside a device's root, and of packages.
 
 Texts are looked at byte by byte: MicroPython keeps every single character that a text is taken apart to, for ever.
 """
@@ -43,31 +43,9 @@ def has_control(data):
     return False
 
 
-def consists(data, more):
-    """Whether bytes are only ASCII letters, digits, and those of `more`."""
-    for byte in data:
-        if not (97 <= byte | 32 <= 122 or 48 <= byte <= 57 or byte in more):
-            return False
-    return True
-
-
-def is_digest(text):
-    """Whether a text is a SHA-256 in lower case."""
-    data = text.encode()
-    return len(data) == 64 and not data.strip(b"0123456789abcdef")
-
-
 def normalized(name):
     """A package's name as in its dist-info folder: lower case, runs of `-`, `_` and `.` made one `_`."""
     name = name.lower().replace("-", "_").replace(".", "_")
     while "__" in name:
         name = name.replace("__", "_")
     return name
-
-
-def channel_problem(name):
-    """What is wrong with the name of a channel."""
-    data = name.encode()
-    if 0 < len(data) <= limits.CHANNEL_NAME and consists(data, b"._-") and consists(data[:1], b""):
-        return None
-    return "`%s` is no channel name: use letters, digits, `.`, `_` and `-`, a letter or digit first" % name[:80]

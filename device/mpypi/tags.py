@@ -3,7 +3,7 @@
 import sys
 
 from . import limits
-from .paths import consists
+from .words import consists
 
 _ARCHITECTURES = (
     "x86 x64 armv6 armv6m armv7m armv7em armv7emsp armv7emdp xtensa xtensawin rv32imc rv64imc".split(" ")

@@ -4,6 +4,10 @@ import json
 import os
 
 from . import limits
+
+# Keeps a place free for what unpacking needs in one piece, while modules take their many small ones.
+_place = bytearray(limits.INFLATE)
+
 from .files import FILE, GATHERED, digest, is_staged, kind, staged_name, topic, write
 from .refusal import Refused, missing_package
 
@@ -26,11 +30,12 @@ def unpack(root, entries, packed):
 
 
 def _unpack(root, entry, out):
-    # Keeps a place free for what unpacking needs in one piece, while the module takes its many small ones.
-    place = bytearray(limits.INFLATE)
-    from .wheel import unpack
+    global _place
+    from . import wheel
 
-    place = None
+    if _place:
+        wheel.place = _place
+        _place = None
 
     def have(path, wanted):
         return is_staged(root, wanted) or digest(root + "/" + path) == wanted
@@ -43,7 +48,7 @@ def _unpack(root, entry, out):
     if kind(package) != FILE:
         raise missing_package(topic(entry))
     try:
-        unpack(root, entry, have, add)
+        wheel.unpack(root, entry, have, add)
     except Refused as refused:
         if refused.verdict == "reject" and digest(package) != entry["pkg_sha256"]:
             # It was right when it was received: not the wheel is bad, but the flash.

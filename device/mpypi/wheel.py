@@ -22,6 +22,7 @@ ROOT = "lib"
 # Windows to unpack with, as powers of two. Our publisher writes members for which 4 KiB are enough; others get
 # up to deflate's 32 KiB if there is memory.
 _LEAST = const(8)
+_LITTLE = const(128)
 _USUAL = const(12)
 _MOST = const(15)
 
@@ -31,6 +32,21 @@ _END = b"PK\5\6"
 _STORED = const(0)
 _DEFLATED = const(8)
 _RECORD = b".dist-info/RECORD"
+
+
+# Where memory is short, keeps free what unpacking needs in one piece, while modules and names take their many small ones.
+place = None
+
+
+def hold(size):
+    """Keeps so many bytes free in one piece, as far as there are so many; 0 frees them."""
+    global place
+    place = None
+    if size:
+        try:
+            place = bytearray(size)
+        except MemoryError:
+            pass  # Perhaps less will do.
 
 
 class BadWheel(Exception):
@@ -226,11 +242,7 @@ class Archive:
         need = _LEAST
         while need < _MOST and size > 1 << need:
             need += 1
-        windows = [min(need, _USUAL)]
-        for window in (need, _MOST):
-            if window > windows[-1]:
-                windows.append(window)
-        return windows
+        return [need] if need <= _USUAL else [_USUAL, need]
 
     def open(self, window):
         """The member's content, as a stream."""
@@ -252,6 +264,7 @@ class Archive:
         windows = self.windows()
         while True:
             window = windows.pop(0)
+            held = place and len(place)
             try:
                 return self._extract(part, digest, size, room, window)
             except BadWheel:
@@ -267,8 +280,13 @@ class Archive:
             except OSError:
                 _remove(part)
                 raise
+            finally:
+                if held:
+                    gc.collect()
+                    hold(held)
 
     def _extract(self, part, digest, size, room, window):
+        hold(0)
         gc.collect()
         stream = self.open(window)
         hasher = hashlib.sha256()
@@ -342,7 +360,7 @@ def record_lines(file):
     paths = Filter()
     while True:
         start = file.tell()
-        line = file.readline(limits.LINE)
+        line = _line(file)
         if not line:
             return
         number += 1
@@ -368,7 +386,7 @@ def _has_path(file, end, path):
     file.seek(0)
     found = False
     while not found and file.tell() < end:
-        text = _without_end(file.readline(limits.LINE))
+        text = _without_end(_line(file))
         found = bool(text) and _record_line(_text(text))[0] == path
     file.seek(after)
     return found
@@ -425,10 +443,9 @@ def header_lines(stream):
     value = ""
     number = 0
     while True:
-        line = stream.readline(limits.LINE)
-        more = line
-        while len(more) == limits.LINE and not more.endswith(b"\n"):
-            more = stream.readline(limits.LINE)
+        line = more = _line(stream)
+        while len(more) >= limits.LINE and not more.endswith(b"\n"):
+            more = _line(stream)
         number += 1
         text = _text(_without_end(line))
         if not text:
@@ -447,6 +464,18 @@ def header_lines(stream):
         key, value = name, text[colon + 1 :].strip()
     if key is not None:
         yield key, value
+
+
+def _line(file):
+    # The next line, or the next part of one that is longer than `limits.LINE`. By little: `readline` takes at once what it
+    # may need at most.
+    line = b""
+    while len(line) < limits.LINE and not line.endswith(b"\n"):
+        more = file.readline(_LITTLE)
+        if not more:
+            break
+        line += more
+    return line
 
 
 def _without_end(line):

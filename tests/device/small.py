@@ -19,9 +19,9 @@ if len(sys.argv) > 5:
     import builtins
     import gc
 
-    import mpypi.agent
+    import mpypi.warm
 
-    for name in mpypi.agent._MODULES.split(" ") + ["rsa", "tags", "names"]:
+    for name in mpypi.warm.MODULES.split(" ") + ["rsa", "tags", "names"]:
         __import__("mpypi." + name)
     real_len, real_import = builtins.len, builtins.__import__
     seen = [0, 0]
