@@ -86,7 +86,7 @@ impl Status {
             }
         }
         if !channels.is_empty() {
-            status.nodes.retain(|_, node| node.channel().is_some_and(|name| channels.contains(name)));
+            status.nodes.retain(|_, node| node.channel().is_some_and(|name| channels.contains(&name)));
         }
         status
     }
@@ -101,10 +101,12 @@ fn channel_status(payload: &[u8]) -> ChannelStatus {
 }
 
 impl NodeStatus {
-    /// The channel the node follows, as far as it says.
+    /// The channel the node follows, as far as it says; of one that runs Mpy-BLOX the broker says it.
     #[must_use]
-    pub fn channel(&self) -> Option<&ChannelName> {
-        self.info.as_ref().and_then(|info| info.channel.as_ref())
+    pub fn channel(&self) -> Option<ChannelName> {
+        let said = self.info.as_ref().and_then(|info| info.channel.clone());
+        let seen = || ChannelName::new(self.state.as_ref()?.extra.get("channel")?.as_str()?).ok();
+        said.or_else(seen)
     }
 }
 
@@ -129,6 +131,8 @@ mod tests {
             ),
             message("mpypi/nodes/a/state", r#"{"phase":"idle","sequence":3}"#),
             message("mpypi/nodes/a/online", "1"),
+            message("mpypi/nodes/m/info", r#"{"uname":{"sysname":"","machine":"","version":""}}"#),
+            message("mpypi/nodes/m/state", r#"{"phase":"failed","by":"broker","channel":"dev"}"#),
             message("mpypi/nodes/b/state", "not JSON"),
             message("mpypi/nodes/b/online", "0"),
         ]
@@ -149,6 +153,6 @@ mod tests {
         let dev = [ChannelName::new("dev").unwrap(), ChannelName::new("new").unwrap()];
         let status = Status::of(&dev, messages());
         assert!(matches!(status.channels[&dev[1]], ChannelStatus::Nothing));
-        assert_eq!(status.nodes.keys().map(NodeId::as_str).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(status.nodes.keys().map(NodeId::as_str).collect::<Vec<_>>(), ["a", "m"]);
     }
 }

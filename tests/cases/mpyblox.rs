@@ -271,7 +271,7 @@ fn what_cannot_be_installed_is_held_back_with_its_reason_and_the_node_runs_on() 
         assert!(server.log().contains(reason), "{}", server.log());
         let (_, metrics) = server.get("/metrics");
         assert!(metrics.contains("mpypi_mpyblox_nodes{state=\"held-back\"} 1\n"), "{metrics}");
-        let status = run("mpypi", &["status", "--broker", &server.url()]).expect_code(0).stdout;
+        let status = run("mpypi", &["status", "dev", "--broker", &server.url()]).expect_code(0).stdout;
         assert!(status.contains(NODE) && status.contains("held-back: "), "{status}");
 
         // The next release that it can take frees it.

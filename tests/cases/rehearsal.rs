@@ -143,6 +143,33 @@ fn an_upgrade_of_one_file_costs_a_tenth_of_the_release_at_the_socket() {
 }
 
 #[test]
+fn a_fleet_outlives_a_broker_that_is_killed_five_times_during_a_rollout() {
+    let world = World::new();
+    let mut server = Server::start(&world);
+    let address = server.address.to_string();
+    channel(&world, "print(1)\n");
+    publish(&world, &server);
+    let options =
+        ["--nodes", "150", "--profile", "home-wifi", "--seed", "5", "--faults-for", "3s", "--for", "150s"];
+    let expected = ["--releases", "2", "--expect", "applied=100%", "--expect", "bricked=0", "--json"];
+    let options =
+        [&["fleet", "--broker", &server.url(), "--confirm-after", "100ms"], &options[..], &expected];
+    let fleet = Running::start("mpypi-agent", &options.concat());
+    wait_until_applied(&server, 150, 1);
+    channel(&world, "print(2)\n");
+    publish(&world, &server);
+    for devices in [15, 30, 45, 60, 75] {
+        // In the middle of it: more have the release each time.
+        wait_until_applied(&server, devices, 2);
+        server.kill();
+        server = Server::start_with(&world, &["--listen", &address]);
+    }
+    let report = fleet.wait().expect_code(0).json();
+    assert_eq!(report["metrics"]["applied"], 150);
+    assert!(report["blows"]["connections"].as_u64().unwrap() > 150 * 2, "{}", report["blows"]);
+}
+
+#[test]
 fn what_is_no_profile_or_expectation_is_refused_before_anything_is_done() {
     let world = World::new();
     let unknown = run("mpypi-agent", &["fleet", "--profile", "moon"]).expect_code(1);

@@ -148,7 +148,7 @@ fn nodes(status: &Status, color: bool) -> Table {
         table.add_row([
             Cell::new(id),
             online,
-            Cell::new(node.channel().map(ToString::to_string).unwrap_or_default()),
+            Cell::new(node.channel().map(|channel| channel.to_string()).unwrap_or_default()),
             Cell::new(release.unwrap_or_default()),
             Cell::new(state.map(|state| state.phase.to_string()).unwrap_or_default()),
             Cell::new(received.unwrap_or_default()),
