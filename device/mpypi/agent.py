@@ -6,14 +6,16 @@ The states, reports and decisions are those of agent-sim/src/update.rs:
                 ↓ ↑            ↓                                    ↓
              (pause)         failed                            rolled_back
 
-What is done is cut into phases, each a module with `async def run(agent)`, which returns the name of the next one:
+What is done is cut into phases, each a module with `async def run(agent)`, which returns the name of the next
+one:
 
-    start → dial → greet → listen → judge → survey → listen → install → leave
-                             ↑ ↓                                 ↓
-                           confirm                              fail
+    start → dial → greet → listen → arrive → judge → survey → listen → gather → unpack → plan → commit
+                     ↑        ↓                                  ↓
+                  confirm ← ──┘                                 fail
 
-Where memory is short, a phase and what it needs are in memory only while it runs; this module, `mqtt`, `refusal` and
-`limits` stay. A connection is lost and made again in any phase, without disturbing what is under way.
+and `leave` where a device restarts, or has looked once. Where memory is short, a phase and what it needs are in
+memory only while it runs; this module, `blocking`, `limits` and `refusal` stay, with a connection `mqtt` and
+`report`. A connection is lost and made again in any phase, without disturbing what is under way.
 """
 
 import gc
@@ -28,8 +30,8 @@ from .refusal import Lost, Refused, of_flash
 # The agent that runs, if one does: `mpypi.confirm` tells it.
 running = None
 
-# For whatever comes from the line or from a file, a piece at a time. Made once, so that a heap in pieces cannot stop an
-# update; `files` uses it, too.
+# For whatever comes from the line or from a file, a piece at a time. Made once, so that a heap in pieces
+# cannot stop an update; `files` uses it, too.
 buffer = bytearray(limits.PIECE)
 
 _RESIDENT = ("mpypi.agent", "mpypi.blocking", "mpypi.limits", "mpypi.refusal")
@@ -51,7 +53,7 @@ def tidy():
     gc.collect()
     if running:
         # What was made while memory was full lies where it cuts what is free now to pieces.
-        for name in ("head", "seen", "tried", "published", "error", "asked", "packed", "queued", "root", "folder"):
+        for name in "head seen tried published error asked packed queued root folder".split(" "):
             setattr(running, name, _moved(getattr(running, name)))
         job = running.job
         if job:
@@ -77,7 +79,8 @@ def _moved(value):
 
 
 def pause(tries, first, most):
-    """How long to wait before the next of `tries`, in ms: doubled each time, shortened at random by up to a half."""
+    """How long to wait before the next of `tries`, in ms: doubled each time, shortened at random by up to a
+    half."""
     wait = min(most, first << min(tries, 16))
     return wait - random.getrandbits(16) % (wait // 2 + 1)
 
@@ -106,14 +109,16 @@ class Job:
 class Agent:
     """Keeps a device at the release that its channel has.
 
-    `server`: `mqtt://[user[:password]@]host[:port]`, or `mqtts://`, which needs `ca`, the file of the CA that vouches for
-    the broker; `cert` and `key` are files with a client's certificate. All of them in DER or PEM.
+    `server`: `mqtt://[user[:password]@]host[:port]`, or `mqtts://`, which needs `ca`, the file of the CA that
+    vouches for the broker; `cert` and `key` are files with a client's certificate. All of them in DER or PEM.
     `node`: the name of this device; by default made of the platform and the chip's unique id.
-    `keys`: whose signatures are believed: a dict of moduli in hexadecimal by the key's name, or the name of a JSON file with
-    one. With keys, nothing is installed that none of them signed.
-    `root`: where the device's files are. `confirm_after`: how long in ms a new release runs until it is taken to work;
-    `None`: the application calls `mpypi.confirm()`. `restart` is called instead of `machine.reset`. `log` gets lines for
-    people. `nap(ms)`: what waits; `asyncio.sleep_ms` by default.
+    `keys`: whose signatures are believed: a dict of moduli in hexadecimal by the key's name, or the name of a
+    JSON file with one. With keys, nothing is installed that none of them signed.
+    `root`: where the device's files are.
+    `confirm_after`: how long in ms a new release runs until it is taken to work; `None`: the application calls
+    `mpypi.confirm()`.
+    `restart` is called instead of `machine.reset`. `log` gets lines for people. `nap(ms)`: what waits;
+    `asyncio.sleep_ms` by default.
     """
 
     def __init__(
@@ -204,9 +209,9 @@ class Agent:
         return self.phase
 
     async def check(self):
-        """Looks at the channel once, updates, and returns the phase: `idle`, `failed`, `rolled_back`, or `confirming`
-        where the application or some more time has to say that the release works. If files change, it does not return:
-        the device restarts. Raises `mqtt.Lost` if there is no broker to ask.
+        """Looks at the channel once, updates, and returns the phase: `idle`, `failed`, `rolled_back`, or
+        `confirming` where the application or some more time has to say that the release works. If files
+        change, it does not return: the device restarts. Raises `Lost` if there is no broker to ask.
         """
         global running
         running = self
@@ -224,8 +229,8 @@ class Agent:
         return self.phase
 
     def confirm(self):
-        """The application says that the new release works. The agent notes it within a second; one that does not run, at
-        once.
+        """The application says that the new release works. The agent notes it within a second; one that does
+        not run, at once.
         """
         self.confirmed = True
         if running is not self:
@@ -297,7 +302,8 @@ class Agent:
         if not self.confirming:
             self.confirmed = False
             return False
-        return self.confirmed or self.confirm_at is not None and time.ticks_diff(self.confirm_at, time.ticks_ms()) <= 0
+        at = self.confirm_at
+        return self.confirmed or at is not None and time.ticks_diff(at, time.ticks_ms()) <= 0
 
     def tell(self, text):
         """Says something to people, here and there."""
@@ -325,7 +331,8 @@ class Agent:
             self.job = None
 
     def entries(self):
-        """The wheels and files of the release under way that this device takes, as `judge` wrote them down."""
+        """The wheels and files of the release under way that this device takes, as `judge` wrote them
+        down."""
         with open(self.folder + "list.jsonl", "rb") as file:
             while True:
                 line = file.readline()

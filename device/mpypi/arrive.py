@@ -34,8 +34,8 @@ async def run(agent):
 
 
 def read(folder, path, known=False):
-    """What the list at `path` says, as `lists.check` has it; or why it is refused. What of it is for this device is in
-    `list.next` then, unless it is `known`.
+    """What the list at `path` says, as `lists.check` has it; or why it is refused. What of it is for this
+    device is in `list.next` then, unless it is `known`.
     """
     try:
         summary = lists.check(path, _rank)
@@ -68,7 +68,8 @@ def _rank(tag):
 
 
 class _Arrival:
-    """A list that arrives. It is written only where it differs from the one that is there, to spare the flash."""
+    """A list that arrives. It is written only where it differs from the one that is there, to spare the
+    flash."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,4 +1,5 @@
-"""Getting through to a broker: its address, TCP, TLS, and CONNECT. Needed only until there is a connection."""
+"""Getting through to a broker: its address, TCP, TLS, and CONNECT. Needed only until there is a
+connection."""
 
 import errno
 import select
@@ -71,7 +72,8 @@ async def _connect(line, address):
 
 
 def _secure(line, host, ca, cert, key):
-    """Makes the socket a TLS one that believes nobody but who `ca` vouches for, under the name that was asked for.
+    """Makes the socket a TLS one that believes nobody but who `ca` vouches for, under the name that was asked
+    for.
 
     The handshake comes with the first bytes: there it has its limit.
     """
@@ -85,7 +87,9 @@ def _secure(line, host, ca, cert, key):
                 context.load_verify_locations(cadata=der)
             if cert:
                 context.load_cert_chain(ders(cert)[0], ders(key)[0])
-            line.socket = context.wrap_socket(line.socket, server_hostname=host, do_handshake_on_connect=False)
+            line.socket = context.wrap_socket(
+                line.socket, server_hostname=host, do_handshake_on_connect=False
+            )
         else:
             # MicroPython before 1.21.
             more = {"cert": ders(cert)[0], "key": ders(key)[0]} if cert else {}
@@ -99,7 +103,8 @@ def _secure(line, host, ca, cert, key):
             )
     except (AttributeError, ImportError, TypeError):
         line.close()
-        raise Lost("this build of MicroPython cannot check certificates", "use one with mbedTLS, or `mqtt://`")
+        hint = "use one with mbedTLS, or `mqtt://`"
+        raise Lost("this build of MicroPython cannot check certificates", hint)
     except (OSError, ValueError) as error:
         raise line.lost(error)
 

@@ -28,7 +28,8 @@ class Incoming:
             self._wrong_size(announced)
         if self.size > limits.PACKAGE:
             self.abort()
-            raise Refused("too-large", "package `%s` is larger than %d bytes" % (self._short(), limits.PACKAGE))
+            text = "package `%s` is larger than %d bytes"
+            raise Refused("too-large", text % (self._short(), limits.PACKAGE))
         self.hasher.update(piece)
         try:
             write(self.file, piece)

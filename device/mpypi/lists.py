@@ -1,6 +1,7 @@
 """Update lists, read from a file entry by entry: the rules of protocol/src/list.rs.
 
-An entry is a dict of what this agent knows of it; other keys are skipped. Different from the Rust side, on purpose:
+An entry is a dict of what this agent knows of it; other keys are skipped. Different from the Rust side, on
+purpose:
 
 - A key or value of more than `limits.VALUE` bytes is skipped as an unknown one is; a known one is refused.
 - At most `limits.ENTRIES` entries are taken.
@@ -67,7 +68,8 @@ class _Json:
         return True
 
     def string(self):
-        """The string that begins here, as its bytes with their escapes; `None` if it is longer than `limits.VALUE`."""
+        """The string that begins here, as its bytes with their escapes; `None` if it is longer than
+        `limits.VALUE`."""
         if not self.take(34):
             raise bad("not JSON: a text is missing")
         text = b""
@@ -310,7 +312,9 @@ def _problem(kind, key, value):
             return None
         return "a digest is 64 lowercase hexadecimal digits, not `%s`" % value[:80]
     if key in ("created", "expires"):
-        return None if _is_time(value) else "`%s` is no time in UTC such as `2026-11-20T10:00:00Z`" % value[:40]
+        if _is_time(value):
+            return None
+        return "`%s` is no time in UTC such as `2026-11-20T10:00:00Z`" % value[:40]
     data = value.encode()
     if not 0 < len(data) <= limits.TEXT:
         return "a text should have 1 to %d bytes" % limits.TEXT
@@ -368,12 +372,13 @@ def _find(table, key, width):
 def check(path, rank):
     """Reads the whole list in the file `path`, and checks what its entries are to each other.
 
-    `rank(tag)` says how well a wheel with that tag suits this device: 0 not at all; of several wheels of one name, the
-    first of the highest rank is taken.
+    `rank(tag)` says how well a wheel with that tag suits this device: 0 not at all; of several wheels of one
+    name, the first of the highest rank is taken.
 
-    -> `release`: its entry; `packages`: whether the list names any; `orders`: `check`, `rollback`, `restart`, in order;
-    `ours`: a bitmap of the entries that are wheels and files for this device; `unfit`: a wheel, if none of its name suits
-    this device; `skipped`: what is not for this agent, for people
+    -> `release`: its entry; `packages`: whether the list names any; `orders`: `check`, `rollback`, `restart`,
+    in order;
+    `ours`: a bitmap of the entries that are wheels and files for this device; `unfit`: a wheel, if none of
+    its name suits this device; `skipped`: what is not for this agent, for people
     """
     names = bytearray()  # of everything that may be there once, hashed
     wheels = bytearray()  # rows of a name, hashed; the index of the wheel chosen, and its rank

@@ -1,10 +1,11 @@
 """MQTT 3.1.1 on one connection: what a device needs, and nothing that needs the memory of a server.
 
-A message is read in pieces of at most `limits.PIECE` bytes into one buffer that is made once, so a message may be
-larger than the memory. Every wait has a limit. Whatever the broker sends that MQTT does not allow, or that is
-beyond a limit, ends the connection with `Lost`; so does every error of the connection itself.
+A message is read in pieces of at most `limits.PIECE` bytes into one buffer that is made once, so a message
+may be larger than the memory. Every wait has a limit. Whatever the broker sends that MQTT does not allow, or
+that is beyond a limit, ends the connection with `Lost`; so does every error of the connection itself.
 
-All of it is coroutines. Under asyncio they yield while they wait; given the `nap` of `blocking` they never do.
+All of it is coroutines. Under asyncio they yield while they wait; given the `nap` of `blocking` they never
+do.
 
 Numbers in [] are the requirements of the MQTT 3.1.1 specification that a line is about.
 """
@@ -68,10 +69,8 @@ class Line:
         self.close()
         if isinstance(error, ValueError):
             # What mbedTLS says about a certificate.
-            return Lost(
-                "the broker cannot be trusted: " + " ".join(str(error).split()),
-                "is `ca` the CA that made its certificate, is it for this name, and is this device's clock set?",
-            )
+            hint = "is `ca` the CA that made its certificate, is it for this name, is this device's clock set?"
+            return Lost("the broker cannot be trusted: " + " ".join(str(error).split()), hint)
         return Lost("lost the connection: %s" % error if isinstance(error, OSError) else error)
 
     # Reading
@@ -79,8 +78,8 @@ class Line:
     async def next(self, wait):
         """Waits for a packet, at most `wait` ms. Returns its type, or 0 if there is none.
 
-        Of a PUBLISH, `topic`, `retained` and `left` are set; what `left` counts is to be read by `piece` or `skip`
-        first. Of a SUBACK, `answer` holds its number and its codes.
+        Of a PUBLISH, `topic`, `retained` and `left` are set; what `left` counts is to be read by `piece` or
+        `skip` first. Of a SUBACK, `answer` holds its number and its codes.
         """
         if self.left:
             await self.skip()
@@ -150,7 +149,8 @@ class Line:
             await self.done()
 
     async def piece(self):
-        """The next piece of the message: a view that is good until the line is used again; empty at the end."""
+        """The next piece of the message: a view that is good until the line is used again; empty at the
+        end."""
         size = min(self.left, limits.PIECE)
         view = self.view[:size]
         if size:
@@ -173,7 +173,8 @@ class Line:
             self._acknowledge = 0
 
     async def fill(self, view, wait, needed=True):
-        """Reads until `view` is full. Says whether it is; it must be, within `wait` ms, if it is `needed` or begun."""
+        """Reads until `view` is full. Says whether it is; it must be, within `wait` ms, if it is `needed` or
+        begun."""
         at, size, pause = 0, len(view), 1
         since = time.ticks_ms()
         while at < size:
@@ -311,7 +312,8 @@ class Line:
         return self._last_id
 
     async def leave(self, topic):
-        """Says `0` on `topic`, waits until the broker has it all, and disconnects; within `limits.GOODBYE`."""
+        """Says `0` on `topic`, waits until the broker has it all, and disconnects; within
+        `limits.GOODBYE`."""
         try:
             await self.publish(topic, b"0")
             since = time.ticks_ms()

@@ -1,6 +1,7 @@
 """Names: of files that stay inside a device's root, and of packages.
 
-Texts are looked at byte by byte: MicroPython keeps every single character that a text is taken apart to, for ever.
+Texts are looked at byte by byte: MicroPython keeps every single character that a text is taken apart to, for
+ever.
 """
 
 from . import limits

@@ -181,7 +181,8 @@ def _both(names, others):
 
 
 class Tapes:
-    """Sorts in bounded memory: two tapes are merged into two others, until one holds all. Lines as in `installed.jsonl`, sorted by path, then by wheel. Its four files begin with `prefix`."""
+    """Sorts in bounded memory: two tapes are merged into two others, until one holds all. Lines as in
+    `installed.jsonl`, sorted by path, then by wheel. Its four files begin with `prefix`."""
 
     def __init__(self, prefix):
         self.names = [prefix + "%d.part" % n for n in range(4)]

@@ -38,7 +38,8 @@ def intact(root, entry):
 
 
 def names(path):
-    """The names in a folder of ours, a few at a time: what is removed meanwhile must not confuse the file system."""
+    """The names in a folder of ours, a few at a time: what is removed meanwhile must not confuse the file
+    system."""
     last = ""
     while True:
         some = []

@@ -1,6 +1,8 @@
-"""Checks the signature of an update list: `rsa3072-pkcs1v15-sha256`, that is RSASSA-PKCS1-v1_5 (RFC 8017, 8.2.2).
+"""Checks the signature of an update list: `rsa3072-pkcs1v15-sha256`, that is RSASSA-PKCS1-v1_5 (RFC 8017,
+8.2.2).
 
-Works where `pow` takes no third argument. Everything here is public, so nothing needs to take the same time always.
+Works where `pow` takes no third argument. Everything here is public, so nothing needs to take the same time
+always.
 """
 
 import binascii
@@ -27,10 +29,11 @@ def power(base, modulus):
 
 
 def is_good(modulus, digest, signature):
-    """Whether `signature` is that of the SHA-256 `digest` by the key with this modulus and the exponent 65537.
+    """Whether `signature` is that of the SHA-256 `digest` by the key with this modulus and the exponent
+    65537.
 
-    All are bytes, most significant first. The whole block is made again and compared: nothing in it is read, so nothing
-    in it can be read wrongly.
+    All are bytes, most significant first. The whole block is made again and compared: nothing in it is read,
+    so nothing in it can be read wrongly.
     """
     # RFC 8017, 8.2.2 step 1, and 5.2.2 step 1.
     if len(signature) != _SIZE or len(modulus) != _SIZE or modulus[0] < 128 or signature >= modulus:
@@ -41,13 +44,15 @@ def is_good(modulus, digest, signature):
 
 
 def _split(path):
-    """Where the last mark begins in a file, and the SHA-256 of everything before it; `None` if there is none."""
+    """Where the last mark begins in a file, and the SHA-256 of everything before it; `None` if there is
+    none."""
     data = bytearray(limits.PIECE // 2)
     view = memoryview(data)
     keep = len(_MARK) - 1
     at = found = None
     with open(path, "rb") as file:
-        # `at` is where in the file the buffer begins. Enough of its end is kept to see a mark across two readings.
+        # `at` is where in the file the buffer begins. Enough of its end is kept to see a mark across two
+        # readings.
         at = kept = 0
         while True:
             got = file.readinto(view[kept:])
@@ -76,9 +81,11 @@ def _split(path):
 
 
 def check(path, keys):
-    """Checks the signature of the list in the file `path` by one of `keys`: a dict of moduli in hexadecimal, by name.
+    """Checks the signature of the list in the file `path` by one of `keys`: a dict of moduli in hexadecimal,
+    by name.
 
-    It covers every byte before the last `,{"type":"signature"`; what follows must be exactly one such object and `]`.
+    It covers every byte before the last `,{"type":"signature"`; what follows must be exactly one such object
+    and `]`.
     """
     split = _split(path)
     if split is None:
@@ -93,7 +100,8 @@ def check(path, keys):
         raise Refused("bad-signature", "this device knows `%s`, not `%s`" % (ALGORITHM, entry["alg"]))
     modulus = keys.get(entry["key"])
     if modulus is None:
-        raise Refused("unknown-key", "the list is signed by `%s`, whom this device does not know" % entry["key"])
+        text = "the list is signed by `%s`, whom this device does not know"
+        raise Refused("unknown-key", text % entry["key"])
     try:
         signature = binascii.a2b_base64(entry["sig"])
         # Only one text stands for a signature.

@@ -21,7 +21,8 @@ def platform(name):
 def rank(tag, mpy=getattr(sys.implementation, "_mpy", None), here=platform(sys.platform)):
     """How well a wheel with this tag fits a device: 0 not at all; the greater, the better.
 
-    `mpy` is `sys.implementation._mpy`: the version in bits 0 to 7, the sub-version in 8 and 9, the architecture from 10.
+    `mpy` is `sys.implementation._mpy`: the version in bits 0 to 7, the sub-version in 8 and 9, the
+    architecture from 10.
     """
     if tag is None:
         return 2

@@ -1,6 +1,7 @@
 """Unpacks a verified wheel into staging, by its RECORD, piece by piece.
 
-RECORD decides: every file it names must be in the archive with the digest it says, and nothing else is installed.
+RECORD decides: every file it names must be in the archive with the digest it says, and nothing else is
+installed.
 """
 
 import binascii
@@ -19,8 +20,8 @@ from .refusal import Refused
 # Wheels are unpacked into this folder of the root.
 ROOT = "lib"
 
-# Windows to unpack with, as powers of two. Our publisher writes members for which 4 KiB are enough; others get
-# up to deflate's 32 KiB if there is memory.
+# Windows to unpack with, as powers of two. Our publisher writes members for which 4 KiB are enough; others
+# get up to deflate's 32 KiB if there is memory.
 _LEAST = const(8)
 _LITTLE = const(128)
 _USUAL = const(12)
@@ -34,7 +35,8 @@ _DEFLATED = const(8)
 _RECORD = b".dist-info/RECORD"
 
 
-# Where memory is short, keeps free what unpacking needs in one piece, while modules and names take their many small ones.
+# Where memory is short, keeps free what unpacking needs in one piece, while modules and names take their many
+# small ones.
 place = None
 
 
@@ -58,8 +60,8 @@ class Escapes(Exception):
 
 
 def unpack(root, entry, have, add):
-    """Calls `add(path, digest)` for each file of the wheel of `entry`, its path relative to the device's root.
-    Those for which `have(path, digest)` is not true have been written to staging, verified."""
+    """Calls `add(path, digest)` for each file of the wheel of `entry`, its path relative to the device's
+    root. Those for which `have(path, digest)` is not true have been written to staging, verified."""
     archive = None
     try:
         archive = Archive(root + STAGING + "/" + entry["pkg_sha256"])
@@ -259,8 +261,8 @@ class Archive:
         return _Stored(self.file, struct.unpack_from("<I", self.head, 20)[0])
 
     def extract(self, part, digest, size, room):
-        """Writes the member to the file `part`: `size` bytes if that is known, at most `room`, with `digest` if
-        that is known. -> its size and digest. Where it raises, there is no file."""
+        """Writes the member to the file `part`: `size` bytes if that is known, at most `room`, with `digest`
+        if that is known. -> its size and digest. Where it raises, there is no file."""
         windows = self.windows()
         while True:
             window = windows.pop(0)
@@ -355,7 +357,8 @@ def _not_whole(why):
 
 
 def record_lines(file):
-    """The lines of a RECORD in `file`: (path, digest or None, size or None). Raises `BadWheel` and `Escapes`."""
+    """The lines of a RECORD in `file`: (path, digest or None, size or None). Raises `BadWheel` and
+    `Escapes`."""
     number = 0
     paths = Filter()
     while True:
@@ -467,8 +470,8 @@ def header_lines(stream):
 
 
 def _line(file):
-    # The next line, or the next part of one that is longer than `limits.LINE`. By little: `readline` takes at once what it
-    # may need at most.
+    # The next line, or the next part of one that is longer than `limits.LINE`. By little: `readline` takes at
+    # once what it may need at most.
     line = b""
     while len(line) < limits.LINE and not line.endswith(b"\n"):
         more = file.readline(_LITTLE)

@@ -22,4 +22,5 @@ def channel_problem(name):
     data = name.encode()
     if 0 < len(data) <= limits.CHANNEL_NAME and consists(data, b"._-") and consists(data[:1], b""):
         return None
-    return "`%s` is no channel name: use letters, digits, `.`, `_` and `-`, a letter or digit first" % name[:80]
+    text = "`%s` is no channel name: use letters, digits, `.`, `_` and `-`, a letter or digit first"
+    return text % name[:80]

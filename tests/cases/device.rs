@@ -992,3 +992,34 @@ fn a_signed_mebibyte_fits_by_tls_through_a_heap_of_96_kib_and_takes_16_kib_of_it
         }
     }
 }
+
+#[test]
+fn a_board_sends_pings_and_leaves_a_broker_that_does_not_answer_them() {
+    let world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let limits =
+        json!({"KEEP_ALIVE": 1, "PONG": 50, "RECONNECT_FIRST": 10, "RECONNECT_MOST": 20, "LOOK": 20});
+    let url = format!("mqtt://{}", listener.local_addr().unwrap());
+    let node = start(&world, &url, json!({"how": "run", "limits": limits}));
+    let connection = |answers: usize| {
+        let (mut client, _) = listener.accept().unwrap();
+        client.set_read_timeout(Some(mpypi_tests::PATIENCE)).unwrap();
+        client.write_all(&CONNACK).unwrap();
+        let (mut pings, mut byte) = (0, [0]);
+        let mut last = 1;
+        while client.read(&mut byte).unwrap() > 0 {
+            if (last, byte[0]) == (0xc0, 0) {
+                pings += 1;
+                if pings <= answers {
+                    client.write_all(&[0xd0, 0]).unwrap();
+                }
+            }
+            last = byte[0];
+        }
+        pings
+    };
+    // It goes on as long as it is answered, and comes back.
+    assert_eq!(connection(1), 2);
+    assert_eq!(connection(0), 1);
+    drop(node);
+}

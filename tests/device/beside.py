@@ -1,5 +1,5 @@
-"""An application of its own in asyncio, with an agent beside it. Its one argument is a file of JSON: what `Agent` takes.
-Says how often the application had its turn, and when.
+"""An application of its own in asyncio, with an agent beside it. Its one argument is a file of JSON: what
+`Agent` takes. Says how often the application had its turn, and when.
 """
 
 import asyncio

@@ -1,5 +1,7 @@
-"""Many devices, one after the other, each on a line that breaks again and again. Its one argument is a file of JSON:
-`server`, `root`, `first` and `last` (the seeds), `limits`. Says for each what it took; ends at the first that stops.
+"""Many devices, one after the other, each on a line that breaks again and again. Its one argument is a file
+of JSON:
+`server`, `root`, `first` and `last` (the seeds), `limits`. Says for each what it took; ends at the first that
+stops.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     micropython hostile.py CASES
 
-CASES holds the release `good`, and a folder for each case, whose release.json says in `refused` with which words
-it is refused; null where it is installed.
+CASES holds the release `good`, and a folder for each case, whose release.json says in `refused` with which
+words it is refused; null where it is installed.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Runs one device. Its one argument is a file of JSON: what `Agent` takes, and
 
-`how`: `check` once; `run`; `follow`: check until there is nothing more to do, restarts and all, in one process
+`how`: `check` once; `run`; `follow`: check until there is nothing more to do, restarts and all, in one
+process
 `limits`: limits to be other than usual
 `heap`: measure what the agent takes
 `boot`: begin as a user's boot.py does
@@ -46,8 +47,8 @@ def log(text):
 
 
 if heap:
-    # What is alive is looked at in every phase, whenever a module has come in, and whenever a piece of a package has
-    # been taken.
+    # What is alive is looked at in every phase, whenever a module has come in, and whenever a piece of a
+    # package has been taken.
     import builtins
 
     import_module = builtins.__import__

@@ -1,4 +1,5 @@
-# As short as a user's main.py: server, root, CA and key file, `-` for none; then where to measure, or nothing.
+# As short as a user's main.py: server, root, CA and key file, `-` for none; then where to measure, or
+# nothing.
 import sys
 
 server, root, ca, keys = [None if argument == "-" else argument for argument in sys.argv[1:5]]
@@ -13,9 +14,9 @@ def say(text):
 
 
 if len(sys.argv) > 5:
-    # With all of the agent in memory, as where memory is plenty: what is alive when it waits on its first connection, and
-    # the most that is alive from then on, looked at wherever the agent asks for a length: in every step, and for every
-    # piece of a package.
+    # With all of the agent in memory, as where memory is plenty: what is alive when it waits on its first
+    # connection, and the most that is alive from then on, looked at wherever the agent asks for a length: in
+    # every step, and for every piece of a package.
     import builtins
     import gc
 

@@ -1,4 +1,5 @@
-"""One device that meets a hostile broker again and again. Its one argument is a file of JSON: `server`, `root`, `times`,
+"""One device that meets a hostile broker again and again. Its one argument is a file of JSON: `server`,
+`root`, `times`,
 `limits`. Says how each connection ended.
 """
 

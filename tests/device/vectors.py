@@ -1,5 +1,5 @@
-"""Holds the agent against the golden vectors in the folder that is its first argument; the second is a file to write to.
-Says each case that is not as it should be, and how many there were.
+"""Holds the agent against the golden vectors in the folder that is its first argument; the second is a file
+to write to. Says each case that is not as it should be, and how many there were.
 """
 
 import binascii
@@ -94,8 +94,9 @@ for case in cases("topics.json", "invalid"):
 
 # Tags.
 for case in cases("tags.json", "fits"):
-    found = ("source", "bytecode", "native")[min(tags.rank(case["tag"], case["mpy"], case["platform"]) >> 1, 3) - 1]
-    if (tags.rank(case["tag"], case["mpy"], case["platform"]) and found or None) != case["fit"]:
+    rank = tags.rank(case["tag"], case["mpy"], case["platform"])
+    found = (None, "source", "bytecode", "native")[min(rank >> 1, 3)]
+    if found != case["fit"]:
         wrong("fit", case, found)
 for case in cases("tags.json", "choices"):
     best, place = 0, None
@@ -125,6 +126,7 @@ for case in cases("signatures.json", "lists"):
     if word != case["refused"]:
         wrong("signature", case["name"], word)
 for case in cases("signatures.json", "blocks"):
-    if rsa.is_good(*[binascii.unhexlify(case[key]) for key in ("modulus", "digest", "signature")]) != case["good"]:
+    block = [binascii.unhexlify(case[key]) for key in ("modulus", "digest", "signature")]
+    if rsa.is_good(*block) != case["good"]:
         wrong("block", case["name"])
 print(count)
