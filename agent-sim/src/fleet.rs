@@ -52,7 +52,8 @@ pub struct FleetOptions {
     pub calm_at: Option<Duration>,
     /// Decides what befalls whom, and the lengths of all pauses.
     pub seed: u64,
-    /// End when every node finished so many releases; with a profile, when its faults are over and each applied so many.
+    /// End when every node finished so many releases; with a profile, when its faults are over, so many were
+    /// seen, and each applied the newest.
     pub releases: Option<usize>,
     /// End after this time.
     pub time: Option<Duration>,

@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 
 use crate::{
-    commands::{install, publish, status, watch},
+    commands::{install, publish, rehearse, status, watch},
     publish::Harm,
 };
 
@@ -24,6 +24,8 @@ Examples:
   mpypi publish channels/dev              publish a channel's folder to 127.0.0.1
   mpypi publish channels/dev --dry-run    show what would be sent
   mpypi watch channels/dev                publish at every change
+  mpypi rehearse channels/dev --against stable
+                                          what the release does to a hundred simulated devices
   mpypi status dev                        show the release of a channel and its devices
   mpypi status --broker mqtts://hub.local --ca ca.pem
                                           ask a broker over TLS, whose certificate a private CA made
@@ -38,6 +40,8 @@ enum Command {
     Watch(watch::Args),
     /// Show channels, their releases and their devices
     Status(status::Args),
+    /// Publish a release to simulated devices on a bad day, and say whether it harms any
+    Rehearse(rehearse::Args),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -73,6 +77,7 @@ impl Cli {
             Command::Publish(args) => publish::run(args).await,
             Command::Watch(args) => watch::run(args).await,
             Command::Status(args) => status::run(args).await,
+            Command::Rehearse(args) => rehearse::run(args).await,
             Command::Install(args) => install::run(args).await,
         }
     }

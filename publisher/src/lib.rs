@@ -17,7 +17,7 @@
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
 //! | [`link`] | one MQTT connection |
 //!
-//! [`watch`](mod@watch) does it at every change, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`status`](mod@status) shows what came of it,
+//! [`watch`](mod@watch) does it at every change, [`rehearse`](mod@rehearse) does it to a fleet of its own, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`status`](mod@status) shows what came of it,
 //! [`progress`] and [`report`] are what people and programs see, [`limits`] names every limit. [`cli`] is the
 //! command line.
 //!
@@ -35,6 +35,7 @@ pub mod plan;
 pub mod progress;
 pub mod promoter;
 pub mod publish;
+pub mod rehearse;
 pub mod report;
 pub mod retained;
 pub mod settings;

@@ -57,6 +57,12 @@ pub const BACKOFF: Duration = Duration::from_millis(500);
 /// Longest pause after a lost connection, before chance shortens it.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(15);
 
+/// A throw-away broker says so soon where it listens, or is given up.
+pub const BROKER_START: Duration = Duration::from_secs(30);
+
+/// How often a rehearsal looks whether all devices have what they start with.
+pub const REHEARSAL_LOOK: Duration = Duration::from_millis(500);
+
 /// `watch` waits until nothing changed for so long: editors write in several steps.
 pub const DEBOUNCE: Duration = Duration::from_millis(200);
 

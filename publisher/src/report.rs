@@ -16,6 +16,7 @@ use crate::{
     lint::Finding,
     plan::{Change, Diff},
     publish::{Done, Outcome, PublishError},
+    rehearse::RehearsalError,
     retained::AskError,
 };
 
@@ -154,6 +155,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<InstallError>() {
         return error.hint();
     }
+    if let Some(error) = error.downcast_ref::<RehearsalError>() {
+        return error.hint();
+    }
     if let Some(error) = error.downcast_ref::<AskError>() {
         return error.hint();
     }
@@ -167,10 +171,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
 /// The exit code that an error of this crate ends with: 3 if what was sent had not the effect waited for, else 1.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<InstallError>() {
-        Some(InstallError::NotConfirmed { .. }) => 3,
-        _ => 1,
-    }
+    let is_unconfirmed = matches!(error.downcast_ref(), Some(InstallError::NotConfirmed { .. }));
+    let is_unexpected = matches!(error.downcast_ref(), Some(RehearsalError::NotAsExpected));
+    if is_unconfirmed || is_unexpected { 3 } else { 1 }
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi watch … 2>&1 | head`), that is no error.

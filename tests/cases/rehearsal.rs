@@ -143,6 +143,34 @@ fn an_upgrade_of_one_file_costs_a_tenth_of_the_release_at_the_socket() {
 }
 
 #[test]
+fn a_release_is_rehearsed_in_one_command_beside_what_devices_have() {
+    let world = World::new();
+    channel(&world, "print(1)\n");
+    world.write("stable/src/main.py", "print(0)\n");
+    world.write("stable/src/leaves.py", "print(0)\n");
+    let (dev, report) = (world.text("dev"), world.text("fleet.json"));
+    let unsteady = world
+        .write("unsteady.toml", "join = \"1s\"\n[link]\nlatency = \"0ms..50ms\"\ndisconnects = \"3s\"\n");
+    let unsteady = unsteady.to_str().unwrap();
+    let options = ["--nodes", "60", "--profile", unsteady, "--for", "12s", "--against", "stable"];
+    let more = ["--expect", "applied=100%", "--expect", "bricked=0", "--report", &report];
+    let good = run("mpypi", &[&["rehearse", &dev], &options[..], &more].concat()).expect_code(0);
+    assert!(good.stdout.contains("release 2: applied by 60 of 60 nodes"), "{}", good.stdout);
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["releases"].as_array().unwrap().len(), 2);
+
+    let profile = world.write("bad.toml", "[application]\nbroken = \"50%\"\n");
+    let options = ["--nodes", "20", "--for", "6s", "--profile", profile.to_str().unwrap()];
+    let bad = run("mpypi", &[&["rehearse", &dev], &options[..]].concat()).expect_code(3);
+    assert!(bad.stderr.contains("it should not go to devices as it is"), "{}", bad.stderr);
+    assert!(bad.stdout.contains("NOT MET"), "{}", bad.stdout);
+
+    world.write("dev/channel.toml", "compil = \"mpy\"\n");
+    let wrong = run("mpypi", &["rehearse", &dev]).expect_code(1);
+    assert!(wrong.stderr.contains("unknown key `compil`"), "{}", wrong.stderr);
+}
+
+#[test]
 fn a_fleet_outlives_a_broker_that_is_killed_five_times_during_a_rollout() {
     let world = World::new();
     let mut server = Server::start(&world);

@@ -72,8 +72,8 @@ pub(crate) struct Args {
     /// Keep their files below this directory; unless given, they are in memory.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// End when every device has applied or refused this many different releases; with a profile, when its faults are over
-    /// and every device has applied so many.
+    /// End when every device has applied or refused this many different releases; with a profile, when its faults are over,
+    /// so many were seen, and every device has applied the newest.
     #[arg(long, value_name = "K")]
     releases: Option<usize>,
     /// End after this time, as 500ms, 60s, 5m or 1h.

@@ -1,6 +1,9 @@
 //! What became of each release on each node.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use comfy_table::{CellAlignment, Table, presets};
 use mpypi_client::Traffic;
@@ -17,6 +20,11 @@ pub struct Tally {
     until: Until,
     /// How many nodes finished as many releases as are waited for.
     complete: usize,
+    /// The lists that any node has seen, and the newest of them: the one with the highest sequence, or the last.
+    seen: BTreeSet<Digest>,
+    newest: Option<(Option<u64>, Digest)>,
+    /// How many nodes have applied that.
+    on_newest: usize,
     standing: Standing,
     samples: Vec<Sample>,
     ever_connected: bool,
@@ -28,7 +36,8 @@ pub struct Tally {
 pub enum Until {
     /// That it is applied or given up.
     Ended,
-    /// That it is applied: what failed is tried again.
+    /// That every node has applied the newest, once so many were seen: what failed is tried again, and who comes late
+    /// sees the newest alone.
     Applied,
 }
 
@@ -157,6 +166,9 @@ impl Tally {
         Tally {
             complete: if releases == Some(0) { nodes.len() } else { 0 },
             nodes,
+            seen: BTreeSet::new(),
+            newest: None,
+            on_newest: 0,
             releases,
             until,
             standing: Standing::default(),
@@ -186,13 +198,7 @@ impl Tally {
 
     /// Notes how the fleet stands now.
     pub fn sample(&mut self, now: Duration) -> Sample {
-        let newest = newest(&self.nodes);
-        let applied = |node: &&NodeResult| {
-            let record = node.records.iter().find(|record| Some(record.list) == newest);
-            record.is_some_and(|record| record.outcome == Outcome::Applied)
-        };
-        let newest = self.nodes.iter().filter(applied).count();
-        let sample = Sample { at: now, standing: self.standing, newest };
+        let sample = Sample { at: now, standing: self.standing, newest: self.on_newest };
         self.samples.push(sample);
         sample
     }
@@ -250,8 +256,8 @@ impl Tally {
         }
         // At the start nothing is known of the channel yet.
         let Some(list) = report.list else { return };
-        let until = self.until;
-        let was_complete = self.releases.is_some_and(|releases| node.finished(until) >= releases);
+        let was_complete = self.releases.is_some_and(|releases| node.finished() >= releases);
+        let was_applied = node.has_applied(list);
         let received = node.traffic.received;
         let records = &mut node.records;
         if records.iter().all(|record| record.list != list) {
@@ -296,7 +302,16 @@ impl Tally {
             record.wire = received.saturating_sub(record.received_before);
             record.outcome = outcome;
         }
-        let is_complete = self.releases.is_some_and(|releases| node.finished(until) >= releases);
+        let is_new = self.seen.insert(list);
+        if is_new && self.newest.is_none_or(|(sequence, _)| report.state.sequence >= sequence) {
+            self.newest = Some((report.state.sequence, list));
+            self.on_newest = 0;
+        }
+        let is_applied = node.has_applied(list);
+        if self.newest.is_some_and(|(_, newest)| newest == list) && is_applied && (is_new || !was_applied) {
+            self.on_newest += 1;
+        }
+        let is_complete = self.releases.is_some_and(|releases| node.finished() >= releases);
         self.complete = self.complete + usize::from(is_complete) - usize::from(was_complete);
     }
 
@@ -315,7 +330,11 @@ impl Tally {
     /// Whether every node finished as many releases as are waited for.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.releases.is_some() && self.complete == self.nodes.len()
+        let Some(releases) = self.releases else { return false };
+        match self.until {
+            Until::Ended => self.complete == self.nodes.len(),
+            Until::Applied => self.seen.len() >= releases && self.on_newest == self.nodes.len(),
+        }
     }
 
     /// The result, after `time`, where each node had to apply `releases`.
@@ -323,7 +342,7 @@ impl Tally {
     pub fn summary(&self, time: Duration, releases: usize) -> Summary {
         Summary {
             nodes: self.nodes.clone(),
-            newest: newest(&self.nodes),
+            newest: self.newest.map(|(_, list)| list),
             samples: self.samples.clone(),
             releases,
             time,
@@ -331,12 +350,6 @@ impl Tally {
             trouble: self.trouble.clone(),
         }
     }
-}
-
-/// The newest list that any node has seen: the one with the highest sequence, or the one seen last.
-fn newest(nodes: &[NodeResult]) -> Option<Digest> {
-    let records = nodes.iter().flat_map(|node| &node.records);
-    records.max_by_key(|record| (record.sequence, record.started)).map(|record| record.list)
 }
 
 impl NodeResult {
@@ -353,10 +366,13 @@ impl NodeResult {
         }
     }
 
-    fn finished(&self, until: Until) -> usize {
+    fn has_applied(&self, list: Digest) -> bool {
+        self.records.iter().any(|record| record.list == list && record.outcome == Outcome::Applied)
+    }
+
+    fn finished(&self) -> usize {
         let finished = |outcome: &Outcome| match outcome {
-            Outcome::Applied => true,
-            Outcome::Failed(_) | Outcome::RolledBack(_) => until == Until::Ended,
+            Outcome::Applied | Outcome::Failed(_) | Outcome::RolledBack(_) => true,
             Outcome::Unfinished | Outcome::Replaced => false,
         };
         self.records.iter().filter(|record| finished(&record.outcome)).count()
@@ -367,7 +383,7 @@ impl NodeResult {
         let good = |outcome: &Outcome| matches!(outcome, Outcome::Applied | Outcome::Replaced);
         !matches!(self.found, Some(Err(_)))
             && self.records.iter().all(|record| good(&record.outcome))
-            && self.finished(Until::Ended) >= releases
+            && self.finished() >= releases
     }
 }
 
@@ -535,11 +551,25 @@ mod tests {
     }
 
     #[test]
+    fn where_what_fails_is_tried_again_a_fleet_is_complete_when_all_have_the_newest() {
+        let mut tally = Tally { until: Until::Applied, ..tally(2) };
+        tally.report(at(1), 0, &report("one", 1, Phase::Idle, 9, None));
+        tally.report(at(1), 1, &report("one", 1, Phase::Failed, 9, Some("no-space: x")));
+        tally.report(at(2), 0, &report("two", 2, Phase::Idle, 9, None));
+        assert_eq!((tally.is_complete(), tally.sample(at(2)).newest), (false, 1));
+        tally.report(at(3), 1, &report("two", 2, Phase::Failed, 9, Some("no-space: x")));
+        assert!(!tally.is_complete());
+        tally.report(at(4), 1, &report("two", 2, Phase::Idle, 9, None));
+        tally.report(at(5), 1, &report("two", 2, Phase::Idle, 9, None));
+        assert_eq!((tally.is_complete(), tally.sample(at(5)).newest), (true, 2));
+    }
+
+    #[test]
     fn a_release_that_a_newer_one_replaced_does_not_count() {
         let mut tally = tally(1);
         tally.report(at(1), 0, &report("one", 1, Phase::Downloading, 0, None));
         tally.report(at(2), 0, &report("two", 2, Phase::Downloading, 0, None));
         assert_eq!(tally.node(0).records[0].outcome, Outcome::Replaced);
-        assert_eq!(tally.node(0).finished(Until::Ended), 0);
+        assert_eq!(tally.node(0).finished(), 0);
     }
 }
