@@ -71,10 +71,11 @@ bench: ## The broker beside mosquitto; BENCH=--quick for a look
 .PHONY: bench-broker
 bench-broker: bench
 
-soak: build ## Ten times as many hostile packets and power cuts as the tests have; every cut of a device
+soak: build ## Ten times as many hostile packets and power cuts as the tests have; all cuts of a device; larger fleets
 	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \
 	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
 	MPYPI_ALL_CUTS=1 cargo test -p mpypi-tests --test mpypi -- device_store
+	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test -p mpypi-agent-sim --lib -- after_a_hostile_day
 
 fuzz: ## Fuzz what reads bytes of strangers, each target for SECONDS
 	@bash .ci/fuzz $(SECONDS)

@@ -356,6 +356,13 @@ mod tests {
     use crate::testing::release;
 
     const NODES: usize = 60;
+    const SEEDS: u64 = 10;
+
+    /// More of it in `make soak`.
+    fn from_environment(name: &str, otherwise: u64) -> u64 {
+        std::env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
+    }
+
     const CALM: Duration = Duration::from_secs(60);
 
     fn releases() -> [Release; 2] {
@@ -369,10 +376,10 @@ mod tests {
     }
 
     /// A fleet on a hostile day, two releases, and what became of it when it was over.
-    fn hostile(seed: u64) -> (Simulation, usize) {
+    fn hostile(seed: u64, nodes: usize) -> (Simulation, usize) {
         let profile = Profile::parse(Profile::ready("hostile").unwrap()).unwrap();
         let [first, second] = releases();
-        let mut simulation = Simulation::new(&profile, seed, NODES, Some(CALM));
+        let mut simulation = Simulation::new(&profile, seed, nodes, Some(CALM));
         simulation.publish(&first);
         simulation.run(CALM / 2);
         simulation.publish(&second);
@@ -385,7 +392,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
-        let [(one, _), (same, _), (other, _)] = [1, 1, 2].map(hostile);
+        let [(one, _), (same, _), (other, _)] = [1, 1, 2].map(|seed| hostile(seed, NODES));
         assert!(one.trace().lines().count() > NODES * 10, "{}", one.trace());
         assert!(one.trace() == same.trace(), "two runs of one seed differ");
         assert!(one.trace() != other.trace(), "the seed decides nothing");
@@ -395,9 +402,10 @@ mod tests {
     fn after_a_hostile_day_every_node_has_the_release_and_not_a_wrong_byte() {
         let [_, second] = releases();
         let mut faults = BTreeMap::new();
-        for seed in 1..=10 {
-            let (simulation, told) = hostile(seed);
-            assert!(told * 20 < NODES, "seed {seed}: {told} nodes rolled back");
+        let nodes = usize::try_from(from_environment("MPYPI_NODES", NODES as u64)).unwrap();
+        for seed in 1..=from_environment("MPYPI_SEEDS", SEEDS) {
+            let (simulation, told) = hostile(seed, nodes);
+            assert!(told * 20 < nodes, "seed {seed}: {told} nodes rolled back");
             for word in ["power lost", "crashed", "Break", "Sleep", "wrong-hash", "no-space"] {
                 *faults.entry(word).or_insert(0) += simulation.trace().matches(word).count();
             }
