@@ -216,9 +216,9 @@ pub async fn run<F: Flash>(
                  channels, packages and its own topics"
             )));
         }
-        if let Report { state: State { phase: Phase::Confirming, .. }, list: Some(list), .. } =
+        if let Report { state: State { phase: Phase::Confirming, version, .. }, list: Some(list), .. } =
             device.report()
-            && weather.crashes(clock.now(), *list)
+            && weather.crashes(clock.now(), *list, version.as_deref())
         {
             return Ok(Ended::Crashed);
         }

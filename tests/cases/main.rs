@@ -21,5 +21,6 @@ mod powerloss;
 mod publish;
 mod readers;
 mod rehearsal;
+mod rollout;
 mod sessions;
 mod tls;
