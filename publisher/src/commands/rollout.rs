@@ -327,7 +327,7 @@ fn to_json(standings: &Standings) -> Value {
         "reason": record.reason,
         "step": record.step + 1,
         "steps": record.policy.steps,
-        "percent": record.rollout().percent,
+        "percent": standings.percent,
         "sequence": standings.sequence,
         "first": record.first,
         "base": record.base,

@@ -335,7 +335,8 @@ impl View<'_> {
     }
 
     /// The rollout of the present list, if it is this one.
-    fn step(&self) -> Option<Rollout> {
+    #[must_use]
+    pub fn step(&self) -> Option<Rollout> {
         let rollout = Rollout::of(self.release()?).ok()??;
         (rollout.id == self.record.id).then_some(rollout)
     }

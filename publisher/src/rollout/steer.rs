@@ -51,10 +51,24 @@ pub struct Standings {
     pub record: Record,
     /// The sequence of the channel's list.
     pub sequence: u64,
+    /// For how many of the nodes that list is; `None` if it is none of the rollout.
+    pub percent: Option<Percent>,
     /// How the nodes stand.
     pub counts: Counts,
     /// Who steers it, if somebody else does.
     pub steered_by: Option<String>,
+}
+
+impl Standings {
+    fn of(view: &View<'_>, steered_by: Option<String>) -> Standings {
+        Standings {
+            record: view.record.clone(),
+            sequence: view.list.release().map_or(0, |release| release.sequence),
+            percent: view.step().map(|rollout| rollout.percent),
+            counts: view.counts(),
+            steered_by,
+        }
+    }
 }
 
 /// What happens meanwhile, for people.
@@ -227,12 +241,7 @@ pub async fn look(broker: &Endpoint, channel: &ChannelName) -> Result<(Standings
     link.close().await;
     let (record, list) = known.parts()?;
     let view = View { record, list, nodes: &known.nodes, now: wall() };
-    let standings = Standings {
-        record: record.clone(),
-        sequence: list.release().map_or(0, |release| release.sequence),
-        counts: view.counts(),
-        steered_by: known.lease.clone(),
-    };
+    let standings = Standings::of(&view, known.lease.clone());
     Ok((standings, known))
 }
 
@@ -319,12 +328,7 @@ impl Run {
             Err(error) => return Err(error),
         };
         let view = View { record, list, nodes: &self.known.nodes, now: wall() };
-        let standings = Standings {
-            record: record.clone(),
-            sequence: list.release().map_or(0, |release| release.sequence),
-            counts: view.counts(),
-            steered_by: lease.other().map(str::to_owned),
-        };
+        let standings = Standings::of(&view, lease.other().map(str::to_owned));
         observer.event(Event::Looked(&standings));
         if !steers {
             return self.follow(lease, wish, standings).await;
