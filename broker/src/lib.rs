@@ -12,6 +12,7 @@
 //! bus          rumqttd's router between two links               ── mailbox: a session's bounded queue
 //! subscriptions  who gets what
 //! mpyblox      policy: what a node that runs Mpy-BLOX is served of a list
+//! faces        foreign systems' APIs: ThingsBoard's, per session
 //!
 //! metrics      what is counted             ── sys: the same as messages; gateway: the same over HTTP
 //! pulse        whether messages get through ── service: what the service manager is told of it
@@ -36,6 +37,7 @@ pub mod clock;
 pub mod connection;
 pub mod control;
 pub mod door;
+pub mod faces;
 pub mod gateway;
 pub mod index;
 pub mod limits;

@@ -15,6 +15,7 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     control::{self, Done, Engine, Socket},
+    faces::thingsboard::desk::Desk,
     gateway,
     index::{
         Index, IndexError,
@@ -232,6 +233,7 @@ impl Broker {
             access: self.config.access,
             registry: Registry::default(),
             mpyblox: SharedDesk::default(),
+            things: Desk::default(),
             limits: limits.clone(),
         });
         sys::renew(&shared);

@@ -22,4 +22,5 @@ mod publish;
 mod readers;
 mod rehearsal;
 mod sessions;
+mod things;
 mod tls;
