@@ -1,10 +1,11 @@
 //! The whole command line of `mpypi-broker`.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mpypi_broker::{
     faces::thingsboard::checksum::Algorithm,
+    gateway::HttpEndpoint,
     listen::{Endpoint, tls::ClientAuth},
 };
 use mpypi_protocol::ChannelName;
@@ -141,9 +142,19 @@ pub(crate) struct ServeArgs {
     /// may be given more than once. Port 0 picks a free port, which is printed [default: 127.0.0.1:1883]
     #[arg(long, value_name = "URL")]
     pub listen: Vec<Endpoint>,
-    /// Address for HTTP: `/healthz`, and `/metrics` for Prometheus; port 0 picks a free port
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub http: Option<SocketAddr>,
+    /// Where to answer HTTP, as ADDRESS:PORT or with `https://` before it; may be given more than once: packages,
+    /// `mip`, PyPI's simple index, `/healthz`, `/metrics`; port 0 picks a free port
+    #[arg(long, value_name = "URL")]
+    pub http: Vec<HttpEndpoint>,
+    /// Channel to show to ota-promoter's devices, as its server shows a folder
+    #[arg(long, value_name = "CHANNEL")]
+    pub promoter_channel: Option<ChannelName>,
+    /// Where to show it [default: 127.0.0.1:9090]
+    #[arg(long, value_name = "URL")]
+    pub promoter: Option<HttpEndpoint>,
+    /// Let everyone read that channel there who can reach it, also where there are users: those devices cannot log in
+    #[arg(long)]
+    pub unsafe_promoter: bool,
     /// Folder of the index, made if it is not there [default: data]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,

@@ -68,7 +68,7 @@ const TURN: usize = 64;
 /// For the last bytes to a client that is being closed.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 /// The same while the broker stops, and everyone waits for the slowest.
-const FAREWELL_AT_STOP: Duration = Duration::from_millis(250);
+pub(crate) const FAREWELL_AT_STOP: Duration = Duration::from_millis(250);
 /// While a large packet is received, how often to look whether others wait for its place.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -94,6 +94,8 @@ pub struct Shared {
     pub clients: Arc<Semaphore>,
     /// Places for connections, whatever they are.
     pub sockets: Arc<Semaphore>,
+    /// Places for HTTP connections.
+    pub http: Arc<Semaphore>,
     /// Ends every connection.
     pub shutdown: CancellationToken,
     /// Who is let in.
@@ -418,7 +420,8 @@ async fn handshake(
         return refuse(Reason::ClientIdentifierNotValid, &text);
     }
     let password = connect.password.clone().map(|Secret(bytes)| bytes);
-    let shown = Shown { name: connect.user.clone(), password, certificate: arrival.certificate.clone() };
+    let shown =
+        Shown { name: connect.user.clone(), password, token: None, certificate: arrival.certificate.clone() };
     let (identity, login) = match shared.gate.identify(arrival.peer.ip(), shown).await {
         Ok(known) => known,
         Err(refusal) => return refuse(refusal.reason, &refusal.text),

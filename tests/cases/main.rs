@@ -11,6 +11,7 @@ mod durability;
 mod fleet;
 mod flood;
 mod hostile;
+mod http;
 mod install;
 mod judges;
 mod lint;

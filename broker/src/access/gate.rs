@@ -83,6 +83,8 @@ pub struct Shown {
     pub name: Option<String>,
     /// A password.
     pub password: Option<Bytes>,
+    /// A bearer token, whose user need not be named.
+    pub token: Option<Bytes>,
     /// A certificate that a trusted authority has signed.
     pub certificate: Option<Arc<ClientCertificate>>,
 }
@@ -167,8 +169,8 @@ impl Gate {
         }
     }
 
-    /// Says who a client is that comes from `address` and shows this. A name and a password count before a
-    /// certificate, so that not only nodes can come in where a certificate is required.
+    /// Says who a client is that comes from `address` and shows this. A name and a password, or a token, count before
+    /// a certificate, so that not only nodes can come in where a certificate is required.
     ///
     /// # Errors
     /// Reason 0x86 for a wrong name or password, 0x87 for none or a certificate that is none of a node, 0x89 for an
@@ -194,6 +196,10 @@ impl Gate {
             }
         }
         let (name, password) = match shown {
+            // A token of nobody is a wrong password of a user who does not exist.
+            Shown { token: Some(token), .. } if !users.is_empty() => {
+                (users.owner(&Digest::of(&token)).unwrap_or_default().to_owned(), token)
+            }
             Shown { name: Some(name), password: Some(password), .. } if !users.is_empty() => (name, password),
             Shown { certificate: Some(certificate), .. } => return self.recognise(&users, certificate),
             _ if users.is_empty() => return Ok((Identity::Anyone, None)),

@@ -172,6 +172,12 @@ impl Users {
         self.users.get(name)
     }
 
+    /// Whose the token with this digest is.
+    #[must_use]
+    pub fn owner(&self, token: &Digest) -> Option<&str> {
+        self.users.iter().find(|(_, user)| user.tokens.contains(token)).map(|(name, _)| name.as_str())
+    }
+
     /// Adds a user, or changes one.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
-//! Faces: foreign systems' APIs on top of the index. Their devices update from a channel, unmodified.
+//! The APIs of others, served from the index. Those over HTTP are modules with `routes()`, mounted in
+//! [`gateway::site`](crate::gateway::site).
 //!
-//! | module | whose devices |
+//! | module | whose clients |
 //! |---|---|
-//! | [`thingsboard`] | ThingsBoard's, by MQTT and HTTP; cOTA's, with GitHub's API beside it |
+//! | [`thingsboard`] | devices with ThingsBoard's API, by MQTT and HTTP; cOTA's, with GitHub's beside it |
 
 pub mod thingsboard;
