@@ -1,6 +1,7 @@
 //! `channel.toml`: the few things about a channel that its folder cannot say by itself.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -14,6 +15,7 @@ use toml::Value;
 
 use crate::{
     compile::{Compile, Target},
+    firmware::Given,
     rollout::{OnFailure, Policy, start::patience},
     walk,
 };
@@ -33,6 +35,8 @@ pub struct Settings {
     pub ignore: Vec<String>,
     /// `expires`: devices stop believing a release that is older than so many days.
     pub expires_days: Option<u32>,
+    /// `[firmware."esp32.bin"]`: what is said of an image, by its path below `firmware/`.
+    pub firmware: BTreeMap<String, Given>,
     /// `[rollout]`: how `mpypi rollout` goes about it, unless told otherwise.
     pub rollout: RolloutSettings,
 }
@@ -95,6 +99,8 @@ pub enum SettingsError {
         key: String,
         /// A known key that looks like it.
         meant: Option<&'static str>,
+        /// The keys that are known there.
+        known: &'static [&'static str],
     },
     /// A key with a value it cannot have.
     #[error("channel file `{}`: `{key}` should be {expected}", path.display())]
@@ -121,7 +127,7 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 10] = [
+    pub const KEYS: [&'static str; 11] = [
         "name",
         "version",
         "tag",
@@ -132,6 +138,7 @@ impl Settings {
         "ignore",
         "expires",
         "rollout",
+        "firmware",
     ];
 
     /// Reads the `channel.toml` of `folder`; without one, everything is as usual.
@@ -222,10 +229,8 @@ impl Settings {
                         value.as_table().ok_or_else(|| wrong("a table, as `[rollout]`".to_owned()))?;
                     settings.rollout = RolloutSettings::parse(table, path)?;
                 }
-                _ => {
-                    let meant = closest(&key, &Self::KEYS);
-                    return Err(SettingsError::UnknownKey { path: path.to_owned(), key, meant });
-                }
+                "firmware" => settings.firmware = firmware(value, path)?,
+                _ => return Err(unknown(path, key, &Self::KEYS)),
             }
         }
         settings.compile = compiling.checked(settings.tag.is_some()).map_err(|problem| {
@@ -289,8 +294,8 @@ impl RolloutSettings {
                 "optional" => settings.optional = Some(yes()?),
                 _ => {
                     let meant = closest(key, &Self::KEYS);
-                    let key = format!("rollout.{key}");
-                    return Err(SettingsError::UnknownKey { path: path.to_owned(), key, meant });
+                    let (path, key) = (path.to_owned(), format!("rollout.{key}"));
+                    return Err(SettingsError::UnknownKey { path, key, meant, known: &Self::KEYS });
                 }
             }
         }
@@ -420,17 +425,46 @@ impl SettingsError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            SettingsError::UnknownKey { key, .. } => {
-                let keys: &[&str] = match key.starts_with("rollout.") {
-                    true => &RolloutSettings::KEYS,
-                    false => &Settings::KEYS,
-                };
-                let keys = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-                Some(format!("the keys are {keys}"))
+            SettingsError::UnknownKey { known, .. } => {
+                let keys: Vec<_> = known.iter().map(|key| format!("`{key}`")).collect();
+                Some(format!("the keys are {}", keys.join(", ")))
             }
             _ => None,
         }
     }
+}
+
+/// What the tables below `firmware` say, each of one image.
+fn firmware(value: Value, path: &Path) -> Result<BTreeMap<String, Given>, SettingsError> {
+    let wrong = |key: String, expected: String| SettingsError::Value { path: path.to_owned(), key, expected };
+    let Value::Table(images) = value else {
+        let expected = "tables, one for each image, as `[firmware.\"esp32.bin\"]`".to_owned();
+        return Err(wrong("firmware".to_owned(), expected));
+    };
+    let mut all = BTreeMap::new();
+    for (file, keys) in images {
+        let place = format!("firmware.\"{file}\"");
+        let Value::Table(keys) = keys else {
+            return Err(wrong(place, "a table of `name`, `version` and `target`".to_owned()));
+        };
+        let mut given = Given::default();
+        for (key, value) in keys {
+            let known = match key.as_str() {
+                "name" => &mut given.name,
+                "version" => &mut given.version,
+                "target" => &mut given.target,
+                _ => return Err(unknown(path, key, &Given::KEYS)),
+            };
+            *known = Some(short_text(&value).map_err(|expected| wrong(format!("{place}.{key}"), expected))?);
+        }
+        all.insert(file, given);
+    }
+    Ok(all)
+}
+
+fn unknown(path: &Path, key: String, known: &'static [&'static str]) -> SettingsError {
+    let meant = closest(&key, known);
+    SettingsError::UnknownKey { path: path.to_owned(), key, meant, known }
 }
 
 fn short_text(value: &Value) -> Result<String, String> {
@@ -484,6 +518,7 @@ mod tests {
             ignore: vec!["*.md".into()],
             expires_days: Some(90),
             rollout: RolloutSettings::default(),
+            firmware: BTreeMap::new(),
         };
         assert_eq!(settings, Ok(expected));
     }
@@ -541,6 +576,24 @@ mod tests {
             assert!(parse(text).unwrap_err().contains("should be"), "{text}");
         }
         assert!(parse("name = \"dev\"\nversion = ").unwrap_err().contains("line 2"));
+    }
+
+    #[test]
+    fn what_is_said_of_an_image_is_read() {
+        let settings =
+            parse("[firmware.\"esp32.bin\"]\nname = \"thing\"\nversion = \"1.10\"\ntarget = \"esp32-eth\"\n");
+        let text = |text: &str| Some(text.to_owned());
+        let given = Given { name: text("thing"), version: text("1.10"), target: text("esp32-eth") };
+        assert_eq!(settings.map(|settings| settings.firmware), Ok([("esp32.bin".to_owned(), given)].into()));
+        for (text, word) in [
+            ("firmware = \"esp32.bin\"", "`firmware` should be tables"),
+            ("[firmware]\n\"esp32.bin\" = \"1.0\"", "`firmware.\"esp32.bin\"` should be a table"),
+            ("[firmware.\"a.bin\"]\nversion = 1.10", "`firmware.\"a.bin\".version` should be a text"),
+            ("[firmware.\"a.bin\"]\nversoin = \"1\"", "`versoin` (did you mean `version`?)"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 
     #[test]
