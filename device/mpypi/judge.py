@@ -108,7 +108,7 @@ def _judge(agent, summary, seen, path, kind, time):
     digest = seen["list"]
     release = summary["release"]
     before = store.seen or {}
-    _check(agent, release, seen, before, kind, time)
+    check(agent, release, seen, before, kind, time)
     if summary["unfit"]:
         wheel = summary["unfit"]
         text = "wheel `%s` is for `%s`; this device is `%s`"
@@ -159,7 +159,7 @@ def begin(agent, summary, seen, path, keep=False):
     return "survey"
 
 
-def _check(agent, release, found, seen, kind, time):
+def check(agent, release, found, seen, kind, time):
     """Whether a list is for this channel, the newest, and not expired."""
     sequence = found.get("sequence")
     if release and release["channel"] != agent.channel:

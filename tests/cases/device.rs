@@ -23,26 +23,26 @@ use mpypi_tests::{
 use serde_json::{Value, json};
 
 /// Where the agent is, and the scripts that run it.
-fn device(name: &str) -> PathBuf {
+pub(crate) fn device(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../device").join(name)
 }
 
-fn script(name: &str) -> String {
+pub(crate) fn script(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("device").join(name).to_str().unwrap().to_owned()
 }
 
 /// Where MicroPython finds its own modules and the agent's.
-fn path() -> String {
+pub(crate) fn path() -> String {
     format!(".frozen:{}", device("").display())
 }
 
 /// Runs a script with the agent's sources on its path.
-fn python(arguments: &[&str]) -> Output {
+pub(crate) fn python(arguments: &[&str]) -> Output {
     micropython(arguments, &[("MICROPYPATH", &path())])
 }
 
 /// One device, its files in the world's folder `root`.
-fn options(world: &World, broker: &str, more: Value) -> String {
+pub(crate) fn options(world: &World, broker: &str, more: Value) -> String {
     fs::create_dir_all(world.path("root")).unwrap();
     let mut options = json!({
         "server": broker, "channel": "dev", "node": "board", "root": world.text("root"), "how": "follow",
@@ -54,22 +54,22 @@ fn options(world: &World, broker: &str, more: Value) -> String {
 }
 
 /// Runs the device until there is nothing more to do. Returns the lines that it said.
-fn update(world: &World, broker: &str, more: Value) -> Vec<Value> {
+pub(crate) fn update(world: &World, broker: &str, more: Value) -> Vec<Value> {
     said(&python(&[&script("node.py"), &options(world, broker, more)]).expect_code(0))
 }
 
-fn said(output: &Output) -> Vec<Value> {
+pub(crate) fn said(output: &Output) -> Vec<Value> {
     output.stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
 /// The phase it ended in, and why, if something was refused: the first word.
-fn result(lines: &[Value]) -> (String, String) {
+pub(crate) fn result(lines: &[Value]) -> (String, String) {
     let last = lines.last().unwrap();
     let word = last["error"].as_str().unwrap_or_default().split(':').next().unwrap_or_default();
     (last["phase"].as_str().unwrap().to_owned(), word.to_owned())
 }
 
-fn idle() -> (String, String) {
+pub(crate) fn idle() -> (String, String) {
     ("idle".to_owned(), String::new())
 }
 
@@ -92,7 +92,7 @@ fn expected(world: &World) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-fn files(world: &World) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(world: &World) -> BTreeMap<String, Vec<u8>> {
     let mut files = world.files("root");
     files.retain(|path, _| !path.contains(".dist-info/"));
     files
@@ -102,7 +102,7 @@ fn publish(world: &World, broker: &str) -> Value {
     run("mpypi", &["publish", &world.text("dev"), "--broker", broker, "--json"]).expect_code(0).json()
 }
 
-fn state(client: &mut Client) -> State {
+pub(crate) fn state(client: &mut Client) -> State {
     State::parse(&client.retained("mpypi/nodes/board/state").unwrap().payload).unwrap()
 }
 
@@ -190,7 +190,7 @@ fn a_release_that_is_not_confirmed_is_taken_back_and_not_tried_again() {
 }
 
 /// Waits for the state that `wanted` likes.
-fn await_state(client: &mut Client, wanted: impl Fn(&State) -> bool) -> State {
+pub(crate) fn await_state(client: &mut Client, wanted: impl Fn(&State) -> bool) -> State {
     let patience = Deadline::new();
     loop {
         patience.check("the board did not say what was awaited");
@@ -204,7 +204,7 @@ fn await_state(client: &mut Client, wanted: impl Fn(&State) -> bool) -> State {
     }
 }
 
-fn start(world: &World, broker: &str, more: Value) -> Running {
+pub(crate) fn start(world: &World, broker: &str, more: Value) -> Running {
     let arguments = [&script("node.py"), &options(world, broker, more)];
     Running::start_with("micropython", &arguments.map(String::as_str), &[("MICROPYPATH", &path())])
 }
@@ -256,7 +256,7 @@ fn a_board_that_is_connected_follows_orders() {
 }
 
 /// A wheel of these files, made by hand: nobody checks what is in it.
-fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     let info = dist_info(name, version);
     let metadata = format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n").into_bytes();
     let mut all: Vec<(String, Vec<u8>)> =
@@ -285,16 +285,16 @@ fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     archive.finish().unwrap().into_inner()
 }
 
-fn release(sequence: u64) -> Value {
+pub(crate) fn release(sequence: u64) -> Value {
     json!({"type": "release", "channel": "dev", "sequence": sequence, "version": sequence.to_string()})
 }
 
-fn src(path: &str, content: &[u8]) -> Value {
+pub(crate) fn src(path: &str, content: &[u8]) -> Value {
     json!({"type": "src", "path": path, "pkg_sha256": Digest::of(content), "size": content.len()})
 }
 
 /// Retains a list, and its packages before.
-fn retain(client: &mut Client, list: &[Value], packages: &[(&Value, &[u8])]) {
+pub(crate) fn retain(client: &mut Client, list: &[Value], packages: &[(&Value, &[u8])]) {
     for (entry, content) in packages {
         let digest = entry["pkg_sha256"].as_str().unwrap();
         let topic = match entry["path"].as_str() {
@@ -385,7 +385,7 @@ fn signing_key(world: &World, name: &str) -> (String, String) {
     (name.to_owned(), modulus)
 }
 
-fn openssl(arguments: &[&str]) -> Vec<u8> {
+pub(crate) fn openssl(arguments: &[&str]) -> Vec<u8> {
     let output = Command::new("openssl").args(arguments).output().expect("openssl is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
@@ -615,7 +615,7 @@ fn meet(world: &World, scripts: Vec<Vec<u8>>) -> Vec<String> {
 const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
 
 /// A PUBLISH with this first byte, of this topic, with these bytes behind it, that says it is `more` bytes longer.
-fn message(first: u8, topic: &str, behind: &[u8], more: usize) -> Vec<u8> {
+pub(crate) fn message(first: u8, topic: &str, behind: &[u8], more: usize) -> Vec<u8> {
     let mut packet = vec![first];
     let mut left = 2 + topic.len() + behind.len() + more;
     loop {
@@ -887,7 +887,7 @@ fn mip_installs_the_agent() {
 }
 
 /// The agent as an installation for small boards has it: precompiled.
-fn compiled(world: &World) -> String {
+pub(crate) fn compiled(world: &World) -> String {
     for item in fs::read_dir(device("mpypi")).unwrap() {
         let path = item.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();

@@ -1,0 +1,706 @@
+//! The MicroPython agent with a broker in the hands of an attacker: each attack of the specification of TUF (1.5.2) and of
+//! Uptane's list by its name. The attacker reads, withholds, replays and changes everything that passes; what they do not
+//! have are the private keys, but for one that is stolen.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use mpypi_protocol::{Digest, node::Phase};
+use mpypi_tests::{Client, Server, World};
+use serde_json::{Value, json};
+
+use crate::device::{
+    await_state, files, idle, openssl, release, result, src, start, state, update, wheel,
+};
+
+const ALGORITHM: &str = "rsa3072-pkcs1v15-sha256";
+const CHANNEL: &str = "mpypi/channels/dev";
+const FAR: &str = "2100-01-01T00:00:00Z";
+
+/// The private key of this name. It takes long to make one, so all tests use the same.
+fn key(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("keys");
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{name}.key"));
+    if !path.exists() {
+        let own = folder.join(format!("{name}.{}", std::process::id()));
+        let text = own.to_str().unwrap();
+        openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-out", text]);
+        // Of several tests that make one at once, the first one's counts.
+        fs::hard_link(&own, &path).ok();
+        fs::remove_file(own).unwrap();
+    }
+    path.to_str().unwrap().to_owned()
+}
+
+/// The modulus of that key, in base64.
+fn modulus(name: &str) -> String {
+    let said = String::from_utf8(openssl(&["rsa", "-in", &key(name), "-noout", "-modulus"])).unwrap();
+    let digits = said.trim().strip_prefix("Modulus=").unwrap();
+    let bytes: Vec<u8> =
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect();
+    base64(&bytes)
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let number = three.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for digit in 0..=three.len() {
+            text.push(char::from(DIGITS[(number >> (18 - 6 * digit) & 63) as usize]));
+        }
+        text += &"=".repeat(3 - three.len());
+    }
+    text
+}
+
+/// These entries, signed by all of `signers`.
+fn signed_by(world: &World, entries: &[Value], signers: &[&str]) -> String {
+    let text = Value::from(entries.to_vec()).to_string();
+    let covered = text.strip_suffix(']').unwrap();
+    let (file, signature) = (world.write("covered", covered), world.text("covered.sig"));
+    let mut text = covered.to_owned();
+    for name in signers {
+        openssl(&["dgst", "-sha256", "-sign", &key(name), "-out", &signature, file.to_str().unwrap()]);
+        let sig = base64(&fs::read(&signature).unwrap());
+        // `type` comes first.
+        text += &format!(r#",{{"type":"signature","key":"{name}","alg":"{ALGORITHM}","sig":"{sig}"}}"#);
+    }
+    text + "]"
+}
+
+/// What of a root differs from one to the next.
+struct RootOf<'a> {
+    version: u64,
+    expires: &'a str,
+    /// Who may sign for which channel, and its epoch.
+    delegations: &'a [(&'a str, &'a str, u64)],
+    signers: &'a [&'a str],
+}
+
+impl RootOf<'_> {
+    fn payload(&self, world: &World) -> String {
+        let roots = ["root-1", "root-2", "root-3"];
+        let mut entries = vec![json!({
+            "type": "root", "version": self.version, "created": "2026-11-01T00:00:00Z", "expires": self.expires,
+            "threshold": 2, "keys": roots,
+        })];
+        let mut names = roots.to_vec();
+        names.extend(self.delegations.iter().map(|(_, name, _)| *name));
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            entries.push(json!({"type": "key", "id": name, "alg": ALGORITHM, "key": modulus(name)}));
+        }
+        for (channel, name, epoch) in self.delegations {
+            entries.push(json!({
+                "type": "delegation", "channel": channel, "keys": [name], "epoch": epoch, "expires": FAR,
+            }));
+        }
+        signed_by(world, &entries, self.signers)
+    }
+}
+
+/// Root 1: two of three root keys; `channel-1` signs for `dev`.
+fn first_root(world: &World) -> String {
+    RootOf { version: 1, expires: FAR, delegations: &[("dev", "channel-1", 0)], signers: &["root-1", "root-2"] }
+        .payload(world)
+}
+
+/// A board that pins root 1 and runs release 5 of its channel, and what its attacker has got hold of.
+struct Siege {
+    world: World,
+    server: Server,
+    broker: Client,
+    /// `main.py`, as release 5 has it.
+    main: Value,
+}
+
+impl Siege {
+    fn lay() -> Siege {
+        let world = World::new();
+        world.write("pinned.json", first_root(&world));
+        // A broker that believes everything.
+        let server = Server::mosquitto(&world);
+        let mut broker = Client::connect(server.address, "attacker");
+        let main = src("main.py", b"print(5)\n");
+        retain_package(&mut broker, &main, b"print(5)\n");
+        let mut siege = Siege { world, server, broker, main };
+        siege.serve(&[siege.release(5), siege.main.clone()], "channel-1");
+        assert_eq!(result(&siege.update()), idle());
+        siege.stands();
+        siege
+    }
+
+    fn release(&self, sequence: u64) -> Value {
+        let mut found = release(sequence);
+        found["created"] = json!("2026-11-10T00:00:00Z");
+        found["expires"] = json!(FAR);
+        found
+    }
+
+    /// Retains a list, signed by `key`.
+    fn serve(&mut self, list: &[Value], key: &str) -> String {
+        let payload = signed_by(&self.world, list, &[key]);
+        self.put(CHANNEL, payload.as_bytes());
+        payload
+    }
+
+    fn put(&mut self, topic: &str, payload: &[u8]) {
+        assert!(self.broker.retain(topic, payload));
+    }
+
+    fn how(&self, more: Value) -> Value {
+        let mut options = json!({
+            "keys": self.world.text("pinned.json"),
+            "limits": {
+                "RECONNECT_FIRST": 10, "RETRY_FIRST": 10, "RETRY_MOST": 40, "LOOK": 20, "FETCH_STALL": 400,
+                "ATTEMPTS": 2,
+            },
+        });
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        options
+    }
+
+    fn update(&self) -> Vec<Value> {
+        self.update_as(json!({}))
+    }
+
+    fn update_as(&self, more: Value) -> Vec<Value> {
+        update(&self.world, &self.server.url(), self.how(more))
+    }
+
+    /// Release 5 runs, and nothing else is there.
+    fn stands(&self) {
+        let found = files(&self.world);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found["main.py"], b"print(5)\n");
+    }
+
+    /// The board refuses what there is now, at every start, for that reason; it runs what it ran.
+    fn refused(&mut self, word: &str) {
+        for _ in 0..2 {
+            let lines = self.update();
+            assert_eq!(result(&lines), ("failed".to_owned(), word.to_owned()), "{lines:?}");
+            self.stands();
+        }
+        let told = state(&mut self.broker);
+        assert_eq!(told.phase, Phase::Failed);
+        assert!(told.error.unwrap().starts_with(&format!("{word}: ")));
+    }
+
+    /// When the attacker has left, an honest release arrives.
+    fn ends(&mut self, sequence: u64, key: &str, epoch: u64) {
+        let content = format!("print({sequence})\n");
+        let entry = src("main.py", content.as_bytes());
+        retain_package(&mut self.broker, &entry, content.as_bytes());
+        let mut release = self.release(sequence);
+        if epoch > 0 {
+            release["epoch"] = json!(epoch);
+        }
+        self.serve(&[release, entry], key);
+        assert_eq!(result(&self.update()), idle());
+        assert_eq!(files(&self.world)["main.py"], content.as_bytes());
+    }
+}
+
+fn retain_package(broker: &mut Client, entry: &Value, content: &[u8]) {
+    let digest = entry["pkg_sha256"].as_str().unwrap();
+    let topic = match entry["path"].as_str() {
+        Some(path) => format!("mpypi/packages/src/{path}/{digest}"),
+        None => format!("mpypi/packages/wheel/{digest}"),
+    };
+    assert!(broker.retain(&topic, content));
+}
+
+fn wheel_entry(bytes: &[u8], tag: Option<&str>) -> Value {
+    let mut entry = json!({
+        "type": "wheel", "name": "blink", "version": "1.0", "pkg_sha256": Digest::of(bytes), "size": bytes.len(),
+    });
+    if let Some(tag) = tag {
+        entry["tag"] = json!(tag);
+    }
+    entry
+}
+
+#[test]
+fn arbitrary_software() {
+    let mut siege = Siege::lay();
+    let evil = src("main.py", b"evil\n");
+    retain_package(&mut siege.broker, &evil, b"evil\n");
+    let list = [siege.release(6), evil];
+    siege.put(CHANNEL, Value::from(list.to_vec()).to_string().as_bytes());
+    siege.refused("unsigned");
+    siege.serve(&list, "stranger");
+    siege.refused("unknown-key");
+    let forged = signed_by(&siege.world, &list, &["stranger"]).replace("\"stranger\"", "\"channel-1\"");
+    siege.put(CHANNEL, forged.as_bytes());
+    siege.refused("bad-signature");
+    // A key of the root signs no lists.
+    siege.serve(&list, "root-1");
+    siege.refused("unknown-key");
+    // A root of the attacker's, and one that a single root key signed.
+    let root = |signers| {
+        let delegations = [("dev", "stranger", 0)];
+        RootOf { version: 2, expires: FAR, delegations: &delegations, signers }.payload(&siege.world)
+    };
+    let (forged, lone) = (root(&["stranger", "stranger"]), root(&["root-1", "stranger"]));
+    let forged = forged.replacen("\"key\":\"stranger\"", "\"key\":\"root-1\"", 1);
+    let forged = forged.replace(",\"key\":\"stranger\",\"alg\"", ",\"key\":\"root-2\",\"alg\"");
+    for forged in [forged, lone] {
+        siege.put("mpypi/keys/root/2", forged.as_bytes());
+        siege.serve(&list, "stranger");
+        siege.refused("unknown-key");
+    }
+    // To the board alone, beside the channel.
+    let node = start(&siege.world, &siege.server.url(), siege.how(json!({"how": "run"})));
+    assert!(siege.broker.subscribe("mpypi/nodes/board/state", 1) <= 1);
+    // It listens when it says something new.
+    while siege.broker.message().unwrap().retain {}
+    siege.broker.post("mpypi/nodes/board/cmd", Value::from(list.to_vec()).to_string().as_bytes(), 0, false);
+    await_state(&mut siege.broker, |state| {
+        state.error.as_ref().is_some_and(|error| error.starts_with("unsigned: "))
+    });
+    drop(node);
+    siege.stands();
+    // What was signed, with other bytes under its name.
+    siege.put("mpypi/keys/root/2", b"");
+    let entry = src("main.py", b"print(6)\n");
+    siege.serve(&[siege.release(6), entry.clone()], "channel-1");
+    retain_package(&mut siege.broker, &entry, b"print(X)\n");
+    siege.refused("wrong-hash");
+    siege.ends(7, "channel-1", 0);
+}
+
+#[test]
+fn endless_data() {
+    let mut siege = Siege::lay();
+    // A package without an end, as far as this broker has one: no more than what was signed is written.
+    let entry = src("main.py", b"print(6)\n");
+    siege.serve(&[siege.release(6), entry.clone()], "channel-1");
+    retain_package(&mut siege.broker, &entry, &vec![b'#'; 4 << 20]);
+    siege.refused("wrong-size");
+    let staging = fs::read_dir(siege.world.path("root/.mpypi/staging")).unwrap();
+    assert_eq!(staging.count(), 0);
+    // Without a signed size there is a limit nevertheless.
+    let mut boundless = entry.clone();
+    boundless.as_object_mut().unwrap().remove("size");
+    siege.serve(&[siege.release(7), boundless], "channel-1");
+    retain_package(&mut siege.broker, &entry, &vec![b'#'; (8 << 20) + 1]);
+    siege.refused("too-large");
+    // A list, a root.
+    siege.put(CHANNEL, &vec![b' '; (1 << 20) + 1]);
+    siege.refused("bad-list");
+    siege.put(CHANNEL, &vec![b'['; 1 << 20]);
+    siege.refused("bad-list");
+    siege.put("mpypi/keys/root/2", &vec![b' '; 4 << 20]);
+    siege.put(CHANNEL, b"");
+    let lines = siege.update_as(json!({"how": "check"}));
+    assert_eq!(result(&lines).0, "lost", "{lines:?}");
+    let log = lines.iter().filter_map(|line| line["log"].as_str()).collect::<String>();
+    assert!(log.contains("bad-root: a root of 4194304 bytes is larger than 32768"), "{log}");
+    siege.stands();
+    siege.ends(8, "channel-1", 0);
+}
+
+#[test]
+fn extraneous_dependencies() {
+    let mut siege = Siege::lay();
+    let evil = wheel("evil", "1.0", &[("evil.py", b"x = 1\n")]);
+    let mut entry = wheel_entry(&evil, None);
+    entry["name"] = json!("evil");
+    retain_package(&mut siege.broker, &entry, &evil);
+    let good = siege.serve(&[siege.release(6), siege.main.clone()], "channel-1");
+    // One more package, before and behind the signature.
+    let mark = ",{\"type\":\"signature\"";
+    let more = good.replace(mark, &format!(",{entry}{mark}"));
+    siege.put(CHANNEL, more.as_bytes());
+    siege.refused("bad-signature");
+    siege.put(CHANNEL, format!("{},{entry}]", good.strip_suffix(']').unwrap()).as_bytes());
+    siege.refused("bad-list");
+    // One more file in a wheel that was signed.
+    let sound = wheel("blink", "1.0", &[("blink.py", b"x = 1\n")]);
+    let stuffed = wheel("blink", "1.0", &[("blink.py", b"x = 1\n"), ("evil.py", b"x = 2\n")]);
+    let mut entry = wheel_entry(&sound, None);
+    entry.as_object_mut().unwrap().remove("size");
+    siege.serve(&[siege.release(7), siege.main.clone(), entry.clone()], "channel-1");
+    retain_package(&mut siege.broker, &entry, &stuffed);
+    siege.refused("wrong-hash");
+    siege.ends(8, "channel-1", 0);
+}
+
+#[test]
+fn fast_forward() {
+    let mut siege = Siege::lay();
+    let good = siege.serve(&[siege.release(6), siege.main.clone()], "channel-1");
+    for number in ["7", "18446744073709551615"] {
+        siege.put(CHANNEL, good.replace("\"sequence\":6", &format!("\"sequence\":{number}")).as_bytes());
+        siege.refused("bad-signature");
+    }
+    siege.put(CHANNEL, good.replace("\"sequence\":6", "\"epoch\":9,\"sequence\":6").as_bytes());
+    siege.refused("bad-signature");
+    // Nor can a root be skipped: the next is the next.
+    let delegations = [("dev", "channel-1", 0)];
+    let third =
+        RootOf { version: 3, expires: FAR, delegations: &delegations, signers: &["root-1", "root-2"] };
+    let third = third.payload(&siege.world);
+    for number in [2, 3] {
+        siege.put(&format!("mpypi/keys/root/{number}"), third.as_bytes());
+    }
+    siege.put(CHANNEL, good.as_bytes());
+    let lines = siege.update();
+    assert_eq!(result(&lines), idle());
+    assert!(lines[0]["log"].as_str().unwrap().contains("bad-root: root 3 came as number 2"), "{lines:?}");
+    siege.put("mpypi/keys/root/2", b"");
+    siege.ends(7, "channel-1", 0);
+}
+
+#[test]
+fn indefinite_freeze() {
+    let mut siege = Siege::lay();
+    // The attacker goes on to serve what was the newest once. A device with a clock knows.
+    let mut old = siege.release(6);
+    old["expires"] = json!("2026-11-20T00:00:00Z");
+    let list = siege.serve(&[old, siege.main.clone()], "channel-1");
+    siege.refused("expired");
+    // One without a clock goes by the newest list that it has seen.
+    let without = json!({"clockless": true});
+    let lines = siege.update_as(without.clone());
+    assert_eq!(result(&lines), idle(), "{lines:?}");
+    let mut newer = siege.release(7);
+    newer["created"] = json!("2026-11-21T00:00:00Z");
+    siege.serve(&[newer, siege.main.clone()], "channel-1");
+    assert_eq!(result(&siege.update_as(without.clone())), idle());
+    let mut stale = siege.release(8);
+    stale["expires"] = json!("2026-11-20T12:00:00Z");
+    siege.serve(&[stale, siege.main.clone()], "channel-1");
+    assert_eq!(result(&siege.update_as(without.clone())), ("failed".to_owned(), "expired".to_owned()));
+    siege.put(CHANNEL, list.as_bytes());
+    assert_eq!(result(&siege.update_as(without)), ("failed".to_owned(), "rollback".to_owned()));
+    // Withholding a newer root ends when the present one expires.
+    let delegations = [("dev", "channel-1", 0)];
+    let signers = ["root-1", "root-2"];
+    let expired =
+        RootOf { version: 2, expires: "2026-11-20T00:00:00Z", delegations: &delegations, signers: &signers };
+    let expired = expired.payload(&siege.world);
+    siege.put("mpypi/keys/root/2", expired.as_bytes());
+    siege.serve(&[siege.release(9), siege.main.clone()], "channel-1");
+    siege.refused("expired-root");
+    let third = RootOf { version: 3, expires: FAR, delegations: &delegations, signers: &signers };
+    let third = third.payload(&siege.world);
+    siege.put("mpypi/keys/root/3", third.as_bytes());
+    siege.ends(10, "channel-1", 0);
+}
+
+#[test]
+fn a_board_without_a_clock_asks_what_time_it_is_and_believes_nobody_but_the_clocks_key() {
+    let mut siege = Siege::lay();
+    let delegations = [("dev", "channel-1", 0), ("time", "clock", 0)];
+    let second =
+        RootOf { version: 2, expires: FAR, delegations: &delegations, signers: &["root-1", "root-2"] };
+    let second = second.payload(&siege.world);
+    siege.put("mpypi/keys/root/2", second.as_bytes());
+    let mut old = siege.release(6);
+    old["expires"] = json!("2026-11-20T00:00:00Z");
+    siege.serve(&[old, siege.main.clone()], "channel-1");
+    assert!(siege.broker.subscribe("mpypi/nodes/board/challenge", 1) <= 1);
+    assert!(siege.broker.subscribe("mpypi/nodes/board/state", 1) <= 1);
+    let node =
+        start(&siege.world, &siege.server.url(), siege.how(json!({"how": "run", "clockless": true})));
+    let mut nonce = None;
+    let patience = mpypi_tests::Deadline::new();
+    loop {
+        patience.check("the board neither asked nor followed");
+        let message = siege.broker.message().unwrap();
+        if message.topic.ends_with("/challenge") {
+            nonce = Some(String::from_utf8(message.payload).unwrap());
+        } else if nonce.is_some() && message.payload.starts_with(b"{\"phase\":\"idle\",\"sequence\":6,") {
+            break;
+        }
+    }
+    let nonce = nonce.unwrap();
+    let answer = |node: &str, nonce: &str, signer: &str| {
+        let entry = json!({"type": "time", "node": node, "nonce": nonce, "time": "2026-11-28T12:00:00Z"});
+        // `type` is the first member of nothing but the signature.
+        signed_by(&siege.world, &[entry], &[signer])
+    };
+    let wrong = [
+        answer("board", &nonce, "stranger"),
+        answer("board", &nonce, "channel-1"),
+        answer("other", &nonce, "clock"),
+        answer("board", "00", "clock"),
+        answer("board", &nonce, "clock").replace("12:00", "13:00"),
+        " ".repeat(1 << 20),
+    ];
+    let right = answer("board", &nonce, "clock");
+    for answer in wrong {
+        siege.broker.post("mpypi/nodes/board/time", answer.as_bytes(), 0, false);
+    }
+    siege.broker.post("mpypi/nodes/board/time", right.as_bytes(), 0, false);
+    // What it believed without knowing the time has expired.
+    let told = await_state(&mut siege.broker, |state| state.phase == Phase::Failed);
+    assert!(told.error.unwrap().starts_with("expired: sequence 6 expired at 2026-11-20T00:00:00Z, it is 2026-11-28T12:00:"));
+    drop(node);
+}
+
+#[test]
+fn mix_and_match() {
+    let mut siege = Siege::lay();
+    // Release 6 has two packages that belong together.
+    let (main, lib) = (src("main.py", b"import lib6\n"), src("lib6.py", b"x = 6\n"));
+    retain_package(&mut siege.broker, &main, b"import lib6\n");
+    // The attacker offers another signed file of the same size for one of them.
+    retain_package(&mut siege.broker, &lib, b"x = 5\n");
+    siege.serve(&[siege.release(6), main.clone(), lib.clone()], "channel-1");
+    siege.refused("wrong-hash");
+    // A list of one channel under the name of another, by a key that may sign for both.
+    let delegations = [("*", "channel-1", 0)];
+    let second =
+        RootOf { version: 2, expires: FAR, delegations: &delegations, signers: &["root-1", "root-2"] };
+    let second = second.payload(&siege.world);
+    siege.put("mpypi/keys/root/2", second.as_bytes());
+    let mut other = siege.release(7);
+    other["channel"] = json!("stable");
+    siege.serve(&[other, siege.main.clone()], "channel-1");
+    siege.refused("wrong-channel");
+    // Entries of two lists in one.
+    let seventh = siege.serve(&[siege.release(7), main], "channel-1");
+    let eighth = siege.serve(&[siege.release(8), lib], "channel-1");
+    let mark = ",{\"type\":\"signature\"";
+    let (head, tail) = (seventh.split_once(mark).unwrap().0, eighth.split_once(mark).unwrap().1);
+    siege.put(CHANNEL, format!("{head}{mark}{tail}").as_bytes());
+    siege.refused("bad-signature");
+    siege.ends(9, "channel-1", 0);
+}
+
+#[test]
+fn rollback() {
+    let mut siege = Siege::lay();
+    let fourth = signed_by(&siege.world, &[siege.release(4), siege.main.clone()], &["channel-1"]);
+    siege.put(CHANNEL, fourth.as_bytes());
+    siege.refused("rollback");
+    // The same number with another content, and none at all.
+    siege.serve(&[siege.release(5)], "channel-1");
+    siege.refused("rollback");
+    siege.serve(&[siege.main.clone()], "channel-1");
+    siege.refused("bad-list");
+    // What is being installed counts before it is installed: the board saw 6, and never got its package.
+    let lost = src("main.py", b"print(6)\n");
+    siege.serve(&[siege.release(6), lost], "channel-1");
+    siege.refused("missing-package");
+    siege.serve(&[siege.release(5), siege.main.clone()], "channel-1");
+    siege.refused("rollback");
+    // Roots do not go back either: the first is served as the next.
+    let first = first_root(&siege.world);
+    siege.put("mpypi/keys/root/2", first.as_bytes());
+    let lines = siege.update();
+    assert!(lines[0]["log"].as_str().unwrap().contains("bad-root: root 1 came as number 2"), "{lines:?}");
+    siege.put("mpypi/keys/root/2", b"");
+    siege.ends(7, "channel-1", 0);
+}
+
+#[test]
+fn compromise_of_a_channels_key_ends_with_a_new_root_and_epoch() {
+    let mut siege = Siege::lay();
+    // With the stolen key, the attacker goes as far as they can: the last sequence, and a time long from now.
+    let evil = src("main.py", b"evil\n");
+    retain_package(&mut siege.broker, &evil, b"evil\n");
+    let mut last = siege.release(u64::MAX);
+    last["created"] = json!("2099-12-31T00:00:00Z");
+    let evil_list = siege.serve(&[last, evil], "channel-1");
+    assert_eq!(result(&siege.update()), idle());
+    assert_eq!(files(&siege.world)["main.py"], b"evil\n");
+    // Nothing that the key signs later can be newer, and for what expires it is too late.
+    siege.serve(&[siege.release(6), siege.main.clone()], "channel-1");
+    assert_eq!(result(&siege.update()), ("failed".to_owned(), "rollback".to_owned()));
+    // The owner takes the key away: nobody touches the board.
+    let delegations = [("dev", "channel-2", 1)];
+    let second = RootOf {
+        version: 2,
+        expires: "2098-01-01T00:00:00Z",
+        delegations: &delegations,
+        signers: &["root-3", "root-1"],
+    };
+    let second = second.payload(&siege.world);
+    siege.put("mpypi/keys/root/2", second.as_bytes());
+    siege.ends(6, "channel-2", 1);
+    // The stolen key is of no use any more, and the new one of none in the old epoch.
+    siege.put(CHANNEL, evil_list.as_bytes());
+    assert_eq!(result(&siege.update()), ("failed".to_owned(), "unknown-key".to_owned()));
+    siege.serve(&[siege.release(7), siege.main.clone()], "channel-2");
+    assert_eq!(result(&siege.update()), ("failed".to_owned(), "wrong-epoch".to_owned()));
+    // Also where the new root is withheld from now on: the board keeps it.
+    siege.put("mpypi/keys/root/2", b"");
+    siege.put(CHANNEL, evil_list.as_bytes());
+    assert_eq!(result(&siege.update()), ("failed".to_owned(), "unknown-key".to_owned()));
+    siege.ends(8, "channel-2", 1);
+}
+
+#[test]
+fn slow_retrieval() {
+    let mut siege = Siege::lay();
+    let content = vec![b'#'; 20_000];
+    let entry = src("main.py", &content);
+    retain_package(&mut siege.broker, &entry, &content);
+    siege.serve(&[siege.release(6), entry], "channel-1");
+    // A broker that sends one byte now and then: there is a connection, and nothing ever comes to an end.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let target = siege.server.address;
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            drip(client.unwrap(), target);
+        }
+    });
+    let limits = json!({
+        "READ": 60, "RECONNECT_FIRST": 5, "RECONNECT_MOST": 20, "RETRY_FIRST": 5, "RETRY_MOST": 20, "LOOK": 20,
+        "ATTEMPTS": 3, "FETCH_STALL": 400, "GOODBYE": 100,
+    });
+    let how = siege.how(json!({"how": "run", "limits": limits}));
+    let node = start(&siege.world, &format!("mqtt://{address}"), how);
+    assert!(siege.broker.subscribe("mpypi/nodes/board/state", 1) <= 1);
+    await_state(&mut siege.broker, |state| {
+        state.error.as_ref().is_some_and(|error| error.starts_with("connection: lost 3 times in a row"))
+    });
+    drop(node);
+    siege.stands();
+    siege.ends(7, "channel-1", 0);
+}
+
+/// Passes the first 8000 bytes of each connection on at once, and of the rest a byte now and then.
+fn drip(client: TcpStream, target: SocketAddr) {
+    let broker = TcpStream::connect(target).unwrap();
+    let (mut from, mut to) = (client.try_clone().unwrap(), broker.try_clone().unwrap());
+    thread::spawn(move || {
+        io::copy(&mut from, &mut to).ok();
+        to.shutdown(Shutdown::Both).ok();
+    });
+    let (mut from, mut to) = (broker, client);
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        let mut passed = 0;
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            for byte in &buffer[..count] {
+                passed += 1;
+                if passed > 8000 {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                if to.write_all(&[*byte]).is_err() {
+                    from.shutdown(Shutdown::Both).ok();
+                    return;
+                }
+            }
+        }
+        to.shutdown(Shutdown::Both).ok();
+    });
+}
+
+#[test]
+fn wrong_target() {
+    let mut siege = Siege::lay();
+    let other = wheel("blink", "1.0", &[("blink.py", b"x = 1\n")]);
+    let entry = wheel_entry(&other, Some("mpy6_3-xtensawin-esp32"));
+    // It is refused before anything of it is fetched: there is nothing to be fetched.
+    siege.serve(&[siege.release(6), siege.main.clone(), entry], "channel-1");
+    siege.refused("no-fit");
+    siege.serve(&[siege.release(7), siege.main.clone(), wheel_entry(&other, Some("mpy5-bytecode-any"))], "channel-1");
+    siege.refused("no-fit");
+    // What is for this board, for another by its signed tag.
+    let good = siege.serve(
+        &[siege.release(8), siege.main.clone(), wheel_entry(&other, Some("mpy5-bytecode-any"))],
+        "channel-1",
+    );
+    siege.put(CHANNEL, good.replace("mpy5-bytecode-any", "py3-none-any").as_bytes());
+    siege.refused("bad-signature");
+    siege.ends(9, "channel-1", 0);
+}
+
+#[test]
+fn partial_bundle() {
+    let mut siege = Siege::lay();
+    let (main, lib) = (src("main.py", b"import lib6\n"), src("lib6.py", b"x = 6\n"));
+    let list = siege.serve(&[siege.release(6), main.clone(), lib.clone()], "channel-1");
+    // Some of the packages, in turn.
+    for (entry, content) in [(&main, &b"import lib6\n"[..]), (&lib, b"x = 6\n")] {
+        retain_package(&mut siege.broker, entry, content);
+        if entry == &main {
+            siege.refused("missing-package");
+        }
+    }
+    // Some of the list.
+    for end in [list.len() / 3, list.len() - 1] {
+        siege.put(CHANNEL, &list.as_bytes()[..end]);
+        siege.refused("bad-list");
+    }
+    siege.put(CHANNEL, list.as_bytes());
+    assert_eq!(result(&siege.update()), idle());
+    assert_eq!(files(&siege.world).len(), 2);
+}
+
+#[test]
+fn drop_request() {
+    let mut siege = Siege::lay();
+    // The list is withheld: the board says so, goes on with what it has, and asks again.
+    siege.put(CHANNEL, b"");
+    let lines = siege.update_as(json!({"how": "check"}));
+    assert_eq!(result(&lines).0, "lost", "{lines:?}");
+    assert!(lines[lines.len() - 2]["lost"][0].as_str().unwrap().contains("channel `dev` has no list"));
+    siege.stands();
+    // Its packages are withheld.
+    siege.serve(&[siege.release(6), src("main.py", b"print(6)\n")], "channel-1");
+    siege.refused("missing-package");
+    // Its connection is taken, and nothing said.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = format!("mqtt://{}", listener.local_addr().unwrap());
+    let how = siege.how(json!({"how": "check", "limits": {"HANDSHAKE": 50}}));
+    assert_eq!(result(&update(&siege.world, &silent, how)).0, "lost");
+    siege.stands();
+    siege.ends(7, "channel-1", 0);
+}
+
+#[test]
+fn tampered_history() {
+    let mut siege = Siege::lay();
+    let mut next = siege.release(7);
+    next["rollout"] = json!({"id": "0123456789abcdef", "percent": 0, "base": 5});
+    let fifth = signed_by(&siege.world, &[siege.release(5), siege.main.clone()], &["channel-1"]);
+    siege.serve(&[next, src("main.py", b"print(7)\n")], "channel-1");
+    // A board that has something keeps it, and says what it holds back.
+    assert_eq!(result(&siege.update()), idle());
+    siege.stands();
+    assert_eq!(state(&mut siege.broker).held, Some(7));
+    // One that has nothing asks the history; what it finds there must be what is named, and signed.
+    fs::remove_dir_all(siege.world.path("root")).unwrap();
+    let fourth = signed_by(&siege.world, &[siege.release(4), siege.main.clone()], &["channel-1"]);
+    let tampered = fifth.replace("\"version\":\"5\"", "\"version\":\"6\"");
+    for (history, why) in [
+        (fourth, "wrong-base: the release in the history as 5 is 4"),
+        (tampered, "bad-signature: the list is not what `channel-1` signed"),
+        ("[]".to_owned(), "unsigned: "),
+        (fifth.replace("\"sequence\":5", "\"sequence\":6"), "bad-signature: "),
+    ] {
+        siege.put("mpypi/channels/dev/history/5", history.as_bytes());
+        let lines = siege.update();
+        assert_eq!(result(&lines), idle());
+        let log = lines.iter().filter_map(|line| line["log"].as_str()).collect::<Vec<_>>().join("\n");
+        assert!(log.contains(&format!("nothing to have meanwhile: {why}")), "{log}");
+        assert!(files(&siege.world).is_empty());
+    }
+    siege.put("mpypi/channels/dev/history/5", fifth.as_bytes());
+    assert_eq!(result(&siege.update()), idle());
+    siege.stands();
+    let told = state(&mut siege.broker);
+    assert_eq!((told.phase, told.sequence, told.held), (Phase::Idle, Some(5), Some(7)));
+    // To have it does not make anything older than what was seen believed again.
+    let sixth = signed_by(&siege.world, &[siege.release(6), siege.main.clone()], &["channel-1"]);
+    siege.put(CHANNEL, sixth.as_bytes());
+    siege.refused("rollback");
+    siege.ends(8, "channel-1", 0);
+}
