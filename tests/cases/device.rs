@@ -106,7 +106,7 @@ pub(crate) fn state(client: &mut Client) -> State {
     State::parse(&client.retained("mpypi/nodes/board/state").unwrap().payload).unwrap()
 }
 
-fn info(client: &mut Client) -> Info {
+pub(crate) fn info(client: &mut Client) -> Info {
     Info::parse(&client.retained("mpypi/nodes/board/info").unwrap().payload).unwrap()
 }
 

@@ -8,15 +8,15 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use mpypi_protocol::{Digest, node::Phase};
+use mpypi_protocol::{Digest, node::Phase, rollout::RolloutId};
 use mpypi_tests::{Client, Server, World};
 use serde_json::{Value, json};
 
 use crate::device::{
-    await_state, files, idle, openssl, release, result, src, start, state, update, wheel,
+    await_state, files, idle, info, openssl, release, result, said, src, start, state, update, wheel,
 };
 
 const ALGORITHM: &str = "rsa3072-pkcs1v15-sha256";
@@ -703,4 +703,170 @@ fn tampered_history() {
     siege.put(CHANNEL, sixth.as_bytes());
     siege.refused("rollback");
     siege.ends(8, "channel-1", 0);
+}
+
+impl Siege {
+    /// Serves a release whose `main.py` prints its number, with this rollout.
+    fn roll_out(&mut self, sequence: u64, rollout: Value, more: Value) {
+        let content = format!("print({sequence})\n");
+        let entry = src("main.py", content.as_bytes());
+        retain_package(&mut self.broker, &entry, content.as_bytes());
+        let mut release = self.release(sequence);
+        release["rollout"] = rollout;
+        release.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        self.serve(&[release, entry], "channel-1");
+    }
+
+    /// Whether the board holds the release back, and goes on with the one before.
+    fn holds(&mut self, sequence: u64, more: Value) -> bool {
+        assert_eq!(result(&self.update_as(more)), idle());
+        let told = state(&mut self.broker);
+        let runs = String::from_utf8(files(&self.world)["main.py"].clone()).unwrap();
+        match told.held {
+            None => {
+                assert_eq!((told.sequence, runs), (Some(sequence), format!("print({sequence})\n")));
+                false
+            }
+            held => {
+                assert_eq!(held, Some(sequence));
+                assert_eq!(runs, format!("print({})\n", told.sequence.unwrap()));
+                true
+            }
+        }
+    }
+}
+
+const ID: &str = "0123456789abcdef";
+
+#[test]
+fn a_board_takes_a_release_when_it_is_its_turn_and_not_before() {
+    let mut siege = Siege::lay();
+    let id: RolloutId = ID.parse().unwrap();
+    // It is its turn from some hundredth of a percent on.
+    let hundredth = (u64::from(id.position("board")) * 10_000) >> 32;
+    let percent = |hundredths: u64| format!("{}.{:02}", hundredths / 100, hundredths % 100);
+    siege.roll_out(6, json!({"id": ID, "percent": percent(hundredth)}), json!({}));
+    assert!(siege.holds(6, json!({})));
+    siege.roll_out(7, json!({"id": ID, "percent": percent(hundredth + 1)}), json!({}));
+    assert!(!siege.holds(7, json!({})));
+    // It stays in, whatever the next step asks for.
+    siege.roll_out(8, json!({"id": ID, "percent": 0, "only": "node = nobody"}), json!({}));
+    assert!(!siege.holds(8, json!({})));
+    // Another rollout asks what it is.
+    let other = |only: &str| json!({"id": "00000000000000ff", "percent": 100, "only": only});
+    siege.roll_out(9, other("label.room = kitchen and version >= 8 and not (sequence < 8)"), json!({}));
+    assert!(siege.holds(9, json!({})));
+    let labels = json!({"labels": {"room": "kitchen"}, "utc_offset": 60});
+    assert!(!siege.holds(9, labels));
+    let info = info(&mut siege.broker);
+    assert_eq!((&*info.labels["room"], info.utc_offset), ("kitchen", Some(60)));
+    // What it cannot read, it holds, and says so.
+    siege.roll_out(10, json!({"id": ID, "percent": 100, "only": "mood = good"}), json!({}));
+    let lines = siege.update();
+    assert_eq!(result(&lines), ("idle".to_owned(), "bad-rollout".to_owned()));
+    let told = state(&mut siege.broker);
+    assert_eq!((told.sequence, told.held), (Some(9), Some(10)));
+    assert!(told.error.unwrap().starts_with("bad-rollout: `only`: `mood` is no field"));
+    // Held or not, it was seen.
+    siege.roll_out(9, json!({"id": ID, "percent": 100}), json!({}));
+    assert_eq!(result(&siege.update()), ("failed".to_owned(), "rollback".to_owned()));
+}
+
+#[test]
+fn a_board_waits_for_the_time_of_day_for_its_share_of_the_jitter_and_for_orders() {
+    let mut siege = Siege::lay();
+    siege.roll_out(6, json!({"id": ID, "percent": 100, "not-before": "2099-01-01T00:00:00Z"}), json!({}));
+    assert!(siege.holds(6, json!({})));
+    siege.roll_out(7, json!({"id": ID, "percent": 100, "not-before": "2020-01-01T00:00:00Z"}), json!({}));
+    assert!(!siege.holds(7, json!({})));
+    // A window of two hours, twelve from now: it is open where local time is twelve hours ahead.
+    let minutes = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 60;
+    let at = |later: u64| format!("{:02}:{:02}", (minutes + later) / 60 % 24, (minutes + later) % 60);
+    let window = format!("{}-{}", at(11 * 60), at(13 * 60));
+    let other = |more: Value| {
+        let mut rollout = json!({"id": "00000000000000ff", "percent": 100});
+        rollout.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        rollout
+    };
+    siege.roll_out(8, other(json!({"window": window})), json!({}));
+    assert!(siege.holds(8, json!({})));
+    assert!(!siege.holds(8, json!({"utc_offset": 720})));
+    // Without a clock, windows mean nothing.
+    siege.roll_out(9, json!({"id": ID, "percent": 100, "window": window}), json!({}));
+    assert!(siege.holds(9, json!({})));
+    assert!(!siege.holds(9, json!({"clockless": true})));
+
+    // Its share of the jitter: a second.
+    let id = (0..).map(RolloutId::from_bits).find(|id| id.share("board", 1) == 1).unwrap();
+    siege.roll_out(10, json!({"id": id.as_str(), "percent": 100, "jitter": 1}), json!({}));
+    assert!(siege.broker.subscribe("mpypi/nodes/board/state", 1) <= 1);
+    let run = siege.how(json!({"how": "run"}));
+    let node = start(&siege.world, &siege.server.url(), run.clone());
+    await_state(&mut siege.broker, |state| state.held == Some(10) && state.sequence == Some(9));
+    await_state(&mut siege.broker, |state| state.phase == Phase::Restarting && state.sequence == Some(10));
+    let _ = node.wait().expect_code(0);
+    let node = start(&siege.world, &siege.server.url(), run.clone());
+    await_state(&mut siege.broker, |state| state.phase == Phase::Idle && state.sequence == Some(10));
+    // One that is optional, and one that would wait until tomorrow, and an operator who does not.
+    let optional = json!({"id": "00000000000000fe", "percent": 100, "optional": true});
+    siege.roll_out(11, optional, json!({}));
+    await_state(&mut siege.broker, |state| state.held == Some(11) && state.sequence == Some(10));
+    siege.broker.post("mpypi/nodes/board/cmd", br#"[{"type":"install"}]"#, 0, false);
+    await_state(&mut siege.broker, |state| state.phase == Phase::Restarting && state.sequence == Some(11));
+    let _ = node.wait().expect_code(0);
+    // An order is no turn: it is not this board's.
+    siege.roll_out(12, json!({"id": "00000000000000fd", "percent": 0}), json!({}));
+    let node = start(&siege.world, &siege.server.url(), run);
+    await_state(&mut siege.broker, |state| state.held == Some(12));
+    siege.broker.post("mpypi/nodes/board/cmd", br#"[{"type":"install"}]"#, 0, false);
+    siege.roll_out(13, json!({"id": "00000000000000fd", "percent": 0}), json!({}));
+    await_state(&mut siege.broker, |state| state.held == Some(13) && state.sequence == Some(11));
+    drop(node);
+}
+
+#[test]
+fn a_revoked_release_is_left_at_once_and_never_gone_back_to() {
+    let mut siege = Siege::lay();
+    // Nobody's turn, but release 5 is bad.
+    siege.roll_out(6, json!({"id": ID, "percent": 0}), json!({"revoked": [4, 5]}));
+    // Nor does release 6 ever say that it works.
+    let never = json!({"confirm_after": null});
+    let mut phases = Vec::new();
+    for _ in 0..4 {
+        phases.push(result(&siege.update_as(never.clone())).0);
+        assert_eq!(files(&siege.world)["main.py"], b"print(6)\n");
+    }
+    assert_eq!(phases, ["confirming", "confirming", "confirming", "idle"]);
+    // An operator cannot have it back either.
+    siege.roll_out(7, json!({"id": ID, "percent": 100}), json!({"revoked": [6]}));
+    assert_eq!(result(&siege.update_as(never)).0, "confirming");
+    assert!(siege.broker.subscribe("mpypi/nodes/board/+", 1) <= 1);
+    let run = siege.how(json!({"how": "run", "confirm_after": null}));
+    let node = start(&siege.world, &siege.server.url(), run);
+    while siege.broker.message().unwrap().retain {}
+    siege.broker.post("mpypi/nodes/board/cmd", br#"[{"type":"rollback"},{"type":"restart"}]"#, 0, false);
+    let lines = said(&node.wait().expect_code(0));
+    let log = lines.iter().filter_map(|line| line["log"].as_str()).collect::<String>();
+    assert!(log.contains("not rolling back: the release before is revoked"), "{lines:?}");
+    assert_eq!(result(&siege.update()), idle());
+    assert_eq!(files(&siege.world)["main.py"], b"print(7)\n");
+}
+
+#[test]
+fn what_a_board_took_back_is_not_tried_again_in_the_next_step_of_its_rollout() {
+    let mut siege = Siege::lay();
+    siege.roll_out(6, json!({"id": ID, "percent": 100}), json!({}));
+    let never = json!({"confirm_after": null});
+    for phase in ["confirming", "confirming", "confirming", "rolled_back"] {
+        assert_eq!(result(&siege.update_as(never.clone())).0, phase);
+    }
+    siege.stands();
+    for sequence in 7..9 {
+        siege.roll_out(sequence, json!({"id": ID, "percent": 100}), json!({}));
+        assert_eq!(result(&siege.update()).0, "rolled_back");
+        siege.stands();
+        assert_eq!(state(&mut siege.broker).sequence, Some(sequence));
+    }
+    siege.roll_out(9, json!({"id": "00000000000000ff", "percent": 100}), json!({}));
+    assert!(!siege.holds(9, json!({})));
 }
