@@ -16,7 +16,8 @@ use mpypi_tests::{Client, Server, World, micropython, run};
 use serde_json::{Value, json};
 
 use crate::device::{
-    await_state, compiled, files, idle, info, openssl, release, result, said, script, src, start, state, update, wheel,
+    await_state, compiled, files, idle, info, openssl, python, release, result, said, script, src, start,
+    state, update, wheel,
 };
 
 const ALGORITHM: &str = "rsa3072-pkcs1v15-sha256";
@@ -52,7 +53,8 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for three in bytes.chunks(3) {
-        let number = three.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        let number =
+            three.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
         for digit in 0..=three.len() {
             text.push(char::from(DIGITS[(number >> (18 - 6 * digit) & 63) as usize]));
         }
@@ -110,8 +112,13 @@ impl RootOf<'_> {
 
 /// Root 1: two of three root keys; `channel-1` signs for `dev`.
 fn first_root(world: &World) -> String {
-    RootOf { version: 1, expires: FAR, delegations: &[("dev", "channel-1", 0)], signers: &["root-1", "root-2"] }
-        .payload(world)
+    RootOf {
+        version: 1,
+        expires: FAR,
+        delegations: &[("dev", "channel-1", 0)],
+        signers: &["root-1", "root-2"],
+    }
+    .payload(world)
 }
 
 /// A board that pins root 1 and runs release 5 of its channel, and what its attacker has got hold of.
@@ -412,8 +419,7 @@ fn a_board_without_a_clock_asks_what_time_it_is_and_believes_nobody_but_the_cloc
     siege.serve(&[old, siege.main.clone()], "channel-1");
     assert!(siege.broker.subscribe("mpypi/nodes/board/challenge", 1) <= 1);
     assert!(siege.broker.subscribe("mpypi/nodes/board/state", 1) <= 1);
-    let node =
-        start(&siege.world, &siege.server.url(), siege.how(json!({"how": "run", "clockless": true})));
+    let node = start(&siege.world, &siege.server.url(), siege.how(json!({"how": "run", "clockless": true})));
     let mut nonce = None;
     let patience = mpypi_tests::Deadline::new();
     loop {
@@ -446,7 +452,11 @@ fn a_board_without_a_clock_asks_what_time_it_is_and_believes_nobody_but_the_cloc
     siege.broker.post("mpypi/nodes/board/time", right.as_bytes(), 0, false);
     // What it believed without knowing the time has expired.
     let told = await_state(&mut siege.broker, |state| state.phase == Phase::Failed);
-    assert!(told.error.unwrap().starts_with("expired: sequence 6 expired at 2026-11-20T00:00:00Z, it is 2026-11-28T12:00:"));
+    assert!(
+        told.error
+            .unwrap()
+            .starts_with("expired: sequence 6 expired at 2026-11-20T00:00:00Z, it is 2026-11-28T12:00:")
+    );
     drop(node);
 }
 
@@ -610,7 +620,10 @@ fn wrong_target() {
     // It is refused before anything of it is fetched: there is nothing to be fetched.
     siege.serve(&[siege.release(6), siege.main.clone(), entry], "channel-1");
     siege.refused("no-fit");
-    siege.serve(&[siege.release(7), siege.main.clone(), wheel_entry(&other, Some("mpy5-bytecode-any"))], "channel-1");
+    siege.serve(
+        &[siege.release(7), siege.main.clone(), wheel_entry(&other, Some("mpy5-bytecode-any"))],
+        "channel-1",
+    );
     siege.refused("no-fit");
     // What is for this board, for another by its signed tag.
     let good = siege.serve(
@@ -909,5 +922,135 @@ fn a_list_and_a_root_are_verified_within_24_kib() {
         let modules_alone = least(&["only"]);
         assert!(works(modules_alone + VERIFYING, &[]), "{what}: {VERIFYING} bytes are not enough");
         println!("to verify a {what} takes {} bytes", least(&[]) - modules_alone);
+    }
+}
+
+/// Where the signature of a list begins; it covers all before.
+const MARK: &str = r#",{"type":"signature""#;
+
+/// One way to change a list that somebody signed. `other` is another such list.
+fn mutate(random: &mut fastrand::Rng, list: &str, other: &str) -> Vec<u8> {
+    let mut bytes = list.as_bytes().to_vec();
+    let at = random.usize(0..bytes.len());
+    let of = |random: &mut fastrand::Rng, text: &str| {
+        // The places of the members and entries, which begin with a quotation mark or a brace behind a comma.
+        let places: Vec<usize> = text.match_indices(',').map(|(at, _)| at).collect();
+        places[random.usize(0..places.len())]
+    };
+    let (head, tail) = list.split_at(list.rfind(MARK).unwrap());
+    match random.u8(0..16) {
+        // Bits, bytes and pieces.
+        0..3 => bytes[at] ^= 1 << random.u8(0..8),
+        3 => bytes.truncate(at),
+        4 => bytes.insert(at, random.u8(..)),
+        5 => drop(bytes.drain(at..(at + random.usize(1..30)).min(list.len()))),
+        6 => {
+            bytes.splice(at..at, b" \t\n\r,]}[{:"[random.usize(0..10)..][..1].iter().copied()).for_each(drop)
+        }
+        // Two lists in one.
+        7 => bytes
+            .splice(at.., other.as_bytes()[random.usize(0..other.len())..].iter().copied())
+            .for_each(drop),
+        8 => bytes = format!("{head}{}", &other[other.rfind(MARK).unwrap()..]).into(),
+        // A member or an entry twice, and in another place.
+        9 => {
+            let (from, to) = (of(random, list), of(random, list));
+            let end = list[from + 1..].find([',', '}']).map_or(list.len(), |end| from + 1 + end);
+            bytes = format!("{}{}{}", &list[..to], &list[from..end], &list[to..]).into();
+        }
+        10 => {
+            let mut entries: Vec<&str> = head[1..].split("},{").collect();
+            random.shuffle(&mut entries);
+            bytes = format!("[{}{tail}", entries.join("},{")).into();
+        }
+        // More than one signature.
+        11 => {
+            let second = &other[other.rfind(MARK).unwrap()..other.len() - 1];
+            bytes = match random.bool() {
+                true => format!("{head}{second}{tail}"),
+                false => format!("{}{second}]", list.strip_suffix(']').unwrap()),
+            }
+            .into();
+        }
+        // What JSON can write in several ways.
+        12 => {
+            let letters: Vec<usize> =
+                list.char_indices().filter(|(_, c)| c.is_ascii_alphabetic()).map(|(at, _)| at).collect();
+            let at = letters[random.usize(0..letters.len())];
+            let escape = format!("\\u{:04x}", list.as_bytes()[at]);
+            bytes.splice(at..=at, escape.into_bytes()).for_each(drop);
+        }
+        13 => {
+            let tricks = [
+                "\"sequence\":1e9",
+                "\"sequence\":42.0",
+                "\"sequence\":-1",
+                "\"epoch\":0",
+                "\"type\":\"x\"",
+                "\"channel\":null",
+                "\"__proto__\":{}",
+                "\"size\":18446744073709551616",
+                "\"x\":[[[]]]",
+            ];
+            let at = of(random, list);
+            bytes.splice(at..at, format!(",{}", random.choice(tricks).unwrap()).into_bytes()).for_each(drop);
+        }
+        // The signature's own members.
+        14 => {
+            let at = list.rfind(MARK).unwrap() + random.usize(0..tail.len());
+            bytes[at] = *random.choice(b"AZaz09+/=\"{},:\\ \n").unwrap();
+        }
+        _ => {
+            let tail = match random.u8(0..5) {
+                0 => tail.replace("\"}]", "==\"}]"),
+                1 => tail.replace("\"}]", "\\n\"}]"),
+                2 => tail.replace("\"sig\":\"", "\"sig\":\"\\u0041"),
+                3 => tail.replace("\"}]", "\",\"more\":[{\"type\":\"signature\"}]}]"),
+                _ => tail.replace(ALGORITHM, "ed25519"),
+            };
+            bytes = format!("{head}{tail}").into();
+        }
+    }
+    bytes
+}
+
+#[test]
+fn of_ten_thousand_mutations_of_a_list_none_is_believed_that_was_not_signed() {
+    let world = World::new();
+    let root = world.write("root.json", first_root(&world));
+    let (main, lib) = (src("main.py", b"print(1)\n"), src("lib/a.py", b"x = 1\n"));
+    let bytes = wheel("blink", "1.0", &[("blink.py", b"x = 1\n")]);
+    let mut first = release(42);
+    first["created"] = json!("2026-11-20T10:00:00Z");
+    let lists = [vec![first, main.clone(), lib], vec![release(43), main, wheel_entry(&bytes, None)]]
+        .map(|entries| signed_by(&world, &entries, &["channel-1"]));
+    let covered = lists.each_ref().map(|list| list[..list.rfind(MARK).unwrap()].as_bytes());
+
+    let mut random = fastrand::Rng::with_seed(6);
+    let mut mutations: Vec<Vec<u8>> = lists.iter().map(|list| list.clone().into_bytes()).collect();
+    mutations.extend((0..10_000).map(|n| mutate(&mut random, &lists[n % 2], &lists[(n + 1) % 2])));
+    let mut file = Vec::new();
+    for mutation in &mutations {
+        file.extend((mutation.len() as u32).to_be_bytes());
+        file.extend(mutation);
+    }
+    let file = world.write("mutations", file);
+    fs::create_dir(world.path("scratch")).unwrap();
+    let (lists, scratch) = (file.to_str().unwrap(), world.text("scratch"));
+    let said =
+        python(&[&script("mutations.py"), root.to_str().unwrap(), lists, &scratch]).expect_code(0).stdout;
+    let words: Vec<&str> = said.lines().collect();
+    assert_eq!(words.len(), mutations.len());
+    assert_eq!(words[..2], ["believed", "believed"]);
+    for (word, mutation) in words.iter().zip(&mutations) {
+        let text = String::from_utf8_lossy(mutation);
+        let mark = mutation.windows(MARK.len()).rposition(|window| window == MARK.as_bytes());
+        let is_signed = mark.is_some_and(|mark| covered.contains(&&mutation[..mark]));
+        assert!(*word != "believed" || is_signed, "believed: {text}");
+    }
+    let count = |word: &str| words.iter().filter(|found| **found == word).count();
+    for (word, least) in [("bad-list", 2000), ("bad-signature", 2000), ("unsigned", 50), ("unknown-key", 10)]
+    {
+        assert!(count(word) > least, "{word}: {}", count(word));
     }
 }
