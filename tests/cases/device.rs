@@ -18,7 +18,8 @@ use mpypi_protocol::{
     wheel::{RecordLine, dist_info, write_record},
 };
 use mpypi_tests::{
-    Authority, Client, Deadline, Kind, Output, Running, Secure, Server, Validity, World, micropython, run,
+    Authority, Client, Deadline, Kind, Output, Running, Secure, Server, Validity, World, micropython, peer,
+    run,
 };
 use serde_json::{Value, json};
 
@@ -884,6 +885,30 @@ fn mip_installs_the_agent() {
     let version = package["version"].as_str().unwrap();
     assert!(project.contains(&format!("\nversion = \"{version}\"\n")));
     assert!(module.contains(&format!("\n__version__ = \"{version}\"\n")));
+}
+
+#[test]
+fn mpremote_installs_the_agent_as_the_readme_says_and_it_updates() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world);
+    publish(&world, &server.url());
+    fs::create_dir(world.path("root")).unwrap();
+    let [board, tool] = ["micropython", "mpremote"].map(|name| peer(name).to_str().unwrap().to_owned());
+    let (root, package) = (world.text("root"), device("package.json").to_str().unwrap().to_owned());
+    let mut arguments = vec![&*board, &tool, &root];
+    // A serial line, MicroPython behind it.
+    let script = script("serial.py");
+    arguments.insert(0, &script);
+    arguments.extend(["fs", "mkdir", ":lib", "+", "mip", "install", "--target=lib", &package]);
+    let output = Command::new("python3").args(&arguments).output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(result(&switched_on(&world, &server.url())), idle());
+    let mut found = files(&world);
+    found.retain(|path, _| !path.starts_with("lib/mpypi/"));
+    assert_eq!(found, expected(&world));
 }
 
 /// The agent as an installation for small boards has it: precompiled.
