@@ -17,6 +17,7 @@ mod lint;
 mod listeners;
 mod mpyblox;
 mod operations;
+mod pipeline;
 mod powerloss;
 mod publish;
 mod readers;
