@@ -97,6 +97,10 @@ fn a_release_that_breaks_some_devices_is_noticed_and_each_of_them_can_be_seen_al
     let alone = self::fleet(&server, &alone).expect_code(3);
     assert!(alone.stderr.contains(&format!("{name}  the application crashes")), "{}", alone.stderr);
     assert!(alone.stderr.contains("rolled back: not-confirmed: "), "{}", alone.stderr);
+    // Every message and connection of it.
+    for step in [" s  has a connection", "mpypi/channels/dev, "] {
+        assert!(alone.stderr.contains(step), "{step}: {}", alone.stderr);
+    }
     let sound = (1..=60).find(|n| {
         let name = format!("device-{n}");
         report["troubled"].as_array().unwrap().iter().all(|troubled| troubled["device"] != name.as_str())

@@ -551,3 +551,16 @@ fn case(name: &str, failure: Option<&str>, description: &str) -> TestCase {
 fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What programs rely on. Where this fails, keys may have come; if one went or changed its meaning, the version
+    /// must change. `mpypi-agent fleet --show-schema` prints the new text.
+    #[test]
+    fn the_schema_of_the_report_is_what_programs_were_told() {
+        let told = include_str!("../../schemas/mpypi-fleet-1.json");
+        assert!(Report::schema() == told.trim_end(), "{}", Report::schema());
+    }
+}
