@@ -211,7 +211,8 @@ fn a_fleet_outlives_a_broker_that_is_killed_five_times_during_a_rollout() {
     assert_eq!(report["metrics"]["applied"], devices);
     let reconnects = &report["reconnects"];
     let came_back = reconnects["count"].as_u64().unwrap() as usize;
-    assert!(came_back > devices * 2, "{reconnects}");
+    // Who is still waiting when the broker is killed again comes back once for both.
+    assert!(came_back > devices, "{reconnects}");
     // Pauses are drawn anew for each: they do not come back all at once.
     let bins = reconnects["after"].as_array().unwrap();
     let largest = bins.iter().map(|bin| bin["count"].as_u64().unwrap() as usize).max().unwrap();
