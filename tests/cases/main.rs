@@ -19,6 +19,7 @@ mod lint;
 mod listeners;
 mod mpyblox;
 mod operations;
+mod pipeline;
 mod powerloss;
 mod publish;
 mod readers;
