@@ -19,6 +19,7 @@ mod listeners;
 mod mpyblox;
 mod operations;
 mod powerloss;
+mod promoter;
 mod publish;
 mod readers;
 mod rehearsal;

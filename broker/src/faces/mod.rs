@@ -1,2 +1,21 @@
 //! The APIs of others, served from the index over HTTP. Each is a module with its `routes()`, mounted in
 //! [`gateway::site`](crate::gateway::site).
+//!
+//! | module | whose clients |
+//! |---|---|
+//! | [`promoter`] | ota-promoter's: files by checksum |
+//! | [`mip`] | MicroPython's `mip` and `mpremote mip` |
+//! | [`simple`] | pip, uv and whatever reads PyPI's simple index |
+//! | [`upload`] | twine and uv publish |
+//! | [`downloads`] | whoever takes a package by its digest, or firmware by its name |
+//!
+//! All of them ask the [`catalog`] what channels name and what wheels hold, which reads each list and wheel once.
+
+pub mod catalog;
+pub mod downloads;
+pub mod mip;
+pub mod promoter;
+pub mod simple;
+pub mod upload;
+pub mod version;
+pub mod wheel;
