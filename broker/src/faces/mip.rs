@@ -3,6 +3,7 @@
 //! | path, below `/mip` or `/channels/<channel>/mip` | answer |
 //! |---|---|
 //! | `/package/<mpy>/<name>/<version>.json` | which files, each by its SHA-256; `<mpy>` is a version of bytecode or `py` |
+//! | `/<name>/package.json`, `/<name>/<version>/package.json` | the same of source, with URLs: for `mip.install("http://host:8080/mip/blink/")` |
 //! | `/file/<first two digits>/<sha256>` | a file of a wheel, unpacked as it is sent |
 //!
 //! An installer says which bytecode it loads and nothing of its architecture: it gets bytecode or source, never
@@ -12,6 +13,7 @@ use std::{
     collections::HashMap,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -27,16 +29,17 @@ use bytes::{Buf, Bytes};
 use flate2::{Decompress, FlushDecompress};
 use http_body::{Frame, SizeHint};
 use mpypi_protocol::{Digest, PackageId, Runtime, list};
+use serde_json::{Value, json};
 
 use super::{
     catalog::{Scope, wheels_of},
     version::{Key, compare},
-    wheel::{Member, project},
+    wheel::{Contents, Member, project},
 };
 use crate::{
     clock,
     gateway::{
-        Here, Problem, Routes,
+        Gateway, Here, Problem, Routes,
         file::{Source, is_known},
     },
 };
@@ -51,6 +54,10 @@ pub fn routes() -> Routes {
     Router::new()
         .route("/package/{mpy}/{name}/{version}", get(package))
         .route("/file/{start}/{digest}", get(file))
+        .route("/{name}/package.json", get(package_json))
+        .route("/{name}/file/{start}/{digest}", get(file))
+        .route("/{name}/{version}/package.json", get(package_json))
+        .route("/{name}/{version}/file/{start}/{digest}", get(file))
 }
 
 async fn package(
@@ -59,34 +66,63 @@ async fn package(
     Path(parameters): Path<HashMap<String, String>>,
 ) -> Result<Response, Problem> {
     let parameter = |name: &str| parameters.get(name).map(String::as_str).unwrap_or_default();
-    let (name, mpy) = (parameter("name"), parameter("mpy"));
     let no_package = || Problem::not_found("there is no such package");
     let version = parameter("version").strip_suffix(".json").ok_or_else(no_package)?;
-    let mpy = match mpy {
+    let mpy = match parameter("mpy") {
         "py" => None,
         number => Some(number.parse().map_err(|_| no_package())?),
     };
+    let (wheel, contents) = choose(&gateway, &scope, parameter("name"), version, mpy).await?;
+    let hashes: Vec<_> = contents.files.iter().map(|member| (&member.path, member.digest)).collect();
+    Ok(told(&wheel, "hashes", json!(hashes), &contents, &scope))
+}
+
+async fn package_json(
+    State(gateway): Here,
+    scope: Scope,
+    Path(parameters): Path<HashMap<String, String>>,
+) -> Result<Response, Problem> {
+    let parameter = |name: &str| parameters.get(name).map(String::as_str);
+    let (name, version) = (parameter("name").unwrap_or_default(), parameter("version").unwrap_or(LATEST));
+    let (wheel, contents) = choose(&gateway, &scope, name, version, None).await?;
+    // Relative to the folder of this `package.json`, and below it: nobody resolves `..`.
+    let url = |digest: &Digest| format!("file/{}/{digest}", &digest.short()[..2]);
+    let urls: Vec<_> = contents.files.iter().map(|member| (&member.path, url(&member.digest))).collect();
+    Ok(told(&wheel, "urls", json!(urls), &contents, &scope))
+}
+
+fn told(wheel: &list::Wheel, key: &str, files: Value, contents: &Contents, scope: &Scope) -> Response {
+    let deps: Vec<_> = contents.requires.iter().filter_map(|line| needed(line, scope)).collect();
+    let package = json!({ "v": 1, "version": wheel.version, key: files, "deps": deps });
+    ([(header::CACHE_CONTROL, "no-cache")], Json(package)).into_response()
+}
+
+/// The wheel of this name and version that fits a device best which loads this bytecode.
+async fn choose(
+    gateway: &Gateway,
+    scope: &Scope,
+    name: &str,
+    version: &str,
+    mpy: Option<u32>,
+) -> Result<(list::Wheel, Arc<Contents>), Problem> {
     let wheels = wheels_of(&scope.lists, name);
     if wheels.is_empty() {
         return Err(Problem::not_found(format!("no channel here has a package `{}`", name.escape_debug())));
     }
     let runtime = Runtime { mpy, platform: String::new() };
-    let fitting: Vec<_> =
-        wheels.iter().copied().filter(|wheel| runtime.fit(wheel.tag.as_deref()).is_some()).collect();
+    let fits = |wheel: &&list::Wheel| runtime.fit(wheel.tag.as_deref()).is_some();
+    let fitting: Vec<_> = wheels.iter().copied().filter(fits).collect();
     let version = match version {
         LATEST => newest(&fitting).ok_or_else(|| nothing_fits(name, &wheels))?,
         version => version,
     };
-    let of_version: Vec<_> =
-        fitting.into_iter().filter(|wheel| compare(&wheel.version, version).is_eq()).collect();
+    let is_wanted = |wheel: &&list::Wheel| compare(&wheel.version, version).is_eq();
+    let of_version: Vec<_> = fitting.into_iter().filter(is_wanted).collect();
     let best = runtime.choose(of_version.iter().map(|wheel| wheel.tag.as_deref()));
     let wheel = best.map(|at| of_version[at]).ok_or_else(|| nothing_fits(name, &wheels))?;
     let contents = gateway.catalog.wheel(&gateway.shared.index, &wheel.digest).await?;
     let contents = contents.ok_or_else(|| Problem::not_found("the package cannot be unpacked here"))?;
-    let hashes: Vec<_> = contents.files.iter().map(|member| (&member.path, member.digest)).collect();
-    let deps: Vec<_> = contents.requires.iter().filter_map(|line| needed(line, &scope)).collect();
-    let package = serde_json::json!({ "v": 1, "version": wheel.version, "hashes": hashes, "deps": deps });
-    Ok(([(header::CACHE_CONTROL, "no-cache")], Json(package)).into_response())
+    Ok((wheel.clone(), contents))
 }
 
 /// The newest version; a pre-release only where there is nothing else.
