@@ -109,11 +109,13 @@ fn list(server: &Server, login: Option<(&str, &str)>) -> UpdateList {
 }
 
 fn wheels(list: &UpdateList) -> Vec<&list::Wheel> {
-    let wheel = |entry| match entry {
-        &Entry::Wheel(ref wheel) => Some(wheel),
-        _ => None,
-    };
-    list.entries().iter().filter_map(wheel).collect()
+    let mut wheels = Vec::new();
+    for entry in list.entries() {
+        if let Entry::Wheel(wheel) = entry {
+            wheels.push(wheel);
+        }
+    }
+    wheels
 }
 
 #[test]
@@ -237,8 +239,11 @@ fn twine_and_uv_add_a_wheel_to_a_channel_as_a_new_release() {
     assert_eq!(world.files("got")["hello.py"], b"x = 2\n");
 }
 
+/// A form's fields: name and content.
+type Fields<'f> = &'f [(&'f str, &'f [u8])];
+
 /// A form as an upload is one.
-fn form(fields: &[(&str, &[u8])]) -> Vec<u8> {
+fn form(fields: Fields<'_>) -> Vec<u8> {
     let mut form = Vec::new();
     for (name, content) in fields {
         let file = if *name == "content" { "; filename=\"a.whl\"" } else { "" };
@@ -257,12 +262,12 @@ fn an_upload_that_is_not_in_order_is_refused_with_its_reason_and_changes_nothing
     let world = World::new();
     let server = Server::start_with(&world, &[&HTTP[..], &["--max-package", "100000"]].concat());
     let wheel = fs::read(foreign(&world, "hello", "1.0", "x = 1\n")).unwrap();
-    let upload = |channel: &str, fields: &[(&str, &[u8])]| {
+    let upload = |channel: &str, fields: Fields<'_>| {
         let kind = [("Content-Type", "multipart/form-data; boundary=b")];
         Web::open(server.http.unwrap()).ask("POST", &format!("/upload/{channel}"), &kind, &form(fields))
     };
     let large = vec![0; 100_001];
-    let cases: [(&[(&str, &[u8])], u16, &str); 10] = [
+    let cases: [(Fields<'_>, u16, &str); 10] = [
         (&[], 400, "content"),
         (&[("content", b"no wheel")], 422, "zip"),
         (&[("content", &wheel[..wheel.len() / 2])], 422, "zip"),
