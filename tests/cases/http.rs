@@ -61,6 +61,12 @@ fn who_dawdles_with_a_request_is_sent_away_and_others_are_served() {
     for web in &mut slow {
         assert!(web.is_closed());
     }
+    // Nor does one that does not go on with a body, whatever it promised.
+    let mut upload = Web::open(server.http.unwrap());
+    upload.send(b"POST /upload/dev HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n");
+    upload.send(b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n");
+    assert_eq!(upload.answer("POST").unwrap().code, 408);
+    assert!(upload.is_closed());
     // Nor does a connection stay on which nothing more is asked.
     let mut idle = Web::open(server.http.unwrap());
     assert_eq!(idle.ask("GET", "/healthz", &[], b"").code, 200);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, FromRequestParts, Request, State},
+    extract::{FromRequestParts, Request, State},
     http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::post,
@@ -20,7 +20,7 @@ use mpypi_protocol::{
     wheel::normalized_name,
 };
 use multer::{Constraints, Multipart, SizeLimit};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     catalog::{Listed, channel},
@@ -48,8 +48,7 @@ const ATTEMPTS: usize = 5;
 
 /// The routes.
 pub fn routes() -> Routes {
-    let upload = post(upload).layer(DefaultBodyLimit::disable());
-    Router::new().route("/upload/{channel}", upload.clone()).route("/upload/{channel}/", upload)
+    Router::new().route("/upload/{channel}", post(upload)).route("/upload/{channel}/", post(upload))
 }
 
 /// The channel to upload to, which the caller may change.
@@ -88,8 +87,12 @@ async fn upload(
     let places =
         usize::try_from(limits.package + FORM).unwrap_or(usize::MAX).min(limits.inbound_bytes) / PLACE;
     let places = u32::try_from(places).unwrap_or(u32::MAX);
-    let place = gateway.shared.places.clone().acquire_many_owned(places).await;
-    let place = place.map_err(|error| Problem::internal(&error))?;
+    let place = timeout(limits.read_stall, gateway.shared.places.clone().acquire_many_owned(places)).await;
+    let place = place
+        .map_err(|_| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many uploads are under way: try again later")
+        })?
+        .map_err(|error| Problem::internal(&error))?;
     let form = read(&gateway, request).await?;
     let wrong = |detail: String| Problem::new(StatusCode::BAD_REQUEST, detail);
     if form.action.as_deref().is_some_and(|action| action != "file_upload") {
