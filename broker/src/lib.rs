@@ -13,7 +13,7 @@
 //! subscriptions  who gets what
 //! mpyblox      policy: what a node that runs Mpy-BLOX is served of a list
 //!
-//! gateway      HTTP: listeners, who asks, bounds ── faces: the APIs of others
+//! gateway      HTTP: listeners, who asks, bounds ── faces: the APIs of others, by HTTP and per session by MQTT
 //! metrics      what is counted             ── sys: the same as messages
 //! pulse        whether messages get through ── service: what the service manager is told of it
 //! control      the same questions to the index, whether a broker runs on it or not

@@ -14,6 +14,7 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     control::{self, Done, Engine, Socket},
+    faces::thingsboard::desk::Desk,
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
@@ -236,6 +237,7 @@ impl Broker {
             access: self.config.access,
             registry: Registry::default(),
             mpyblox: SharedDesk::default(),
+            things: Desk::default(),
             limits: limits.clone(),
         });
         sys::renew(&shared);

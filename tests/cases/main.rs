@@ -25,5 +25,6 @@ mod publish;
 mod readers;
 mod rehearsal;
 mod sessions;
+mod things;
 mod tls;
 mod wheels;

@@ -10,6 +10,7 @@
 //!
 //! A rule file may narrow which channels a node reads.
 
+pub mod devices;
 pub mod gate;
 pub mod users;
 

@@ -1,4 +1,4 @@
-//! The APIs of others, served from the index over HTTP. Each is a module with its `routes()`, mounted in
+//! The APIs of others, served from the index. Those over HTTP are modules with `routes()`, mounted in
 //! [`gateway::site`](crate::gateway::site).
 //!
 //! | module | whose clients |
@@ -8,14 +8,16 @@
 //! | [`simple`] | pip, uv and whatever reads PyPI's simple index |
 //! | [`upload`] | twine and uv publish |
 //! | [`downloads`] | whoever takes a package by its digest, or firmware by its name |
+//! | [`thingsboard`] | devices with ThingsBoard's API, by MQTT and HTTP; cOTA's, with GitHub's beside it |
 //!
-//! All of them ask the [`catalog`] what channels name and what wheels hold, which reads each list and wheel once.
+//! All but ThingsBoard's ask the [`catalog`] what channels name and what wheels hold, which reads each list and wheel once.
 
 pub mod catalog;
 pub mod downloads;
 pub mod mip;
 pub mod promoter;
 pub mod simple;
+pub mod thingsboard;
 pub mod upload;
 pub mod version;
 pub mod wheel;
