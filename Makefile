@@ -61,14 +61,15 @@ test: build ## All tests; those with foreign programs use mosquitto, fetched if 
 	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests; fi
 
-judges: ## Others' suites and clients against the broker, fetched once; CASES='gmqtt/*' for some
-	@cargo build --quiet -p mpypi-broker --bins
+judges: build ## Others' suites and clients against the broker, fetched once; CASES='gmqtt/*' for some
 	@python3 tests/judges/judge.py --broker $(programs)/mpypi-broker --only $(or $(CASES),'*')
 
-bench: ## The broker beside mosquitto, and ten thousand devices; BENCH=--quick for a look
+bench: ## The broker beside mosquitto and nginx, and ten thousand devices; BENCH=--quick for a look
 	@bash tests/peers.sh
+	@bash tests/nginx.sh
 	cargo build --release --workspace --bins
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
+	cargo bench -p mpypi-tests --bench http -- $(BENCH)
 	cargo bench -p mpypi-tests --bench readers -- $(BENCH)
 	cargo bench -p mpypi-tests --bench fleet -- $(BENCH)
 
