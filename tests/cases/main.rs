@@ -7,6 +7,7 @@ mod broker;
 mod bytecode;
 mod device;
 mod device_store;
+mod device_trust;
 mod durability;
 mod fleet;
 mod flood;
