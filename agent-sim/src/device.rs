@@ -1,13 +1,18 @@
 //! A device without a connection: the update and its store, together. Still no socket and no clock.
 
+mod local;
+
 use std::{collections::VecDeque, time::Duration};
 
 use mpypi_protocol::{
     ChannelName, NodeId, Runtime,
-    node::{Info, Uname},
+    node::{Info, Phase, Uname},
     tag,
 };
 
+pub use local::{FaceOptions, Status};
+
+use self::local::Local;
 use crate::{
     flash::Flash,
     limits,
@@ -50,6 +55,12 @@ pub struct Device<F> {
     hardware: Hardware,
     updater: Updater,
     store: Store<F>,
+    /// What is chosen at the device, if anything can be.
+    local: Option<Box<Local>>,
+    /// If so, what that adds to what the device says of itself.
+    face: Option<Vec<(String, serde_json::Value)>>,
+    /// Phases of the update that tasks were not told about yet.
+    phases: Vec<Phase>,
 }
 
 /// What a device wants from its connection.
@@ -79,7 +90,15 @@ impl<F: Flash> Device<F> {
         seed: u64,
     ) -> Device<F> {
         let updater = Updater::new(node, channel.clone(), hardware.runtime(), timing, seed);
-        Device { channel, hardware, updater, store: Store::off(flash) }
+        Device {
+            channel,
+            hardware,
+            updater,
+            store: Store::off(flash),
+            local: None,
+            face: None,
+            phases: Vec::new(),
+        }
     }
 
     /// Switches it on.
@@ -88,7 +107,10 @@ impl<F: Flash> Device<F> {
     /// See [`BootError`].
     pub fn start(&mut self, now: Duration) -> Result<Vec<Output>, BootError> {
         let boot = self.store.reboot()?;
-        self.handle(now, self.booted(boot))
+        let mut outputs = Vec::new();
+        self.update(now, self.booted(boot), &mut outputs)?;
+        self.start_local(now, &mut outputs)?;
+        Ok(outputs)
     }
 
     /// Takes an event in, does what it asks of the store, and says what it asks of the connection.
@@ -97,6 +119,14 @@ impl<F: Flash> Device<F> {
     /// The event led to a restart, and the device did not start.
     pub fn handle(&mut self, now: Duration, event: Event) -> Result<Vec<Output>, BootError> {
         let mut outputs = Vec::new();
+        self.tell_local(now, &event, &mut outputs)?;
+        self.update(now, event, &mut outputs)?;
+        self.go_on(now, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// What an event does to the update and its store.
+    fn update(&mut self, now: Duration, event: Event, outputs: &mut Vec<Output>) -> Result<(), BootError> {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for effect in self.updater.handle(now, event) {
@@ -104,7 +134,12 @@ impl<F: Flash> Device<F> {
                     Effect::Subscribe(filters) => outputs.push(Output::Subscribe(filters)),
                     Effect::Unsubscribe(filters) => outputs.push(Output::Unsubscribe(filters)),
                     Effect::Introduce => outputs.push(Output::Introduce(self.info())),
-                    Effect::Report(report) => outputs.push(Output::Report(report)),
+                    Effect::Report(report) => {
+                        if self.face.is_some() {
+                            self.phases.push(report.state.phase);
+                        }
+                        outputs.push(Output::Report(report));
+                    }
                     Effect::Log(line) => outputs.push(Output::Log(line)),
                     Effect::Restart => {
                         let boot = self.store.reboot()?;
@@ -117,13 +152,14 @@ impl<F: Flash> Device<F> {
                 }
             }
         }
-        Ok(outputs)
+        Ok(())
     }
 
     /// When to send [`Event::Tick`], at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.updater.deadline()
+        let local = self.local.as_ref().and_then(|local| local.deadline());
+        self.updater.deadline().into_iter().chain(local).min()
     }
 
     /// Where its update stands.
@@ -177,7 +213,13 @@ impl<F: Flash> Device<F> {
                 self.store.discard()?;
                 Answer::Noted
             }
-            Action::Survey(release) => Answer::Surveyed(self.store.survey(&release)?),
+            Action::Survey(release) => {
+                let mut needs = self.store.survey(&release)?;
+                if self.face.is_some() {
+                    needs = local::from_shelf(&mut self.store, needs)?;
+                }
+                Answer::Surveyed(needs)
+            }
             Action::Receive(need, payload) => {
                 let id = need.id.clone();
                 let mut incoming = self.store.receive(need)?;
@@ -215,7 +257,10 @@ impl<F: Flash> Device<F> {
             channel: Some(self.channel.clone()),
             agent: Some(AGENT.into()),
             free: self.store.flash().free().ok(),
-            extra: self.hardware.mpy.map(|mpy| ("mpy".to_owned(), mpy.into())).into_iter().collect(),
+            extra: {
+                let mpy = self.hardware.mpy.map(|mpy| ("mpy".to_owned(), mpy.into()));
+                mpy.into_iter().chain(self.face.iter().flatten().cloned()).collect()
+            },
         }
     }
 }

@@ -19,17 +19,23 @@
 //! Everything above [`node`] reads no clock and opens no socket.
 
 pub mod accept;
+pub mod apps;
 pub mod backoff;
 pub mod device;
+pub mod face;
+pub mod firmware;
 pub mod flash;
 pub mod fleet;
+mod image;
 mod install;
 pub mod journal;
 pub mod limits;
 pub mod node;
 pub mod refusal;
+pub mod slots;
 pub mod store;
 pub mod update;
+pub mod version;
 pub mod weather;
 pub mod wheel;
 

@@ -20,11 +20,13 @@ use rumqttc::{
     Connect, ConnectReturnCode, Disconnect, LastWill, Login, Outgoing, Packet, Publish, QoS, Request,
     StateError, Subscribe, SubscribeFilter, SubscribeReasonCode, Unsubscribe,
 };
+use tokio::sync::{MutexGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
     device::{Device, Hardware, Output},
+    face::desk::{Ask, Desk},
     flash::Flash,
     limits,
     store::BootError,
@@ -47,6 +49,8 @@ pub struct NodeOptions {
     pub timing: Timing,
     /// Decides the lengths of its pauses.
     pub seed: u64,
+    /// Where those ask who stand before it, if anybody does.
+    pub desk: Option<Desk>,
 }
 
 /// What the owner of a node is told.
@@ -132,7 +136,13 @@ pub async fn run<F: Flash>(
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
     let NodeOptions { node, channel, hardware, timing, seed, .. } = options.clone();
+    let confirm_after = timing.confirm_after;
     let mut device = Device::off(flash, &node, channel, hardware, timing, seed);
+    let mut asks = None;
+    if let Some(desk) = &options.desk {
+        device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
+        asks = Some(desk.open().await);
+    }
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -151,6 +161,14 @@ pub async fn run<F: Flash>(
         let incoming = tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
             incoming = connection.next() => incoming,
+            Some(ask) = next_ask(&mut asks) => {
+                let outputs = device.answer(clock.now(), ask);
+                if device.store().flash().is_off() {
+                    return Ok(Ended::PowerLost);
+                }
+                connection.send(outputs?, &mut observe);
+                continue;
+            }
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
                 Incoming::Events(vec![Event::Tick])
             }
@@ -223,6 +241,14 @@ pub async fn run<F: Flash>(
     };
     connection.say_goodbye().await;
     Ok(ended)
+}
+
+/// What somebody before the device asks next; nobody ever does where there is no desk.
+async fn next_ask(asks: &mut Option<MutexGuard<'_, mpsc::Receiver<Ask>>>) -> Option<Ask> {
+    match asks {
+        Some(asks) => asks.recv().await,
+        None => None,
+    }
 }
 
 /// Messages that have not arrived yet, in the order in which they will.

@@ -65,6 +65,8 @@ pub enum Event {
     Done(Answer),
     /// The store could not.
     Failed(Refusal),
+    /// Somebody at the device chose what it is to have; not while a release is under way.
+    Apply(Box<Accepted>),
     /// The application says that the new release works.
     Confirmed,
     /// Time has passed.
@@ -221,8 +223,12 @@ pub struct Updater {
     running: Running,
     seen: Option<Seen>,
     activity: Activity,
+    /// Whether the channel's list only says what there is, and somebody at the device chooses.
+    asks: bool,
+    /// The newest list of the channel that was accepted since the start.
+    offer: Option<Accepted>,
     /// A list that came while a release was being put in place.
-    queued: Option<(Bytes, Option<Timestamp>)>,
+    queued: Option<(Source, Bytes, Option<Timestamp>)>,
     /// The next list is to be compared with the device even if it is what is installed.
     recheck: bool,
     /// How often the list named here was tried.
@@ -297,12 +303,45 @@ impl Updater {
             running: Running::default(),
             seen: None,
             activity: Activity::Resting,
+            asks: false,
+            offer: None,
             queued: None,
             recheck: false,
             tried: None,
             shown: Report { state, list: None, size: None },
             published: None,
         }
+    }
+
+    /// The same, but that, if it `asks`, the channel's list is only noted: what it brings is installed when told to, by a
+    /// list on `cmd` or [`Event::Apply`].
+    #[must_use]
+    pub fn asking(self, asks: bool) -> Updater {
+        Updater { asks, ..self }
+    }
+
+    /// The newest list of the channel that was accepted since the start.
+    #[must_use]
+    pub fn offer(&self) -> Option<&Accepted> {
+        self.offer.as_ref()
+    }
+
+    /// What is under way, if anything is.
+    #[must_use]
+    pub fn under_way(&self) -> Option<&Accepted> {
+        self.job().map(|job| &job.release)
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        matches!(self.activity, Activity::Resting)
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// Where the update stands.
@@ -341,8 +380,12 @@ impl Updater {
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
             Event::Done(answer) => self.done(now, answer, out),
             Event::Failed(refusal) => self.failed(now, refusal, out),
+            Event::Apply(release) => self.apply(*release, out),
             Event::Confirmed => self.keep(out),
             Event::Tick => self.tick(now, out),
+        }
+        if self.asks {
+            self.take_queued(out);
         }
         self.publish(now, out);
         effects
@@ -433,13 +476,38 @@ impl Updater {
             Activity::Resting
             | Activity::Surveying(_)
             | Activity::Fetching { .. }
-            | Activity::Pausing { .. } => self.judge(list, Digest::of(&payload), wall, out),
-            Activity::Staging(_)
+            | Activity::Pausing { .. }
+                if self.may_judge(source) =>
+            {
+                self.judge(list, Digest::of(&payload), source, wall, out);
+            }
+            Activity::Resting
+            | Activity::Surveying(_)
+            | Activity::Fetching { .. }
+            | Activity::Pausing { .. }
+            | Activity::Staging(_)
             | Activity::Committing(_)
             | Activity::Recovering { .. }
             | Activity::Restarting
-            | Activity::Confirming { .. } => self.queued = Some((payload, wall)),
+            | Activity::Confirming { .. } => self.queued = Some((source, payload, wall)),
         }
+    }
+
+    /// What was chosen at the device is not given up for a list that only says what there is.
+    fn may_judge(&self, source: Source) -> bool {
+        !self.asks || source == Source::Cmd || matches!(self.activity, Activity::Resting)
+    }
+
+    fn apply(&mut self, release: Accepted, out: &mut Effects) {
+        if !matches!(self.activity, Activity::Resting) {
+            out.push(Effect::Log("not installing what was chosen: an update is under way".into()));
+            return;
+        }
+        self.remember(&release, out);
+        self.tried = None;
+        self.backoff.reset();
+        self.shown.state.done = 0;
+        self.survey(Job { release, tries: 1 }, out);
     }
 
     fn command(&mut self, command: Command, out: &mut Effects) {
@@ -471,7 +539,14 @@ impl Updater {
         }
     }
 
-    fn judge(&mut self, list: UpdateList, digest: Digest, wall: Option<Timestamp>, out: &mut Effects) {
+    fn judge(
+        &mut self,
+        list: UpdateList,
+        digest: Digest,
+        source: Source,
+        wall: Option<Timestamp>,
+        out: &mut Effects,
+    ) {
         let name = list.release().map(|release| (release.sequence, release.version.clone()));
         let empty = name.is_none() && list.packages().next().is_none();
         let release =
@@ -479,6 +554,9 @@ impl Updater {
                 Ok(release) => release,
                 Err(refusal) => return self.refuse_list(&refusal, name, digest, out),
             };
+        if source == Source::Channel {
+            self.offer = Some(release.clone());
+        }
         if self.job().is_some_and(|job| job.release.digest() == digest) {
             return;
         }
@@ -486,6 +564,10 @@ impl Updater {
             // What a channel that nobody published to answers.
             self.abandon(out);
             self.rest_on_running();
+            return;
+        }
+        if self.asks && source == Source::Channel {
+            self.remember(&release, out);
             return;
         }
         if self.running.list == Some(digest) && !self.recheck {
@@ -734,17 +816,20 @@ impl Updater {
 
     /// Looks at a list that came while the last one was being put in place.
     fn take_queued(&mut self, out: &mut Effects) {
-        if !matches!(self.activity, Activity::Resting | Activity::Pausing { .. }) {
+        let is_due = |(source, ..): &(Source, Bytes, Option<Timestamp>)| {
+            matches!(self.activity, Activity::Resting | Activity::Pausing { .. }) && self.may_judge(*source)
+        };
+        if !self.queued.as_ref().is_some_and(is_due) {
             return;
         }
-        if let Some((payload, wall)) = self.queued.take()
+        if let Some((source, payload, wall)) = self.queued.take()
             && let Ok(list) = UpdateList::parse(&payload)
         {
             let digest = Digest::of(&payload);
             if self.running.list != Some(digest) {
                 // People see that the last one arrived before the next one starts.
                 out.push(Effect::Report(self.shown.clone()));
-                self.judge(list, digest, wall, out);
+                self.judge(list, digest, source, wall, out);
             }
         }
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
 mod access;
+mod appstore;
 mod broker;
 mod bytecode;
 mod device;
@@ -18,6 +19,7 @@ mod listeners;
 mod mpyblox;
 mod operations;
 mod powerloss;
+mod projectmm;
 mod publish;
 mod readers;
 mod rehearsal;

@@ -114,10 +114,10 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             sysname: platforms.next().cloned().unwrap_or(usual.sysname),
             mpy: mpys.next().map_or(usual.mpy, |mpy| mpy.0),
         };
-        members.push(Member { node, home, hardware, number: number.into() });
+        members.push(Member { node, home, hardware, number: number.into(), desk: None });
     }
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
-    let summary = run_fleet(FleetOptions {
+    let options = FleetOptions {
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         members,
@@ -127,7 +127,8 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         seed: args.seed,
         releases: args.releases,
         time: args.time,
-    })?;
+    };
+    let summary = run_fleet(options, None)?;
     let report = Report::of(&summary, &args.expect, args.seed, args.profile.as_deref());
     if let Some(path) = &args.report {
         write(path, &report.json())?;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     device::Hardware,
+    face::desk::Desk,
     flash::{self, Disk, Flash, Loss, Memory, PowerCut, Tear},
     limits,
     node::{self, Clock, Ended, Happening, NodeOptions},
@@ -25,6 +26,8 @@ pub struct Member {
     pub hardware: Hardware,
     /// Its number in its fleet, which decides its fate.
     pub number: u64,
+    /// Where those ask who stand before it, if anybody does.
+    pub desk: Option<Desk>,
 }
 
 /// Where a node's files are.
@@ -140,7 +143,7 @@ fn text(error: &BootError) -> String {
 #[must_use]
 pub(super) fn reference(hardware: Hardware, number: usize) -> Member {
     let node = NodeId::new(format!("mpypi-reference-{number}")).expect("a plain word is a name");
-    Member { node, home: Home::Memory, hardware, number: u64::MAX - number as u64 }
+    Member { node, home: Home::Memory, hardware, number: u64::MAX - number as u64, desk: None }
 }
 
 #[cfg(test)]
