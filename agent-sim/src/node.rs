@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    device::{Device, Hardware, Output},
+    device::{Device, Hardware, Output, Traits},
     face::desk::{Ask, Desk},
     flash::Flash,
     limits,
@@ -45,6 +45,8 @@ pub struct NodeOptions {
     pub channel: ChannelName,
     /// What it is.
     pub hardware: Hardware,
+    /// What it was told about itself.
+    pub traits: Traits,
     /// The times it goes by.
     pub timing: Timing,
     /// Decides the lengths of its pauses.
@@ -135,9 +137,9 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
-    let NodeOptions { node, channel, hardware, timing, seed, .. } = options.clone();
+    let NodeOptions { node, channel, hardware, traits, timing, seed, .. } = options.clone();
     let confirm_after = timing.confirm_after;
-    let mut device = Device::off(flash, &node, channel, hardware, timing, seed);
+    let mut device = Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits);
     let mut asks = None;
     if let Some(desk) = &options.desk {
         device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
@@ -284,6 +286,9 @@ impl NodeOptions {
     fn event(&self, message: Message, clock: Option<i64>) -> Option<Event> {
         let Message { topic, payload, retained } = message;
         let wall = clock.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        if let Some(sequence) = self.channel.history_sequence(&topic) {
+            return Some(Event::List { source: Source::History(sequence), payload, wall });
+        }
         match Topic::parse(&topic).ok()? {
             Topic::Channel(channel) if channel == self.channel => {
                 Some(Event::List { source: Source::Channel, payload, wall })

@@ -162,6 +162,26 @@ impl ChannelName {
     pub fn topic(&self) -> String {
         format!("{CHANNELS}{self}")
     }
+
+    /// The topic that keeps the list of this sequence when another has replaced it.
+    #[must_use]
+    pub fn history_topic(&self, sequence: u64) -> String {
+        format!("{CHANNELS}{self}/history/{sequence}")
+    }
+
+    /// The sequence of the list that the channel's history keeps on `topic`, if it is such a topic.
+    #[must_use]
+    pub fn history_sequence(&self, topic: &str) -> Option<u64> {
+        let digits = topic.strip_prefix(CHANNELS)?.strip_prefix(self.as_str())?.strip_prefix("/history/")?;
+        let sequence = digits.parse().ok()?;
+        (self.history_topic(sequence) == topic).then_some(sequence)
+    }
+
+    /// The topic of what the publisher that steers the channel's rollout keeps of it.
+    #[must_use]
+    pub fn rollout_topic(&self) -> String {
+        format!("{CHANNELS}{self}/rollout")
+    }
 }
 
 impl NodeId {

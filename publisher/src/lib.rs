@@ -8,6 +8,7 @@
 //! | [`settings`] | `channel.toml` → settings |
 //! | [`walk`], [`promoter`] | which files of a folder count |
 //! | [`wheel`] | a project or a `.whl` → a wheel in the one form that every installer accepts |
+//! | [`firmware`] | what an image is called, which version it is, and for which hardware |
 //! | [`compile`] | the Python source of wheels → bytecode and machine code, by mpy-cross |
 //! | [`channel`] | a folder → packages |
 //! | [`places`] | which of their files want the same place on a device |
@@ -26,6 +27,7 @@
 pub mod channel;
 pub mod cli;
 pub mod compile;
+pub mod firmware;
 pub mod install;
 pub mod limits;
 pub mod link;

@@ -1,6 +1,7 @@
 //! `channel.toml`: the few things about a channel that its folder cannot say by itself.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -10,6 +11,7 @@ use toml::Value;
 
 use crate::{
     compile::{Compile, Target},
+    firmware::Given,
     walk,
 };
 
@@ -28,6 +30,8 @@ pub struct Settings {
     pub ignore: Vec<String>,
     /// `expires`: devices stop believing a release that is older than so many days.
     pub expires_days: Option<u32>,
+    /// `[firmware."esp32.bin"]`: what is said of an image, by its path below `firmware/`.
+    pub firmware: BTreeMap<String, Given>,
 }
 
 /// Why a `channel.toml` is refused.
@@ -63,6 +67,8 @@ pub enum SettingsError {
         key: String,
         /// A known key that looks like it.
         meant: Option<&'static str>,
+        /// The keys that are known there.
+        known: &'static [&'static str],
     },
     /// A key with a value it cannot have.
     #[error("channel file `{}`: `{key}` should be {expected}", path.display())]
@@ -89,8 +95,18 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 9] =
-        ["name", "version", "tag", "compile", "targets", "optimize", "line-numbers", "ignore", "expires"];
+    pub const KEYS: [&'static str; 10] = [
+        "name",
+        "version",
+        "tag",
+        "compile",
+        "targets",
+        "optimize",
+        "line-numbers",
+        "ignore",
+        "expires",
+        "firmware",
+    ];
 
     /// Reads the `channel.toml` of `folder`; without one, everything is as usual.
     ///
@@ -175,10 +191,8 @@ impl Settings {
                             .ok_or_else(|| wrong("a whole number of days from 1 to 36500".to_owned()))?,
                     );
                 }
-                _ => {
-                    let meant = closest(&key, &Self::KEYS);
-                    return Err(SettingsError::UnknownKey { path: path.to_owned(), key, meant });
-                }
+                "firmware" => settings.firmware = firmware(value, path)?,
+                _ => return Err(unknown(path, key, &Self::KEYS)),
             }
         }
         settings.compile = compiling.checked(settings.tag.is_some()).map_err(|problem| {
@@ -228,13 +242,46 @@ impl SettingsError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            SettingsError::UnknownKey { .. } => {
-                let keys = Settings::KEYS.map(|key| format!("`{key}`")).join(", ");
-                Some(format!("the keys are {keys}"))
+            SettingsError::UnknownKey { known, .. } => {
+                let keys: Vec<_> = known.iter().map(|key| format!("`{key}`")).collect();
+                Some(format!("the keys are {}", keys.join(", ")))
             }
             _ => None,
         }
     }
+}
+
+/// What the tables below `firmware` say, each of one image.
+fn firmware(value: Value, path: &Path) -> Result<BTreeMap<String, Given>, SettingsError> {
+    let wrong = |key: String, expected: String| SettingsError::Value { path: path.to_owned(), key, expected };
+    let Value::Table(images) = value else {
+        let expected = "tables, one for each image, as `[firmware.\"esp32.bin\"]`".to_owned();
+        return Err(wrong("firmware".to_owned(), expected));
+    };
+    let mut all = BTreeMap::new();
+    for (file, keys) in images {
+        let place = format!("firmware.\"{file}\"");
+        let Value::Table(keys) = keys else {
+            return Err(wrong(place, "a table of `name`, `version` and `target`".to_owned()));
+        };
+        let mut given = Given::default();
+        for (key, value) in keys {
+            let known = match key.as_str() {
+                "name" => &mut given.name,
+                "version" => &mut given.version,
+                "target" => &mut given.target,
+                _ => return Err(unknown(path, key, &Given::KEYS)),
+            };
+            *known = Some(short_text(&value).map_err(|expected| wrong(format!("{place}.{key}"), expected))?);
+        }
+        all.insert(file, given);
+    }
+    Ok(all)
+}
+
+fn unknown(path: &Path, key: String, known: &'static [&'static str]) -> SettingsError {
+    let meant = closest(&key, known);
+    SettingsError::UnknownKey { path: path.to_owned(), key, meant, known }
 }
 
 fn short_text(value: &Value) -> Result<String, String> {
@@ -287,6 +334,7 @@ mod tests {
             compile: None,
             ignore: vec!["*.md".into()],
             expires_days: Some(90),
+            firmware: BTreeMap::new(),
         };
         assert_eq!(settings, Ok(expected));
     }
@@ -310,6 +358,24 @@ mod tests {
             assert!(parse(text).unwrap_err().contains("should be"), "{text}");
         }
         assert!(parse("name = \"dev\"\nversion = ").unwrap_err().contains("line 2"));
+    }
+
+    #[test]
+    fn what_is_said_of_an_image_is_read() {
+        let settings =
+            parse("[firmware.\"esp32.bin\"]\nname = \"thing\"\nversion = \"1.10\"\ntarget = \"esp32-eth\"\n");
+        let text = |text: &str| Some(text.to_owned());
+        let given = Given { name: text("thing"), version: text("1.10"), target: text("esp32-eth") };
+        assert_eq!(settings.map(|settings| settings.firmware), Ok([("esp32.bin".to_owned(), given)].into()));
+        for (text, word) in [
+            ("firmware = \"esp32.bin\"", "`firmware` should be tables"),
+            ("[firmware]\n\"esp32.bin\" = \"1.0\"", "`firmware.\"esp32.bin\"` should be a table"),
+            ("[firmware.\"a.bin\"]\nversion = 1.10", "`firmware.\"a.bin\".version` should be a text"),
+            ("[firmware.\"a.bin\"]\nversoin = \"1\"", "`versoin` (did you mean `version`?)"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod authority;
 mod client;
 pub mod disk;
 pub mod face;
+pub mod http;
 pub mod mpyblox;
 mod programs;
 mod proxy;

@@ -6,9 +6,11 @@
 //! | `publisher` | everything below `mpypi/` | channels, packages and every node's `cmd` |
 //! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
 //! | `node` | channels, packages, its own topics | its own `info`, `state`, `online`, `log` |
+//! | guest over HTTP | one channel, packages by their digest | nothing |
 //!
 //! A rule file may narrow which channels a node reads.
 
+pub mod devices;
 pub mod gate;
 pub mod users;
 
@@ -44,6 +46,8 @@ pub enum Identity {
     Viewer,
     /// A device, and which channels it may read.
     Node(NodeId, Channels),
+    /// Who did not log in, where one channel is shown to everybody.
+    Guest(ChannelName),
 }
 
 /// Which channels a node may read.
@@ -64,7 +68,7 @@ impl Identity {
         };
         match (self, topic) {
             (Identity::Anyone | Identity::Admin, _) => true,
-            (Identity::Viewer, _) => false,
+            (Identity::Viewer | Identity::Guest(_), _) => false,
             (Identity::Publisher, topic) => matches!(
                 topic,
                 Topic::Channel(_) | Topic::Package(_) | Topic::Legacy(_) | Topic::Node(_, NodeSubject::Cmd)
@@ -96,6 +100,10 @@ impl Identity {
                 };
                 channel || package || covers(&format!("mpypi/nodes/{own}/#"), filter)
             }
+            Identity::Guest(channel) => {
+                channel.topic() == filter
+                    || (covers("mpypi/packages/#", filter) && !filter.contains(['+', '#']))
+            }
         }
     }
 
@@ -118,6 +126,7 @@ impl fmt::Display for Identity {
             Identity::Publisher => f.write_str("a publisher"),
             Identity::Viewer => f.write_str("a viewer"),
             Identity::Node(node, _) => write!(f, "node `{node}`"),
+            Identity::Guest(_) => f.write_str("who is not logged in"),
         }
     }
 }

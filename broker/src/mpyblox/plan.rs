@@ -374,6 +374,7 @@ impl Verdict {
                 Verdict::Looping(times) => u32::try_from(*times).unwrap_or(u32::MAX),
                 _ => 0,
             },
+            held: None,
             extra,
         }
     }
