@@ -199,9 +199,10 @@ impl Accepted {
         })
     }
 
-    /// What the list holds that this agent skips, for people.
-    pub fn skipped(&self) -> impl Iterator<Item = String> {
-        self.list.entries().iter().filter_map(|entry| match entry {
+    /// What the list holds that this agent skips, for people; firmware as well, unless somebody takes care of it.
+    pub fn skipped(&self, takes_firmware: bool) -> impl Iterator<Item = String> {
+        self.list.entries().iter().filter_map(move |entry| match entry {
+            Entry::Firmware(_) if takes_firmware => None,
             Entry::Firmware(image) => Some(format!("firmware `{} {}`", image.name, image.version)),
             Entry::Unknown(_) => Some(format!("an entry of unknown type `{}`", entry.kind())),
             _ => None,

@@ -973,6 +973,12 @@ impl Apps {
         })
     }
 
+    /// The newest image that fits is wanted, if it is newer than what runs.
+    pub fn order_newest_firmware(&mut self, sight: Sight<'_>) -> Effects {
+        let newest = self.images(sight).max_by(|one, other| compare_firmware(&one.version, &other.version));
+        newest.map_or(Effects::new(), |image| self.order(Order::Firmware(vec![image.module]), sight).1)
+    }
+
     /// What the channel has under `name`.
     fn offered(&self, name: &str, sight: Sight<'_>) -> Option<Shelved> {
         offers(sight).into_iter().find(|offered| same(&offered.module, name))

@@ -1,5 +1,6 @@
 //! A device without a connection: the update and its store, together. Still no socket and no clock.
 
+mod home;
 mod local;
 
 use std::{
@@ -13,6 +14,7 @@ use mpypi_protocol::{
     tag,
 };
 
+pub use home::Mac;
 pub use local::{FaceOptions, Status};
 
 use self::local::Local;
@@ -66,6 +68,7 @@ pub struct Traits {
 /// A device.
 #[derive(Debug)]
 pub struct Device<F> {
+    node: NodeId,
     channel: ChannelName,
     hardware: Hardware,
     traits: Traits,
@@ -90,6 +93,8 @@ pub enum Output {
     Introduce(Info),
     /// Publish `state`.
     Report(Report),
+    /// Publish this, retained.
+    Retain(String, Vec<u8>),
     /// Say something to people.
     Log(String),
 }
@@ -107,6 +112,7 @@ impl<F: Flash> Device<F> {
     ) -> Device<F> {
         let updater = Updater::new(node, channel.clone(), hardware.runtime(), timing, seed);
         Device {
+            node: node.clone(),
             channel,
             hardware,
             traits: Traits::default(),

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    device::{Device, Hardware, Output, Traits},
+    device::{Device, Hardware, Mac, Output, Traits},
     face::desk::{Ask, Desk},
     flash::Flash,
     limits,
@@ -298,8 +298,16 @@ impl NodeOptions {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
             Topic::Package(id) => Some(Event::Package { id, payload }),
+            // As with orders, what is retained is old.
+            Topic::Other(topic) if !retained && self.mac().is_some_and(|mac| mac.set() == topic) => {
+                Some(Event::WantsFirmware)
+            }
             _ => None,
         }
+    }
+
+    fn mac(&self) -> Option<&Mac> {
+        self.desk.as_ref()?.options().mac.as_ref()
     }
 
     fn hello(&self) -> Packet {
@@ -460,6 +468,11 @@ impl Connection {
                 self.retain(NodeSubject::Info, info.to_bytes());
             }
             Output::Report(report) => self.retain(NodeSubject::State, report.state.to_bytes()),
+            Output::Retain(topic, payload) => {
+                let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload);
+                publish.retain = true;
+                self.ask(Request::Publish(publish));
+            }
             Output::Log(line) => {
                 self.ask(Request::Publish(Publish::new(
                     self.node.topic(NodeSubject::Log),

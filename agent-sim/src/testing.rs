@@ -275,7 +275,7 @@ impl<F: Flash> Bench<F> {
                 Output::Unsubscribe(filters) => self.open.retain(|filter| !filters.contains(filter)),
                 Output::Report(report) => self.reports.push(report),
                 Output::Log(line) => self.logs.push(line),
-                Output::Introduce(_) => {}
+                Output::Introduce(_) | Output::Retain(..) => {}
             }
         }
     }

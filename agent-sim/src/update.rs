@@ -68,6 +68,8 @@ pub enum Event {
     Done(Answer),
     /// The store could not.
     Failed(Refusal),
+    /// Somebody wants the newest firmware that fits; the update of packages has nothing to do with it.
+    WantsFirmware,
     /// Somebody at the device chose what it is to have; not while a release is under way.
     Apply(Box<Accepted>),
     /// The application says that the new release works.
@@ -234,6 +236,8 @@ pub struct Updater {
     activity: Activity,
     /// Whether the channel's list only says what there is, and somebody at the device chooses.
     asks: bool,
+    /// Whether somebody takes care of firmware.
+    takes_firmware: bool,
     /// The newest list of the channel that the device may take.
     offer: Option<Accepted>,
     /// A list that is not to be applied, or not yet.
@@ -344,6 +348,7 @@ impl Updater {
             seen: None,
             activity: Activity::Resting,
             asks: false,
+            takes_firmware: false,
             offer: None,
             held: None,
             queued: None,
@@ -354,11 +359,11 @@ impl Updater {
         }
     }
 
-    /// The same, but that, if it `asks`, the channel's list is only noted: what it brings is installed when told to, by a
-    /// list on `cmd` or [`Event::Apply`].
+    /// The same, beside which somebody takes care of firmware. If it `asks`, the channel's list is only noted: what it
+    /// brings is installed when told to, by a list on `cmd` or [`Event::Apply`].
     #[must_use]
     pub fn asking(self, asks: bool) -> Updater {
-        Updater { asks, ..self }
+        Updater { asks, takes_firmware: true, ..self }
     }
 
     /// The newest list of the channel that was accepted since the start.
@@ -430,6 +435,7 @@ impl Updater {
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
             Event::Done(answer) => self.done(now, answer, out),
             Event::Failed(refusal) => self.failed(now, refusal, out),
+            Event::WantsFirmware => {}
             Event::Apply(release) => self.apply(*release, out),
             Event::Confirmed => self.keep(out),
             Event::Tick => self.tick(now, out),
@@ -812,7 +818,7 @@ impl Updater {
     fn begin(&mut self, release: Accepted, out: &mut Effects) {
         self.recheck = false;
         self.abandon(out);
-        for skipped in release.skipped() {
+        for skipped in release.skipped(self.takes_firmware) {
             out.push(Effect::Log(format!("skipping {skipped}")));
         }
         self.backoff.reset();

@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 
 use crate::{
-    commands::{install, publish, rehearse, status, watch},
+    commands::{install, publish, push, rehearse, status, watch},
     publish::Harm,
 };
 
@@ -42,6 +42,8 @@ enum Command {
     Status(status::Args),
     /// Publish a release to simulated devices on a bad day, and say whether it harms any
     Rehearse(rehearse::Args),
+    /// Update devices with projectMM to a channel's firmware
+    Push(push::Args),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -78,6 +80,7 @@ impl Cli {
             Command::Watch(args) => watch::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Rehearse(args) => rehearse::run(args).await,
+            Command::Push(args) => push::run(args).await,
             Command::Install(args) => install::run(args).await,
         }
     }

@@ -11,7 +11,7 @@ use mpypi_protocol::ChannelName;
 use serde_json::{Value, json};
 
 use crate::{
-    commands::Stopped,
+    commands::{Stopped, push::NotAll},
     install::{InstallError, Installed, Way},
     lint::Finding,
     plan::{Change, Diff},
@@ -173,7 +173,8 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_unconfirmed = matches!(error.downcast_ref(), Some(InstallError::NotConfirmed { .. }));
     let is_unexpected = matches!(error.downcast_ref(), Some(RehearsalError::NotAsExpected));
-    if is_unconfirmed || is_unexpected { 3 } else { 1 }
+    let is_partial = error.downcast_ref::<NotAll>().is_some();
+    if is_unconfirmed || is_unexpected || is_partial { 3 } else { 1 }
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi watch … 2>&1 | head`), that is no error.

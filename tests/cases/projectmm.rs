@@ -6,10 +6,11 @@ use std::{
     thread,
 };
 
-use mpypi_protocol::Digest;
+use mpypi_protocol::{Digest, PackageId};
 use mpypi_tests::{
-    Authority, PATIENCE, Secure, Server, Validity, World,
+    Authority, Client, PATIENCE, Secure, Server, Validity, World,
     face::{Answer, Device, answer, eventually, send},
+    run,
 };
 use serde_json::{Value, json};
 
@@ -362,4 +363,101 @@ fn a_websocket_tells_all_and_then_what_changes_to_eight_clients() {
     clients[1].close(None).unwrap();
     while clients[1].read().is_ok() {}
     eventually("no place became free", || watch().ok().map(drop));
+}
+
+/// A channel with an image for `target`.
+fn publish(server: &Server, version: &str, target: &str) -> Vec<u8> {
+    let image = format!("{target} {version}").into_bytes();
+    let digest = Digest::of(&image);
+    let mut publisher = Client::connect(server.address, "publisher");
+    assert!(publisher.retain(&PackageId::Firmware(digest).topic(), &image));
+    let list = json!([
+        {"type": "release", "channel": "dev", "sequence": 1, "version": version},
+        {"type": "firmware", "name": target, "version": version, "target": target,
+         "pkg_sha256": digest.to_string(), "size": image.len()},
+    ]);
+    assert!(publisher.retain("mpypi/channels/dev", list.to_string().as_bytes()));
+    image
+}
+
+#[test]
+fn home_assistant_finds_the_firmware_and_installs_what_there_is() {
+    let world = World::new();
+    let server = Server::start(&world);
+    publish(&server, "3.0.1", "esp32");
+    let more = ["--updates", "ask", "--firmware-key", "esp32", "--home-assistant", "30:ae:a4:07:0d:64"];
+    let device = start(&world, &server, &more);
+    let mut client = Client::connect(server.address, "home");
+    let mut retained =
+        |topic: &str| -> Option<Value> { serde_json::from_slice(&client.retained(topic)?.payload).ok() };
+    let config =
+        eventually("it never showed itself", || retained("homeassistant/update/projectMM_070D64/config"));
+    assert_eq!(config["availability_topic"], "mpypi/nodes/kitchen/online");
+    let state = config["state_topic"].as_str().unwrap().to_owned();
+    assert_eq!(state, "projectMM/070D64/update/state");
+    let mut says = |installed: &str, latest: &str| {
+        eventually("it never said so", || {
+            let state = retained(&state)?;
+            (state["installed_version"] == installed && state["latest_version"] == latest).then_some(state)
+        })
+    };
+    let state = says("3.0.0", "3.0.1");
+    assert!(state.get("release_url").is_some() && state.get("title").is_some());
+    let mut other = Client::connect(server.address, "button");
+    other.post(config["command_topic"].as_str().unwrap(), b"install", 1, false);
+    says("3.0.1", "3.0.1");
+    assert_eq!(device.control("version")["value"], "3.0.1");
+}
+
+#[test]
+fn devices_that_know_no_lists_are_updated_one_after_another_and_shown_as_nodes() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let image = publish(&server, "3.0.1", "esp32");
+    let path = format!("GET /packages/{} ", Digest::of(&image));
+    // The gateway, as devices see it.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).unwrap();
+            let answer = match request[..length].starts_with(path.as_bytes()) {
+                true => ok(&image),
+                false => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            };
+            stream.write_all(&answer).ok();
+        }
+    });
+    // These two follow a broker that has nothing, as if they followed none.
+    let (one, two) = (World::new(), World::new());
+    let (_first, eth) = device(&one, &["--firmware-key", "esp32-eth"]);
+    let (_second, other) = device(&two, &["--firmware-key", "esp32s3"]);
+    let at = |name: &str, device: &Device| format!("{name}=http://{}", device.address);
+    let push = |devices: &[&str]| {
+        let usual =
+            ["push", "dev", "--broker", &server.url(), "--gateway", &gateway, "--timeout", "60s", "--json"];
+        run("mpypi", &[&usual[..], devices].concat())
+    };
+    let both = push(&["--device", &at("lamp", &eth), "--device", &at("sign", &other)]).expect_code(3);
+    let results: Vec<_> = both.json()["devices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["result"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(results, ["updated from 3.0.0 to 3.0.1", "the channel has no image for `esp32s3`"]);
+    assert_eq!(eth.control("version")["value"], "3.0.1");
+    assert_eq!(other.control("version")["value"], "3.0.0");
+    let again = push(&["--device", &at("lamp", &eth)]).expect_code(0);
+    assert_eq!(again.json()["devices"][0]["result"], "up to date at 3.0.1");
+    let gone = push(&["--device", "gone=http://127.0.0.1:1"]).expect_code(3);
+    assert!(gone.stdout.contains("failed: "), "{}", gone.stdout);
+    let mut client = Client::connect(server.address, "reader");
+    let state: Value =
+        serde_json::from_slice(&client.retained("mpypi/nodes/lamp/state").unwrap().payload).unwrap();
+    assert_eq!((&state["phase"], &state["version"]), (&json!("idle"), &json!("3.0.1")));
+    let status = run("mpypi", &["status", "dev", "--broker", &server.url()]).expect_code(0).stdout;
+    assert!(status.contains("lamp") && status.contains("sign"), "{status}");
 }

@@ -8,7 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 use mpypi_agent_sim::{
-    device::FaceOptions,
+    device::{FaceOptions, Mac},
     face::{
         desk::Desk,
         http::{Faces, HttpOptions},
@@ -55,6 +55,9 @@ pub(super) struct Args {
     /// The size of each of the two slots for firmware, in bytes; 0: it cannot be replaced
     #[arg(long, value_name = "BYTES", default_value_t = limits::SLOT)]
     firmware_slot: u64,
+    /// Show the firmware to Home Assistant, on projectMM's topics, as the device with this MAC address
+    #[arg(long, value_name = "MAC", value_parser = Mac::new)]
+    home_assistant: Option<Mac>,
 }
 
 /// What becomes of the channel's releases.
@@ -76,8 +79,10 @@ impl Args {
                 version: self.firmware_version,
                 slot: self.firmware_slot.min(limits::CONTENT),
             },
+            mac: self.home_assistant,
         };
-        if self.http.is_empty() && !options.asks && options.firmware.key.is_none() {
+        let unseen = self.http.is_empty() && options.mac.is_none();
+        if unseen && !options.asks && options.firmware.key.is_none() {
             return Ok((None, None));
         }
         let (desk, bell) = Desk::new(options);

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use mpypi_protocol::{Digest, PackageId};
 use serde::Serialize;
 
-use super::{Device, Output};
+use super::{Device, Mac, Output};
 use crate::{
     apps::{self, Apps, Effect, LOGS, RECORD, SHELF, Sight, What},
     face::desk::{Ask, FlashAsk},
@@ -27,6 +27,8 @@ pub struct FaceOptions {
     pub asks: bool,
     /// Its firmware.
     pub firmware: FirmwareOptions,
+    /// By which Home Assistant is to know it, if it is.
+    pub mac: Option<Mac>,
 }
 
 /// The firmware, as it is shown.
@@ -61,6 +63,9 @@ pub(super) struct Local {
     firmware: Firmware,
     /// When, and what the clock said then.
     clock: (Duration, Timestamp),
+    mac: Option<Mac>,
+    /// What Home Assistant was told last.
+    told: Option<Vec<u8>>,
 }
 
 impl Local {
@@ -114,7 +119,13 @@ impl<F: Flash> Device<F> {
         self.updater = self.updater.asking(options.asks);
         let firmware = Firmware::off(options.firmware, confirm_after);
         self.face = Some(Vec::new());
-        self.local = Some(Box::new(Local { apps: Apps::new(options.asks), firmware, clock: wall }));
+        self.local = Some(Box::new(Local {
+            apps: Apps::new(options.asks),
+            firmware,
+            clock: wall,
+            mac: options.mac,
+            told: None,
+        }));
         self
     }
 
@@ -162,8 +173,15 @@ impl<F: Flash> Device<F> {
             Event::Package { id, payload } => apps.package(id, payload, sight),
             Event::SubscriptionRefused { filter } => apps.refused(filter, sight),
             Event::Connected => apps.connected(sight),
+            Event::WantsFirmware => apps.order_newest_firmware(sight),
             _ => Vec::new(),
         });
+        if let (Event::Connected, Some(mac)) = (event, &local.mac) {
+            let (topic, payload) = mac.discovery(&self.node);
+            outputs.push(Output::Retain(topic, payload));
+            outputs.push(Output::Subscribe(vec![mac.set()]));
+            local.told = None;
+        }
         let done = self.perform(&mut local, now, effects, outputs);
         self.local = Some(local);
         done
@@ -173,6 +191,13 @@ impl<F: Flash> Device<F> {
     pub(super) fn go_on(&mut self, now: Duration, outputs: &mut Vec<Output>) -> Result<(), BootError> {
         let Some(mut local) = self.local.take() else { return Ok(()) };
         let done = self.go_on_with(&mut local, now, outputs);
+        if let Some(mac) = local.mac.clone().filter(|_| self.updater.is_connected()) {
+            let (topic, payload) = mac.state(&self.status(&mut local, now));
+            if local.told.as_ref() != Some(&payload) {
+                local.told = Some(payload.clone());
+                outputs.push(Output::Retain(topic, payload));
+            }
+        }
         self.local = Some(local);
         done
     }

@@ -19,6 +19,8 @@ pub(super) struct Order {
     pub(super) url: String,
     /// The digest it must have.
     pub(super) expected: Option<Digest>,
+    /// What to call it, if it does not say so itself, and its URL neither.
+    pub(super) version: Option<String>,
 }
 
 /// Starts; how it goes, the device says.
@@ -86,7 +88,7 @@ fn fetch(order: &Order, bell: &Bell, trust: &TrustArgs, stop: &CancellationToken
         Ask::Flash(FlashAsk::Finish {
             session: order.session,
             expected: order.expected,
-            version: version_in(&order.url),
+            version: version_in(&order.url).or_else(|| order.version.clone()),
             reply,
         })
     };

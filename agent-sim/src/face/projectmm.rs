@@ -165,7 +165,8 @@ async fn url(State(shared): State<Arc<Shared>>, request: Request) -> Response {
         Ok(Err((why, status))) => return not_started(why, status),
         Err(_) => return off(),
     };
-    let order = fetch::Order { session, url: url.to_owned(), expected };
+    let version = order["version"].as_str().filter(|version| !version.is_empty()).map(str::to_owned);
+    let order = fetch::Order { session, url: url.to_owned(), expected, version };
     match fetch::start(order, shared.bell.clone(), &shared.options.trust, shared.stop.clone()) {
         Ok(()) => (StatusCode::ACCEPTED, Json(json!({ "ok": true }))).into_response(),
         Err(cause) => {

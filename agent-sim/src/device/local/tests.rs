@@ -309,7 +309,7 @@ fn with_firmware(sequence: u64, version: &str) -> Release {
 
 fn board(asks: bool) -> FaceOptions {
     let firmware = FirmwareOptions { key: Some("esp32".into()), version: "1.0.0".into(), slot: 4096 };
-    FaceOptions { asks, firmware }
+    FaceOptions { asks, firmware, mac: None }
 }
 
 #[test]
