@@ -158,6 +158,13 @@ pub async fn run<F: Flash>(
     let mut turn = None;
     let mut falling = Falls::default();
     let ended = loop {
+        // Before anything else may happen, its confirmation not least.
+        if let Report { state: State { phase: Phase::Confirming, version, .. }, list: Some(list), .. } =
+            device.report()
+            && weather.crashes(clock.now(), *list, version.as_deref())
+        {
+            return Ok(Ended::Crashed);
+        }
         let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at)].into_iter().flatten().min();
         let wait = due.map(|due| due.saturating_sub(clock.now()));
         let incoming = tokio::select! {
@@ -233,12 +240,6 @@ pub async fn run<F: Flash>(
                 "hint: use `--broker {scheme}://user:password@{host}:{port}`, or let the node `{node}` read \
                  channels, packages and its own topics"
             )));
-        }
-        if let Report { state: State { phase: Phase::Confirming, .. }, list: Some(list), .. } =
-            device.report()
-            && weather.crashes(clock.now(), *list)
-        {
-            return Ok(Ended::Crashed);
         }
     };
     connection.say_goodbye().await;

@@ -714,7 +714,7 @@ impl Updater {
         let base = base.filter(|_| self.running.list.is_none() && self.running.files == 0);
         if let Some(base) = base {
             held.base = Some(base);
-            out.push(Effect::Subscribe(vec![self.channel.history_topic(base)]));
+            out.push(Effect::Subscribe(vec![self.channel.history(base)]));
         }
         self.held = Some(held);
         self.rest_on_running();
@@ -763,7 +763,7 @@ impl Updater {
 
     /// A list of the channel's history came: what a node without anything takes while it waits for its turn.
     fn base(&mut self, sequence: u64, payload: &Bytes, out: &mut Effects) {
-        out.push(Effect::Unsubscribe(vec![self.channel.history_topic(sequence)]));
+        out.push(Effect::Unsubscribe(vec![self.channel.history(sequence)]));
         let is_wanted = self.held.as_ref().is_some_and(|held| held.base == Some(sequence));
         if !is_wanted || payload.is_empty() || !matches!(self.activity, Activity::Resting) {
             return;

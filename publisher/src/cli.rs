@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 
 use crate::{
-    commands::{install, publish, push, rehearse, status, watch},
+    commands::{install, publish, push, rehearse, rollout, status, watch},
     publish::Harm,
 };
 
@@ -26,6 +26,8 @@ Examples:
   mpypi watch channels/dev                publish at every change
   mpypi rehearse channels/dev --against stable
                                           what the release does to a hundred simulated devices
+  mpypi rollout channels/dev --steps 1%,10%,100%
+                                          publish to few devices first, and go on while all is well
   mpypi status dev                        show the release of a channel and its devices
   mpypi status --broker mqtts://hub.local --ca ca.pem
                                           ask a broker over TLS, whose certificate a private CA made
@@ -44,6 +46,8 @@ enum Command {
     Rehearse(rehearse::Args),
     /// Update devices with projectMM to a channel's firmware
     Push(push::Args),
+    /// Publish a release to few devices first, and stop by itself when it goes wrong
+    Rollout(rollout::Args),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -81,6 +85,7 @@ impl Cli {
             Command::Status(args) => status::run(args).await,
             Command::Rehearse(args) => rehearse::run(args).await,
             Command::Push(args) => push::run(args).await,
+            Command::Rollout(args) => rollout::run(args).await,
             Command::Install(args) => install::run(args).await,
         }
     }
