@@ -129,7 +129,7 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 11] = [
+    pub const KEYS: [&'static str; 12] = [
         "name",
         "version",
         "tag",

@@ -257,7 +257,7 @@ fn an_agent_killed_in_any_state_of_a_task_comes_back_and_tells_the_truth() {
 }
 
 #[test]
-fn what_mqtt_brings_is_seen_over_http_and_a_broken_installation_is_taken_back() {
+fn what_mqtt_brings_is_seen_over_http_and_stays() {
     let world = World::new();
     let server = Server::start(&world);
     publish(&world, &server.url(), "1.0.0");
