@@ -140,6 +140,7 @@ pub async fn run(
             node: member.node,
             channel: options.channel.clone(),
             hardware: member.hardware.clone(),
+            desk: member.desk.clone(),
             traits: member.traits,
             timing: timing.clone(),
             // Each its own, and all from one.

@@ -20,11 +20,13 @@ use rumqttc::{
     Connect, ConnectReturnCode, Disconnect, LastWill, Login, Outgoing, Packet, Publish, QoS, Request,
     StateError, Subscribe, SubscribeFilter, SubscribeReasonCode, Unsubscribe,
 };
+use tokio::sync::{MutexGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    device::{Device, Hardware, Output, Traits},
+    device::{Device, Hardware, Mac, Output, Traits},
+    face::desk::{Ask, Desk},
     flash::Flash,
     limits,
     store::BootError,
@@ -51,6 +53,8 @@ pub struct NodeOptions {
     pub seed: u64,
     /// Whether every message and fault is told, as [`Happening::Trace`].
     pub trace: bool,
+    /// Where those ask who stand before it, if anybody does.
+    pub desk: Option<Desk>,
 }
 
 /// What the owner of a node is told.
@@ -138,7 +142,13 @@ pub async fn run<F: Flash>(
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
     let NodeOptions { node, channel, hardware, traits, timing, seed, .. } = options.clone();
+    let confirm_after = timing.confirm_after;
     let mut device = Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits);
+    let mut asks = None;
+    if let Some(desk) = &options.desk {
+        device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
+        asks = Some(desk.open().await);
+    }
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -167,6 +177,14 @@ pub async fn run<F: Flash>(
         let incoming = tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
             incoming = connection.next(), if deaf.is_none() => incoming,
+            Some(ask) = next_ask(&mut asks) => {
+                let outputs = device.answer(clock.now(), ask);
+                if device.store().flash().is_off() {
+                    return Ok(Ended::PowerLost);
+                }
+                connection.send(outputs?, &mut observe);
+                continue;
+            }
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
                 Incoming::Events(vec![Event::Tick])
             }
@@ -255,6 +273,14 @@ pub async fn run<F: Flash>(
     Ok(ended)
 }
 
+/// What somebody before the device asks next; nobody ever does where there is no desk.
+async fn next_ask(asks: &mut Option<MutexGuard<'_, mpsc::Receiver<Ask>>>) -> Option<Ask> {
+    match asks {
+        Some(asks) => asks.recv().await,
+        None => None,
+    }
+}
+
 /// Messages that have not arrived yet, in the order in which they will.
 #[derive(Default)]
 struct Falls {
@@ -300,8 +326,16 @@ impl NodeOptions {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
             Topic::Package(id) => Some(Event::Package { id, payload }),
+            // As with orders, what is retained is old.
+            Topic::Other(topic) if !retained && self.mac().is_some_and(|mac| mac.set() == topic) => {
+                Some(Event::WantsFirmware)
+            }
             _ => None,
         }
+    }
+
+    fn mac(&self) -> Option<&Mac> {
+        self.desk.as_ref()?.options().mac.as_ref()
     }
 
     fn hello(&self) -> Packet {
@@ -477,6 +511,11 @@ impl Connection {
                 self.retain(NodeSubject::Info, info.to_bytes());
             }
             Output::Report(report) => self.retain(NodeSubject::State, report.state.to_bytes()),
+            Output::Retain(topic, payload) => {
+                let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload);
+                publish.retain = true;
+                self.ask(Request::Publish(publish));
+            }
             Output::Log(line) => {
                 self.ask(Request::Publish(Publish::new(
                     self.node.topic(NodeSubject::Log),

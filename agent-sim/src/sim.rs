@@ -335,6 +335,7 @@ impl Simulation {
                     self.note(number, format_args!("{list} {what}"));
                 }
                 Output::Log(line) => self.note(number, line),
+                Output::Retain(..) => {}
                 Output::Introduce(_) => self.note(number, "introduces itself"),
             }
         }

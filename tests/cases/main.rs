@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
 mod access;
+mod appstore;
 mod broker;
 mod bytecode;
 mod device;
@@ -22,6 +23,7 @@ mod mpyblox;
 mod operations;
 mod pipeline;
 mod powerloss;
+mod projectmm;
 mod promoter;
 mod publish;
 mod readers;

@@ -133,10 +133,17 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             sysname: platforms.next().cloned().unwrap_or(usual.sysname),
             mpy: mpys.next().map_or(usual.mpy, |mpy| mpy.0),
         };
-        members.push(Member { node, home, hardware, traits: Traits::default(), number: number.into() });
+        members.push(Member {
+            node,
+            home,
+            hardware,
+            traits: Traits::default(),
+            number: number.into(),
+            desk: None,
+        });
     }
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
-    let summary = run_fleet(FleetOptions {
+    let options = FleetOptions {
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         members,
@@ -147,7 +154,8 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         releases: args.releases,
         time: args.time,
         trace: args.node.is_some(),
-    })?;
+    };
+    let summary = run_fleet(options, None)?;
     let report = Report::of(&summary, &args.expect, args.seed, args.profile.as_deref());
     if let Some(path) = &args.report {
         write(path, &report.json())?;

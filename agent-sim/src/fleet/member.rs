@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::history::History;
 use crate::{
     device::{Hardware, Traits},
+    face::desk::Desk,
     flash::{self, Disk, Flash, Loss, Memory, PowerCut, Tear},
     limits,
     node::{self, Clock, Ended, Happening, NodeOptions},
@@ -28,6 +29,8 @@ pub struct Member {
     pub traits: Traits,
     /// Its number in its fleet, which decides its fate.
     pub number: u64,
+    /// Where those ask who stand before it, if anybody does.
+    pub desk: Option<Desk>,
 }
 
 /// Where a node's files are.
@@ -156,7 +159,7 @@ fn text(error: &BootError) -> String {
 pub(super) fn reference(hardware: Hardware, number: usize) -> Member {
     let node = NodeId::new(format!("mpypi-reference-{number}")).expect("a plain word is a name");
     let number = u64::MAX - number as u64;
-    Member { node, home: Home::Memory, hardware, traits: Traits::default(), number }
+    Member { node, home: Home::Memory, hardware, traits: Traits::default(), number, desk: None }
 }
 
 #[cfg(test)]
