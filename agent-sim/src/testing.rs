@@ -16,7 +16,8 @@ use mpypi_protocol::{
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use crate::{
-    device::{Device, Hardware, Output, Traits},
+    device::{Device, FaceOptions, Hardware, Output, Traits},
+    face::desk::{Ask, Reply},
     flash::{Flash, Memory},
     limits,
     store::BootError,
@@ -140,8 +141,24 @@ impl<F: Flash> Bench<F> {
     }
 
     pub(crate) fn start_with(flash: F, timing: Timing) -> Result<Bench<F>, BootError> {
+        let device = Device::off(flash, &node(), channel(), Hardware::default(), timing, 1);
+        Bench::start_device(device)
+    }
+
+    /// A device at which packages can be chosen.
+    pub(crate) fn start_with_face(
+        flash: F,
+        options: FaceOptions,
+        timing: Timing,
+    ) -> Result<Bench<F>, BootError> {
+        let after = timing.confirm_after;
+        let device = Device::off(flash, &node(), channel(), Hardware::default(), timing, 1);
+        let wall = "2026-11-28T09:00:00Z".parse().unwrap();
+        Bench::start_device(device.with_face(options, after, (Duration::from_secs(1), wall)))
+    }
+
+    fn start_device(mut device: Device<F>) -> Result<Bench<F>, BootError> {
         let now = Duration::from_secs(1);
-        let mut device = Device::off(flash, &node(), channel(), Hardware::default(), timing, 1);
         let outputs = device.start(now)?;
         let mut bench = Bench {
             device,
@@ -183,6 +200,14 @@ impl<F: Flash> Bench<F> {
         let outputs = self.device.handle(self.now, event)?;
         self.take(outputs);
         Ok(())
+    }
+
+    /// Asks the device; `None` if it lost power over it.
+    pub(crate) fn ask<T>(&mut self, question: impl FnOnce(Reply<T>) -> Ask) -> Result<Option<T>, BootError> {
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        let outputs = self.device.answer(self.now, question(reply))?;
+        self.take(outputs);
+        Ok(answer.try_recv().ok())
     }
 
     /// Delivers the next message that is on its way, if any.
@@ -258,7 +283,7 @@ impl<F: Flash> Bench<F> {
                 Output::Unsubscribe(filters) => self.open.retain(|filter| !filters.contains(filter)),
                 Output::Report(report) => self.reports.push(report),
                 Output::Log(line) => self.logs.push(line),
-                Output::Introduce(_) => {}
+                Output::Introduce(_) | Output::Retain(..) => {}
             }
         }
     }

@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 
 use crate::{
-    commands::{install, publish, rehearse, rollout, status, watch},
+    commands::{install, publish, push, rehearse, rollout, status, watch},
     publish::Harm,
 };
 
@@ -44,6 +44,8 @@ enum Command {
     Status(status::Args),
     /// Publish a release to simulated devices on a bad day, and say whether it harms any
     Rehearse(rehearse::Args),
+    /// Update devices with projectMM to a channel's firmware
+    Push(push::Args),
     /// Publish a release to few devices first, and stop by itself when it goes wrong
     Rollout(rollout::Args),
     /// Put a first wheel on a device that runs Mpy-BLOX
@@ -82,6 +84,7 @@ impl Cli {
             Command::Watch(args) => watch::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Rehearse(args) => rehearse::run(args).await,
+            Command::Push(args) => push::run(args).await,
             Command::Rollout(args) => rollout::run(args).await,
             Command::Install(args) => install::run(args).await,
         }

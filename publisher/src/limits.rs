@@ -108,3 +108,12 @@ pub const COMPILE: Duration = Duration::from_secs(60);
 
 /// Most bytes that are kept of what mpy-cross says on one of its outputs.
 pub const COMPILER_OUTPUT: u64 = 64 * 1024;
+
+/// How long a device that is updated over HTTP may take for one answer.
+pub const DEVICE: Duration = Duration::from_secs(10);
+
+/// How often it is asked how it stands.
+pub const DEVICE_POLL: Duration = Duration::from_secs(1);
+
+/// Largest answer of it, in bytes.
+pub const DEVICE_ANSWER: u64 = 256 * 1024;

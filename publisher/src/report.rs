@@ -11,7 +11,7 @@ use mpypi_protocol::ChannelName;
 use serde_json::{Value, json};
 
 use crate::{
-    commands::{Stopped, rollout::RolloutFailure},
+    commands::{Stopped, push::NotAll, rollout::RolloutFailure},
     install::{InstallError, Installed, Way},
     lint::Finding,
     plan::{Change, Diff},
@@ -184,7 +184,8 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_unconfirmed = matches!(error.downcast_ref(), Some(InstallError::NotConfirmed { .. }));
     let is_unexpected = matches!(error.downcast_ref(), Some(RehearsalError::NotAsExpected));
     let is_not_done = matches!(error.downcast_ref(), Some(RolloutFailure::NotDone { .. }))
-        || matches!(error.downcast_ref(), Some(StartError::Paused { .. }));
+        || matches!(error.downcast_ref(), Some(StartError::Paused { .. }))
+        || error.downcast_ref::<NotAll>().is_some();
     if is_unconfirmed || is_unexpected || is_not_done { 3 } else { 1 }
 }
 

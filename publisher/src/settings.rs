@@ -1,7 +1,7 @@
 //! `channel.toml`: the few things about a channel that its folder cannot say by itself.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
@@ -33,6 +33,8 @@ pub struct Settings {
     pub compile: Option<Compile>,
     /// `ignore`: patterns as in `.gitignore`, relative to the channel's folder.
     pub ignore: Vec<String>,
+    /// `[packages.NAME]`, `optional = true`: a wheel or an image that a device takes only if somebody there chose it.
+    pub optional: BTreeSet<String>,
     /// `expires`: devices stop believing a release that is older than so many days.
     pub expires_days: Option<u32>,
     /// `[firmware."esp32.bin"]`: what is said of an image, by its path below `firmware/`.
@@ -127,7 +129,7 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 11] = [
+    pub const KEYS: [&'static str; 12] = [
         "name",
         "version",
         "tag",
@@ -139,6 +141,7 @@ impl Settings {
         "expires",
         "rollout",
         "firmware",
+        "packages",
     ];
 
     /// Reads the `channel.toml` of `folder`; without one, everything is as usual.
@@ -230,6 +233,7 @@ impl Settings {
                     settings.rollout = RolloutSettings::parse(table, path)?;
                 }
                 "firmware" => settings.firmware = firmware(value, path)?,
+                "packages" => settings.optional = optional(value, path)?,
                 _ => return Err(unknown(path, key, &Self::KEYS)),
             }
         }
@@ -462,6 +466,35 @@ fn firmware(value: Value, path: &Path) -> Result<BTreeMap<String, Given>, Settin
     Ok(all)
 }
 
+/// The packages whose table below `packages` says that they are optional.
+fn optional(value: Value, path: &Path) -> Result<BTreeSet<String>, SettingsError> {
+    let wrong = |key: String, expected: &str| SettingsError::Value {
+        path: path.to_owned(),
+        key,
+        expected: expected.to_owned(),
+    };
+    let Value::Table(packages) = value else {
+        return Err(wrong("packages".to_owned(), "tables, one for each package, as `[packages.blink]`"));
+    };
+    let mut optional = BTreeSet::new();
+    for (name, keys) in packages {
+        let Value::Table(keys) = keys else {
+            return Err(wrong(format!("packages.{name}"), "a table, with `optional = true`"));
+        };
+        for (key, value) in keys {
+            match (key.as_str(), value) {
+                ("optional", Value::Boolean(true)) => _ = optional.insert(name.clone()),
+                ("optional", Value::Boolean(false)) => {}
+                ("optional", _) => {
+                    return Err(wrong(format!("packages.{name}.optional"), "`true` or `false`"));
+                }
+                _ => return Err(unknown(path, key, &["optional"])),
+            }
+        }
+    }
+    Ok(optional)
+}
+
 fn unknown(path: &Path, key: String, known: &'static [&'static str]) -> SettingsError {
     let meant = closest(&key, known);
     SettingsError::UnknownKey { path: path.to_owned(), key, meant, known }
@@ -519,6 +552,7 @@ mod tests {
             expires_days: Some(90),
             rollout: RolloutSettings::default(),
             firmware: BTreeMap::new(),
+            optional: BTreeSet::new(),
         };
         assert_eq!(settings, Ok(expected));
     }
@@ -611,6 +645,21 @@ mod tests {
         assert_eq!(compile(&text), Ok(Some(all)));
         let least = compile("compile = \"mpy\"\noptimize = 3").unwrap().unwrap();
         assert!(!least.line_numbers, "mpy-cross leaves them out at that level");
+    }
+
+    #[test]
+    fn packages_that_are_optional_are_named_in_tables() {
+        let text = "[packages.blink]\noptional = true\n[packages.led]\noptional = false\n";
+        assert_eq!(parse(text).unwrap().optional, ["blink".to_owned()].into());
+        for (text, word) in [
+            ("packages = true", "`packages` should be tables"),
+            ("packages = { blink = true }", "`packages.blink` should be a table"),
+            ("[packages.blink]\noptional = 1", "`packages.blink.optional` should be `true` or `false`"),
+            ("[packages.blink]\noptinal = true", "did you mean `optional`?"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 
     #[test]

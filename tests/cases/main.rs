@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
 mod access;
+mod appstore;
 mod broker;
 mod bytecode;
 mod device;
 mod device_store;
 mod device_trust;
+mod downloads;
 mod durability;
 mod fleet;
 mod flood;
@@ -19,7 +21,10 @@ mod lint;
 mod listeners;
 mod mpyblox;
 mod operations;
+mod pipeline;
 mod powerloss;
+mod projectmm;
+mod promoter;
 mod publish;
 mod readers;
 mod rehearsal;
@@ -27,3 +32,4 @@ mod rollout;
 mod sessions;
 mod things;
 mod tls;
+mod wheels;

@@ -2,6 +2,7 @@
 
 pub(crate) mod install;
 pub(crate) mod publish;
+pub(crate) mod push;
 pub(crate) mod rehearse;
 pub(crate) mod rollout;
 pub(crate) mod status;
