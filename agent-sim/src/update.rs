@@ -68,6 +68,10 @@ pub enum Event {
     Done(Answer),
     /// The store could not.
     Failed(Refusal),
+    /// Somebody wants the newest firmware that fits; the update of packages has nothing to do with it.
+    WantsFirmware,
+    /// Somebody at the device chose what it is to have; not while a release is under way.
+    Apply(Box<Accepted>),
     /// The application says that the new release works.
     Confirmed,
     /// Time has passed.
@@ -230,6 +234,12 @@ pub struct Updater {
     running: Running,
     seen: Option<Seen>,
     activity: Activity,
+    /// Whether the channel's list only says what there is, and somebody at the device chooses.
+    asks: bool,
+    /// Whether somebody takes care of firmware.
+    takes_firmware: bool,
+    /// The newest list of the channel that the device may take.
+    offer: Option<Accepted>,
     /// A list that is not to be applied, or not yet.
     held: Option<Held>,
     /// A list that came while a release was being put in place.
@@ -292,6 +302,7 @@ struct Held {
 /// A list that came.
 #[derive(Debug)]
 struct Arrived {
+    source: Source,
     payload: Bytes,
     at: Duration,
     wall: Option<Timestamp>,
@@ -336,6 +347,9 @@ impl Updater {
             running: Running::default(),
             seen: None,
             activity: Activity::Resting,
+            asks: false,
+            takes_firmware: false,
+            offer: None,
             held: None,
             queued: None,
             recheck: false,
@@ -343,6 +357,37 @@ impl Updater {
             shown: Report { state, list: None, size: None },
             published: None,
         }
+    }
+
+    /// The same, beside which somebody takes care of firmware. If it `asks`, the channel's list is only noted: what it
+    /// brings is installed when told to, by a list on `cmd` or [`Event::Apply`].
+    #[must_use]
+    pub fn asking(self, asks: bool) -> Updater {
+        Updater { asks, takes_firmware: true, ..self }
+    }
+
+    /// The newest list of the channel that was accepted since the start.
+    #[must_use]
+    pub fn offer(&self) -> Option<&Accepted> {
+        self.offer.as_ref()
+    }
+
+    /// What is under way, if anything is.
+    #[must_use]
+    pub fn under_way(&self) -> Option<&Accepted> {
+        self.job().map(|job| &job.release)
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        matches!(self.activity, Activity::Resting)
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// Tells the device about itself.
@@ -390,8 +435,13 @@ impl Updater {
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
             Event::Done(answer) => self.done(now, answer, out),
             Event::Failed(refusal) => self.failed(now, refusal, out),
+            Event::WantsFirmware => {}
+            Event::Apply(release) => self.apply(*release, out),
             Event::Confirmed => self.keep(out),
             Event::Tick => self.tick(now, out),
+        }
+        if self.asks {
+            self.take_queued(now, out);
         }
         self.publish(now, out);
         effects
@@ -494,15 +544,37 @@ impl Updater {
             Activity::Resting
             | Activity::Surveying(_)
             | Activity::Fetching { .. }
-            | Activity::Pausing { .. } => {
-                self.judge(now, list, Digest::of(&payload), (now, wall), out);
+            | Activity::Pausing { .. }
+                if self.may_judge(source) =>
+            {
+                self.judge(now, list, Digest::of(&payload), source, (now, wall), out);
             }
-            Activity::Staging(_)
+            Activity::Resting
+            | Activity::Surveying(_)
+            | Activity::Fetching { .. }
+            | Activity::Pausing { .. }
+            | Activity::Staging(_)
             | Activity::Committing(_)
             | Activity::Recovering { .. }
             | Activity::Restarting
-            | Activity::Confirming { .. } => self.queued = Some(Arrived { payload, at: now, wall }),
+            | Activity::Confirming { .. } => self.queued = Some(Arrived { source, payload, at: now, wall }),
         }
+    }
+
+    /// What was chosen at the device is not given up for a list that only says what there is.
+    fn may_judge(&self, source: Source) -> bool {
+        !self.asks || source == Source::Cmd || matches!(self.activity, Activity::Resting)
+    }
+
+    fn apply(&mut self, release: Accepted, out: &mut Effects) {
+        if !matches!(self.activity, Activity::Resting) {
+            out.push(Effect::Log("not installing what was chosen: an update is under way".into()));
+            return;
+        }
+        self.tried = None;
+        self.backoff.reset();
+        self.shown.state.done = 0;
+        self.survey(Job { release, tries: 1 }, out);
     }
 
     fn command(&mut self, now: Duration, command: Command, out: &mut Effects) {
@@ -554,6 +626,7 @@ impl Updater {
         now: Duration,
         list: UpdateList,
         digest: Digest,
+        source: Source,
         (at, wall): (Duration, Option<Timestamp>),
         out: &mut Effects,
     ) {
@@ -574,10 +647,16 @@ impl Updater {
             self.rest_on_running();
             return;
         }
+        if self.asks && source == Source::Channel {
+            self.remember(&release, out);
+            self.offer_in_turn(now, release, (at, wall), out);
+            return;
+        }
         if self.running.list == Some(digest) && !self.recheck {
             self.abandon(out);
             self.held = None;
             self.remember(&release, out);
+            self.offer = Some(release);
             // The same list once more, as after the restart, leaves what is told about its download.
             if self.shown.list != Some(digest) || self.shown.state.phase != Phase::Idle {
                 self.rest_on_running();
@@ -598,7 +677,10 @@ impl Updater {
         self.remember(&release, out);
         let before = self.held.take().filter(|held| held.release.digest() == digest);
         let held = match (before, release.rollout()) {
-            (_, Ok(None)) => return self.begin(release, out),
+            (_, Ok(None)) => {
+                self.offer = Some(release.clone());
+                return self.begin(release, out);
+            }
             (Some(held), Ok(Some(_))) => Held { wall: held.wall.or(wall), ..held },
             (None, Ok(rollout)) => Held::new(release, rollout, at, wall),
             (_, Err(error)) => {
@@ -619,7 +701,10 @@ impl Updater {
     fn take_turn(&mut self, now: Duration, out: &mut Effects) {
         let Some(mut held) = self.held.take() else { return };
         match self.turn(now, &held) {
-            Turn::Now => return self.begin(held.release, out),
+            Turn::Now => {
+                self.offer = Some(held.release.clone());
+                return self.begin(held.release, out);
+            }
             Turn::At(until) => held.until = Some(until),
             Turn::Never => held.until = None,
         }
@@ -629,7 +714,7 @@ impl Updater {
         let base = base.filter(|_| self.running.list.is_none() && self.running.files == 0);
         if let Some(base) = base {
             held.base = Some(base);
-            out.push(Effect::Subscribe(vec![self.channel.history_topic(base)]));
+            out.push(Effect::Subscribe(vec![self.channel.history(base)]));
         }
         self.held = Some(held);
         self.rest_on_running();
@@ -678,7 +763,7 @@ impl Updater {
 
     /// A list of the channel's history came: what a node without anything takes while it waits for its turn.
     fn base(&mut self, sequence: u64, payload: &Bytes, out: &mut Effects) {
-        out.push(Effect::Unsubscribe(vec![self.channel.history_topic(sequence)]));
+        out.push(Effect::Unsubscribe(vec![self.channel.history(sequence)]));
         let is_wanted = self.held.as_ref().is_some_and(|held| held.base == Some(sequence));
         if !is_wanted || payload.is_empty() || !matches!(self.activity, Activity::Resting) {
             return;
@@ -703,11 +788,37 @@ impl Updater {
         }
     }
 
+    /// Offers a list to who chooses at the device, unless it is not the node's turn. That somebody chooses is the order
+    /// that a release may wait for.
+    fn offer_in_turn(
+        &mut self,
+        now: Duration,
+        release: Accepted,
+        (at, wall): (Duration, Option<Timestamp>),
+        out: &mut Effects,
+    ) {
+        let rollout = match release.rollout() {
+            Ok(None) => {
+                self.offer = Some(release);
+                return;
+            }
+            Ok(rollout) => rollout,
+            Err(error) => {
+                out.push(Effect::Log(format!("a list is held: {}", Refusal::BadRollout(error).text())));
+                return;
+            }
+        };
+        let held = Held { ordered: true, ..Held::new(release, rollout, at, wall) };
+        if matches!(self.turn(now, &held), Turn::Now) {
+            self.offer = Some(held.release);
+        }
+    }
+
     /// Applies a list.
     fn begin(&mut self, release: Accepted, out: &mut Effects) {
         self.recheck = false;
         self.abandon(out);
-        for skipped in release.skipped() {
+        for skipped in release.skipped(self.takes_firmware) {
             out.push(Effect::Log(format!("skipping {skipped}")));
         }
         self.backoff.reset();
@@ -941,17 +1052,21 @@ impl Updater {
 
     /// Looks at a list that came while the last one was being put in place.
     fn take_queued(&mut self, now: Duration, out: &mut Effects) {
-        if !matches!(self.activity, Activity::Resting | Activity::Pausing { .. }) {
+        let is_due = |arrived: &Arrived| {
+            matches!(self.activity, Activity::Resting | Activity::Pausing { .. })
+                && self.may_judge(arrived.source)
+        };
+        if !self.queued.as_ref().is_some_and(is_due) {
             return;
         }
-        if let Some(Arrived { payload, at, wall }) = self.queued.take()
+        if let Some(Arrived { source, payload, at, wall }) = self.queued.take()
             && let Ok(list) = UpdateList::parse(&payload)
         {
             let digest = Digest::of(&payload);
             if self.running.list != Some(digest) {
                 // People see that the last one arrived before the next one starts.
                 out.push(Effect::Report(self.shown.clone()));
-                self.judge(now, list, digest, (at, wall), out);
+                self.judge(now, list, digest, source, (at, wall), out);
             }
         }
     }

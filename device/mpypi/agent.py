@@ -162,7 +162,7 @@ class Agent:
         self.head = {}  # what is installed: channel, sequence, version, list
         self.job = None
         self.once = self.listed = False  # whether to end when at rest; whether the channel's list came
-        self.since = 0  # of the connection
+        self.since = 0  # when the broker was last asked for something; 0: it never was
         self.check_at = None  # when to ask for the list again
         self.confirming = False
         self.confirm_at = None
@@ -307,6 +307,7 @@ class Agent:
 
     async def ask(self, topics):
         """Subscribes, and notes that an answer is to come."""
+        self.since = time.ticks_ms() or 1
         self.asked[await self.line.subscribe(topics)] = topics
 
     async def ask_for_list(self):

@@ -274,7 +274,7 @@ def tidy(root):
         except ValueError:
             # It was being written when the power went off: no folder was made yet.
             pass
-    for name in (RESERVE, PLAN, NEXT, SEEN + ".new", JOURNAL + ".new"):
+    for name in (RESERVE, PLAN, NEXT, SEEN + ".new", JOURNAL + ".new", FOLDER + "root.json.new"):
         if kind(root + name) == FILE:
             os.remove(root + name)
     # A stale old/3 would be taken for operation 3 of the next journal.

@@ -19,7 +19,6 @@ async def run(agent):
     await line.publish(agent.topics[1] + "info", (size, _info(agent, room)))
     if not agent.since:
         # The connection is new.
-        agent.since = time.ticks_ms() or 1
         agent.asked = {}
         agent.published = None
         if agent.roots:

@@ -79,10 +79,12 @@ def accept(agent, summary, path):
 
 def now(agent):
     """What time it is, as `2026-11-20T10:00:00`; `None` if this device does not know."""
-    ahead = agent.roots[4] if agent.roots else None
-    found = time.gmtime(int(time.time()) + ahead) if ahead is not None else time.gmtime()
-    if found[0] < _YEAR and ahead is None:
-        return None
+    found = time.gmtime()
+    if found[0] < _YEAR:
+        ahead = agent.roots[4] if agent.roots else None
+        if ahead is None:
+            return None
+        found = time.gmtime(int(time.time()) + ahead)
     return "%04d-%02d-%02dT%02d:%02d:%02d" % tuple(found[:6])
 
 
@@ -99,7 +101,7 @@ def _vouched(agent, release, seen, path):
         tidy()
 
 
-def _judge(agent, summary, seen, path, kind, time):
+def _judge(agent, summary, seen, path, kind, when):
     """Decides about a list: what is to be done next."""
     from .store import Store
 
@@ -108,7 +110,7 @@ def _judge(agent, summary, seen, path, kind, time):
     digest = seen["list"]
     release = summary["release"]
     before = store.seen or {}
-    _check(agent, release, seen, before, kind, time)
+    check(agent, release, seen, before, kind, when)
     if summary["unfit"]:
         wheel = summary["unfit"]
         text = "wheel `%s` is for `%s`; this device is `%s`"
@@ -159,8 +161,8 @@ def begin(agent, summary, seen, path, keep=False):
     return "survey"
 
 
-def _check(agent, release, found, seen, kind, time):
-    """Whether a list is for this channel, the newest, and not expired."""
+def check(agent, release, found, seen, kind, when):
+    """Whether a list is for this channel, the newest, and not expired by `when`, if that is known."""
     sequence = found.get("sequence")
     if release and release["channel"] != agent.channel:
         text = "this list is for channel `%s`, this device follows `%s`"
@@ -186,9 +188,9 @@ def _check(agent, release, found, seen, kind, time):
         if epoch == newest and sequence == highest and seen["list"] != found["list"]:
             raise Refused("rollback", "sequence %d was seen before with another content" % sequence)
     # [5.5.6]
-    if release and "expires" in release and time and release["expires"][:19] <= time:
+    if release and "expires" in release and when and release["expires"][:19] <= when:
         text = "sequence %d expired at %s, it is %sZ"
-        raise Refused("expired", text % (sequence, release["expires"], time))
+        raise Refused("expired", text % (sequence, release["expires"], when))
 
 
 def _refuse(agent, refused, seen, digest):

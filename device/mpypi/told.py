@@ -11,8 +11,9 @@ from .refusal import Refused
 async def run(agent):
     """An answer to the question that went out with the greeting. Any number of wrong ones may come before the right
     one."""
-    path = agent.root + "/.mpypi/time.part"
     line = agent.line
+    # A list takes the same place: there is never one on its way at once.
+    path = agent.folder + "list.part"
     if line.left > bounds.TIME:
         agent.tell("an answer of %d bytes is larger than %d" % (line.left, bounds.TIME))
         await line.skip()
@@ -32,6 +33,7 @@ async def run(agent):
         agent.tell("an answer is refused: " + refused.text)
         return "listen"
     roots[3] = None
+    # Whatever the clock counts from: what it says now is what it is behind.
     roots[4] = 0
     roots[4] = clock.seconds(told) - clock.seconds(now(agent))
     agent.tell("it is " + told)

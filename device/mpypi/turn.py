@@ -36,6 +36,7 @@ async def run(agent):
         seen["refused"] = before["refused"]
     if bad or not held or "refused" in seen or head.get("list") == seen["list"]:
         return judge.settle(agent, summary, seen, path, store, bad)
+    agent.order = None
     judge.accept(agent, summary, path)
     store.remember(seen)
     await _hold(agent, seen, held)

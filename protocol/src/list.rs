@@ -117,6 +117,9 @@ pub struct Signature {
     pub extra: Map<String, Value>,
 }
 
+/// The key of an entry that a device takes only if somebody there chose it: `"optional": true`.
+pub const OPTIONAL: &str = "optional";
+
 /// An order to one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Command {
@@ -305,6 +308,22 @@ impl UpdateList {
     /// Every package the list names, with its size where the list says it.
     pub fn packages(&self) -> impl Iterator<Item = (PackageId, Option<u64>)> {
         self.entries.iter().filter_map(Entry::package)
+    }
+}
+
+impl Wheel {
+    /// Whether a device takes it only if somebody there chose it. Who does not know the key takes it.
+    #[must_use]
+    pub fn is_optional(&self) -> bool {
+        self.extra.get(OPTIONAL) == Some(&Value::Bool(true))
+    }
+}
+
+impl Firmware {
+    /// Whether a device takes it only if somebody there chose it. Who does not know the key takes it.
+    #[must_use]
+    pub fn is_optional(&self) -> bool {
+        self.extra.get(OPTIONAL) == Some(&Value::Bool(true))
     }
 }
 

@@ -13,7 +13,7 @@ use mpypi_protocol::{
     query::Facts,
     rollout::{Moment, Percent, RolloutId, Window},
     tag::{Code, Runtime, Tag, platform},
-    topic::{NodeSubject, check_filter, check_name, matches},
+    topic::{NodeSubject, RolloutSubject, check_filter, check_name, matches},
     wheel::{RecordLine, dist_info, parse_headers, parse_record, write_record},
 };
 use serde_json::{Value, json};
@@ -76,6 +76,14 @@ fn topics() {
         assert_eq!(topic.to_string(), text(&case, "topic"));
         let found = match &topic {
             Topic::Channel(channel) => json!({ "kind": "channel", "channel": channel }),
+            Topic::Rollout(channel, subject) => {
+                let subject = match subject {
+                    RolloutSubject::Record => "record",
+                    RolloutSubject::Lease => "lease",
+                    RolloutSubject::Order => "order",
+                };
+                json!({ "kind": "rollout", "channel": channel, "subject": subject })
+            }
             Topic::Package(PackageId::Wheel(digest)) => json!({ "kind": "wheel", "digest": digest }),
             Topic::Package(PackageId::Firmware(digest)) => json!({ "kind": "firmware", "digest": digest }),
             Topic::Package(PackageId::Src(path, digest)) => {

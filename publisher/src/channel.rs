@@ -18,7 +18,7 @@ use mpypi_protocol::{
     ChannelName, Digest, Entry, FilePath, PackageId,
     digest::Hasher,
     limits::PACKAGE,
-    list::{Firmware, Src, Wheel as WheelEntry},
+    list::{Firmware, OPTIONAL, Src, Wheel as WheelEntry},
     path::PathError,
     topic::NameError,
     wheel::normalized_name,
@@ -255,8 +255,15 @@ impl Channel {
             warnings: vec![],
             notes: vec![],
         };
-        let packages = reader.packages()?;
+        let mut packages = reader.packages()?;
         let Reader { places, mut warnings, notes, .. } = reader;
+        for name in &settings.optional {
+            let named: Vec<_> = packages.iter_mut().filter(|package| package.is_called(name)).collect();
+            if named.is_empty() {
+                warnings.push(format!("`channel.toml` speaks of package `{name}`, and there is none"));
+            }
+            named.into_iter().for_each(Package::leave_to_device);
+        }
         warnings.extend(places.check()?);
         if packages.is_empty() {
             return Err(ChannelError::Empty { folder: folder.to_owned(), warnings });
@@ -618,6 +625,23 @@ impl From<Wheel> for Package {
 }
 
 impl Package {
+    fn is_called(&self, name: &str) -> bool {
+        match &self.entry {
+            Entry::Wheel(wheel) => normalized_name(&wheel.name) == normalized_name(name),
+            Entry::Firmware(image) => image.name == name,
+            _ => false,
+        }
+    }
+
+    /// A device takes it only if somebody there chose it.
+    fn leave_to_device(&mut self) {
+        if let Entry::Wheel(WheelEntry { extra, .. }) | Entry::Firmware(Firmware { extra, .. }) =
+            &mut self.entry
+        {
+            extra.insert(OPTIONAL.to_owned(), true.into());
+        }
+    }
+
     /// The package's bytes, which are sure to have its digest.
     ///
     /// # Errors

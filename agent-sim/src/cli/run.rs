@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use mpypi_agent_sim::{
     device::{Hardware, Traits},
-    fleet::{FleetOptions, Home, Member, report::Report},
+    fleet::{FleetOptions, Home, Member, profile::Abi, report::Report},
     update::Timing,
 };
 use mpypi_protocol::{NodeId, limits};
 
-use super::{Common, Failure, Mpy, endpoint, parse_mpy, print, run_fleet};
+use super::{Common, Failure, Mpy, endpoint, face, parse_mpy, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,7 +22,11 @@ Examples:
   mpypi-agent run --label room=kitchen --utc-offset 60
       be in rollouts for kitchens, whose windows are in local time
   mpypi-agent run --mpy 11014 --platform esp32
-      take the wheels that an ESP32 with MicroPython 1.23 or later takes";
+      take the wheels that an ESP32 with MicroPython 1.23 or later takes
+  mpypi-agent run --http 127.0.0.1:8090 --updates ask
+      offer what the channel has to local screens and scripts, and install what they choose
+  mpypi-agent run --http 127.0.0.1:8090 --firmware-key esp32 --firmware-version 3.0.0
+      take firmware from projectMM's tools, and newer images from the channel";
 
 /// Run one device in a directory.
 ///
@@ -40,8 +44,8 @@ pub(crate) struct Args {
     #[arg(long)]
     node: Option<NodeId>,
     /// What `.mpy` files it loads: `sys.implementation._mpy` of the MicroPython it stands for, or `none`.
-    #[arg(long, value_name = "NUMBER", default_value = "6", value_parser = parse_mpy)]
-    mpy: Mpy,
+    #[arg(long, value_name = "NUMBER", default_value = "6")]
+    mpy: Abi,
     /// The platform it stands for, as `esp32`: what wheels for one platform must name.
     #[arg(long, value_name = "NAME", default_value = "mpypi-sim")]
     platform: String,
@@ -55,12 +59,15 @@ pub(crate) struct Args {
     /// Exit when one release is applied or has failed.
     #[arg(long)]
     once: bool,
+    #[command(flatten)]
+    face: face::Args,
 }
 
 /// Whether every release was applied.
 pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let node = args.node.unwrap_or_else(this_machine);
-    let summary = run_fleet(FleetOptions {
+    let (desk, faces) = args.face.open(args.common.broker.trust.clone())?;
+    let options = FleetOptions {
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         seed: node
@@ -73,13 +80,16 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             number: 1,
             hardware: Hardware { sysname: args.platform, mpy: args.mpy.0 },
             traits: Traits { labels: args.labels.into_iter().collect(), utc_offset: args.utc_offset },
+            desk,
         }],
         timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
         profile: None,
         calm_at: None,
         releases: args.once.then_some(1),
+        trace: false,
         time: None,
-    })?;
+    };
+    let summary = run_fleet(options, faces)?;
     if let Some(Err(error)) = &summary.nodes[0].found {
         return Err(Failure {
             error: anyhow::anyhow!("node `{}` does not start: {error}", summary.nodes[0].node),
