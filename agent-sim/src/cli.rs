@@ -159,18 +159,3 @@ fn run_fleet(options: FleetOptions, faces: Option<Faces>) -> Result<Summary, Fai
         _ => Ok(summary),
     }
 }
-
-/// Reads what `sys.implementation._mpy` says on a device, as `11014` or `0x2b06`; `none` where there is no such thing.
-fn parse_mpy(text: &str) -> Result<Mpy, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None if text == "none" => return Ok(Mpy(None)),
-        None => text.parse(),
-    };
-    let wrong = |_| "use the number that `sys.implementation._mpy` says on a device, or `none`".to_owned();
-    number.map(|number| Mpy(Some(number))).map_err(wrong)
-}
-
-/// What `.mpy` files a device loads.
-#[derive(Debug, Clone, Copy)]
-struct Mpy(Option<u32>);

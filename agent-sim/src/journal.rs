@@ -141,6 +141,9 @@ pub struct Journal {
     pub step: Step,
     /// How often the device has started in this step.
     pub boots: u32,
+    /// Whether the release that it replaces is revoked: then nothing is taken back that is in place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// Why it is rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -44,8 +44,9 @@ pub const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause before a release is tried again.
 pub const RETRY_MOST: Duration = Duration::from_secs(30);
 
-/// The first pause before the broker is tried again.
-pub const RECONNECT_FIRST: Duration = Duration::from_millis(200);
+/// The first pause before the broker is tried again, at most: ten thousand devices whose broker restarts come back
+/// over all of it.
+pub const RECONNECT_FIRST: Duration = Duration::from_secs(1);
 
 /// The longest pause before the broker is tried again.
 pub const RECONNECT_MOST: Duration = Duration::from_secs(15);
@@ -80,6 +81,24 @@ pub const START: Duration = Duration::from_millis(300);
 
 /// How often a fleet counts how its nodes stand.
 pub const SAMPLE: Duration = Duration::from_millis(500);
+
+/// How finely a fleet's report counts how long nodes were without a connection.
+pub const RECONNECT_BIN: Duration = Duration::from_millis(500);
+
+/// How many such bins there are; what took longer stands together in one more.
+pub const RECONNECT_BINS: u64 = 40;
+
+/// Connections made within this time were made at once.
+pub const CROWD: Duration = Duration::from_millis(100);
+
+/// Most samples that a fleet's report holds, and its plots show; of a longer run, every nth.
+pub const SAMPLES: usize = 600;
+
+/// Most nodes that a report for people names, and most that CI is told of one by one.
+pub const NAMED: usize = 100;
+
+/// Most nodes that a pull request is told of: GitHub shows ten annotations of a step.
+pub const ANNOTATED: usize = 8;
 
 /// Most nodes of which a fleet tells every step; of a larger one it tells the sums.
 pub const TOLD_ONE_BY_ONE: usize = 50;

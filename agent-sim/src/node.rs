@@ -51,6 +51,8 @@ pub struct NodeOptions {
     pub timing: Timing,
     /// Decides the lengths of its pauses.
     pub seed: u64,
+    /// Whether every message and fault is told, as [`Happening::Trace`].
+    pub trace: bool,
     /// Where those ask who stand before it, if anybody does.
     pub desk: Option<Desk>,
 }
@@ -62,6 +64,8 @@ pub enum Happening {
     Report(Report),
     /// Something for people.
     Log(String),
+    /// A step that only who looks at this node alone wants to see.
+    Trace(String),
     /// Something befell it.
     Blow(Blow),
     /// There is a connection.
@@ -165,11 +169,14 @@ pub async fn run<F: Flash>(
         {
             return Ok(Ended::Crashed);
         }
-        let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at)].into_iter().flatten().min();
+        // Who reads slowly leaves what comes at its socket, and the broker with it.
+        let deaf = weather.deaf_until(clock.now()).filter(|_| connection.is_open());
+        let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at), deaf];
+        let due = due.into_iter().flatten().min();
         let wait = due.map(|due| due.saturating_sub(clock.now()));
         let incoming = tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
-            incoming = connection.next() => incoming,
+            incoming = connection.next(), if deaf.is_none() => incoming,
             Some(ask) = next_ask(&mut asks) => {
                 let outputs = device.answer(clock.now(), ask);
                 if device.store().flash().is_off() {
@@ -196,7 +203,11 @@ pub async fn run<F: Flash>(
             Incoming::Events(new) => events.extend(new),
             Incoming::Message(message) => {
                 let is_package = message.topic.starts_with(PACKAGES);
-                for Falling { at, payload } in weather.fall(now, message.payload.clone(), is_package) {
+                let fallen = weather.fall(now, message.payload.clone(), is_package);
+                if options.trace {
+                    observe(Happening::Trace(message.told(now, &fallen)));
+                }
+                for Falling { at, payload } in fallen {
                     let message = Message { payload, ..message.clone() };
                     match at <= now {
                         true => {
@@ -210,6 +221,18 @@ pub async fn run<F: Flash>(
                 since = now;
                 turn = weather.next_turn(now);
                 observe(Happening::Connected);
+                if options.trace {
+                    let until = match turn {
+                        Some((at, Turn::Break)) => {
+                            format!(", which breaks in {:.2} s", at.saturating_sub(now).as_secs_f64())
+                        }
+                        Some((at, Turn::Sleep(_))) => {
+                            format!(", until it sleeps in {:.2} s", at.saturating_sub(now).as_secs_f64())
+                        }
+                        None => String::new(),
+                    };
+                    observe(Happening::Trace(format!("has a connection{until}")));
+                }
                 events.push(Event::Connected);
             }
             Incoming::Lost(error) => {
@@ -218,6 +241,10 @@ pub async fn run<F: Flash>(
                     backoff.reset();
                 }
                 let again_in = backoff.next(&mut rng);
+                if options.trace {
+                    let text = format!("has none; tries again in {:.2} s", again_in.as_secs_f64());
+                    observe(Happening::Trace(text));
+                }
                 observe(Happening::Lost { trouble: explain(&error, &options.broker), again_in });
                 connection = Connection::open(options, again_in);
                 (turn, falling) = (None, Falls::default());
@@ -373,6 +400,21 @@ struct Message {
     topic: String,
     payload: Bytes,
     retained: bool,
+}
+
+impl Message {
+    /// What became of it on its way, for who looks at this node alone.
+    fn told(&self, now: Duration, fallen: &[Falling]) -> String {
+        let what = format!("{}, {} B", self.topic, self.payload.len());
+        let fate = |falling: &Falling| {
+            let changed = if falling.payload == self.payload { "" } else { ", a byte of it changed" };
+            format!("arrives in {:.3} s{changed}", falling.at.saturating_sub(now).as_secs_f64())
+        };
+        match fallen {
+            [] => format!("{what}: is lost"),
+            fallen => format!("{what}: {}", fallen.iter().map(fate).collect::<Vec<_>>().join(", and again ")),
+        }
+    }
 }
 
 enum Incoming {

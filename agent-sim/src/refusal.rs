@@ -173,6 +173,9 @@ pub enum Refusal {
     /// An operator sent `rollback`.
     #[error("told-to: an operator rolled this release back")]
     ToldTo,
+    /// The release before is revoked.
+    #[error("revoked: the release before this one is bad, and nothing is gone back to")]
+    NoWayBack,
     /// The agent contradicts itself.
     #[error("bug: {0}")]
     Bug(&'static str),
@@ -220,7 +223,8 @@ impl Refusal {
             | Refusal::BadWheel { .. }
             | Refusal::NotConfirmed { .. }
             | Refusal::NotInstalled { .. }
-            | Refusal::ToldTo => Verdict::Reject,
+            | Refusal::ToldTo
+            | Refusal::NoWayBack => Verdict::Reject,
             Refusal::Bug(_) => Verdict::Bug,
         }
     }

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `installed.jsonl` | what came from the channel: `channel`, `sequence`, `version`, `list`, `rollout`; then `{"wheel":name,"version":…,"digest":…}`, with `"local":true` if no list brought it; then `{"file":path,"digest":…,"wheel":name}`, sorted by path and wheel, once for each wheel that brings the file, and without `wheel` for a src file; then `{"folder":path}` for each folder made, sorted as if a `/` ended the path |
 //! | `seen.json` | the newest list accepted: see [`Seen`] |
-//! | `journal.json` | the release being put in place, or back: `step`, `boots`, `reason`, `seen`; absent at rest |
+//! | `journal.json` | the release being put in place, or back: `step`, `boots`, `keep`, `reason`, `seen`; absent at rest |
 //! | `plan.jsonl` | its operations: `{"folder":path}` to be made, sorted likewise; then, numbered from 0, `{"put":path,"digest":…,"copy":n,"had":bool}` and `{"remove":path}`, each of another path; meaningless without a journal |
 //! | `next.jsonl` | what `installed.jsonl` will be; meaningless without a journal |
 //! | `*.new` | a record being written; meaningless |
@@ -38,6 +38,7 @@
 //!    again, those that were done are seen from where the files are.
 //! 5. Step `confirm`: the new release runs, `old/` is kept. Every start is counted in `boots`; beyond
 //!    [`limits::UNCONFIRMED_BOOTS`] the step becomes `rollback`.
+//!    Where the release before is revoked (`keep`), the step becomes `finish` instead: there is nothing to go back to.
 //! 6. Confirmed: step `finish`; folders left empty are removed, `next.jsonl` becomes `installed.jsonl`, the journal is
 //!    removed, then everything meaningless, `old/` and `staging/`.
 //! 7. Step `rollback`: each operation is undone; `seen.json` notes in `refused` that this list is not to be tried
@@ -124,6 +125,8 @@ pub struct Need {
 #[derive(Debug)]
 pub struct Staged {
     seen: Seen,
+    /// Whether what it replaces is revoked.
+    keep: bool,
     plan: Plan,
     next: Box<Installed>,
 }
@@ -193,7 +196,10 @@ impl<F: Flash> Store<F> {
                 Step::Install => Refusal::NotInstalled { boots: journal.boots },
                 _ => Refusal::NotConfirmed { boots: journal.boots },
             };
-            if journal.boots >= limits::UNCONFIRMED_BOOTS {
+            if journal.boots >= limits::UNCONFIRMED_BOOTS && journal.keep && journal.step == Step::Confirm {
+                // Bad as this one may be: what was before is revoked, and there is nothing to go back to.
+                journal.step = Step::Finish;
+            } else if journal.boots >= limits::UNCONFIRMED_BOOTS {
                 journal.step = Step::Rollback;
                 journal.reason = Some(reason.text());
             } else {
@@ -437,7 +443,10 @@ impl<F: Flash> Store<F> {
             files,
             sources: release.sources().map(|src| src.path.clone()).collect(),
         };
-        Ok(Staged { seen: release.seen(), plan: Plan { folders, operations }, next: Box::new(next) })
+        let keep = self.installed.channel.as_ref() == Some(release.channel())
+            && self.installed.sequence.is_some_and(|sequence| release.revokes(sequence));
+        let plan = Plan { folders, operations };
+        Ok(Staged { seen: release.seen(), keep, plan, next: Box::new(next) })
     }
 
     /// Commits a staged release and puts its files in place.
@@ -445,7 +454,7 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash. If it happened after the commit, a restart goes on from there.
     pub fn commit(&mut self, staged: Staged) -> Result<Committed, Refusal> {
-        let Staged { seen, plan, next } = staged;
+        let Staged { seen, keep, plan, next } = staged;
         if self.journal.is_some() {
             return Err(Refusal::Bug("a release is committed while another is being confirmed"));
         }
@@ -454,7 +463,7 @@ impl<F: Flash> Store<F> {
             self.finish(seen)?;
             return Ok(Committed::Unchanged);
         }
-        let mut journal = Journal { step: Step::Install, boots: 0, reason: None, seen };
+        let mut journal = Journal { step: Step::Install, boots: 0, keep, reason: None, seen };
         let committed = self
             .prepare_commit(&plan, &next)
             .and_then(|()| journal::replace(&mut self.flash, JOURNAL, &journal));
@@ -508,11 +517,14 @@ impl<F: Flash> Store<F> {
     /// The new release is to be taken back by the next start.
     ///
     /// # Errors
-    /// Of the flash, or there is nothing to take back.
+    /// Of the flash, or there is nothing to take back, or nothing to go back to.
     pub fn give_up(&mut self, reason: &Refusal) -> Result<(), Refusal> {
         let Some(journal) = &mut self.journal else {
             return Err(Refusal::Bug("there is no release to take back"));
         };
+        if journal.keep {
+            return Err(Refusal::NoWayBack);
+        }
         journal.step = Step::Rollback;
         journal.reason = Some(reason.text());
         Ok(journal::replace(&mut self.flash, JOURNAL, journal)?)

@@ -1015,10 +1015,17 @@ fn mutate(random: &mut fastrand::Rng, list: &str, other: &str) -> Vec<u8> {
     bytes
 }
 
+/// Whether MicroPython believes each of the lists in a file of JSON Lines, whose first one says whom it believes: the word
+/// of the refusal, or `believed`.
+pub(crate) fn words(world: &World, lists: &Path) -> Vec<String> {
+    fs::create_dir_all(world.path("scratch")).unwrap();
+    let arguments = [&script("mutations.py"), lists.to_str().unwrap(), &world.text("scratch")];
+    python(&arguments).expect_code(0).stdout.lines().map(str::to_owned).collect()
+}
+
 #[test]
 fn of_ten_thousand_mutations_of_a_list_none_is_believed_that_was_not_signed() {
     let world = World::new();
-    let root = world.write("root.json", first_root(&world));
     let (main, lib) = (src("main.py", b"print(1)\n"), src("lib/a.py", b"x = 1\n"));
     let bytes = wheel("blink", "1.0", &[("blink.py", b"x = 1\n")]);
     let mut first = release(42);
@@ -1030,26 +1037,21 @@ fn of_ten_thousand_mutations_of_a_list_none_is_believed_that_was_not_signed() {
     let mut random = fastrand::Rng::with_seed(6);
     let mut mutations: Vec<Vec<u8>> = lists.iter().map(|list| list.clone().into_bytes()).collect();
     mutations.extend((0..10_000).map(|n| mutate(&mut random, &lists[n % 2], &lists[(n + 1) % 2])));
-    let mut file = Vec::new();
-    for mutation in &mutations {
-        file.extend((mutation.len() as u32).to_be_bytes());
-        file.extend(mutation);
-    }
-    let file = world.write("mutations", file);
-    fs::create_dir(world.path("scratch")).unwrap();
-    let (lists, scratch) = (file.to_str().unwrap(), world.text("scratch"));
-    let said =
-        python(&[&script("mutations.py"), root.to_str().unwrap(), lists, &scratch]).expect_code(0).stdout;
-    let words: Vec<&str> = said.lines().collect();
+    let mut lines = vec![json!({"root": first_root(&world), "channel": "dev"}).to_string()];
+    lines.extend(mutations.iter().map(|mutation| {
+        let hex: String = mutation.iter().map(|byte| format!("{byte:02x}")).collect();
+        json!({ "hex": hex }).to_string()
+    }));
+    let words = words(&world, &world.write("mutations.jsonl", lines.join("\n") + "\n"));
     assert_eq!(words.len(), mutations.len());
     assert_eq!(words[..2], ["believed", "believed"]);
     for (word, mutation) in words.iter().zip(&mutations) {
         let text = String::from_utf8_lossy(mutation);
         let mark = mutation.windows(MARK.len()).rposition(|window| window == MARK.as_bytes());
         let is_signed = mark.is_some_and(|mark| covered.contains(&&mutation[..mark]));
-        assert!(*word != "believed" || is_signed, "believed: {text}");
+        assert!(word != "believed" || is_signed, "believed: {text}");
     }
-    let count = |word: &str| words.iter().filter(|found| **found == word).count();
+    let count = |word: &str| words.iter().filter(|found| *found == word).count();
     for (word, least) in [("bad-list", 2000), ("bad-signature", 2000), ("unsigned", 50), ("unknown-key", 10)]
     {
         assert!(count(word) > least, "{word}: {}", count(word));

@@ -1,17 +1,23 @@
 """Says of each of many lists whether this device believes it: a line with the word of the refusal, or `believed`.
 
-    micropython mutations.py ROOT LISTS SCRATCH
+    micropython mutations.py LISTS SCRATCH
 
-LISTS holds them one after the other, each behind its length in four bytes, most significant first. ROOT is whom the
-device believes, on channel `dev`.
+The first line of LISTS is an object with the `root` that the device believes and its `channel`; each other one an
+object with a list, in hexadecimal digits, as `hex`.
 """
 
+import binascii
+import json
 import sys
 
 from mpypi import judge, keys, lists, nested, rsa, vouch
 from mpypi.refusal import Refused
 
-root, mutations, scratch = sys.argv[1:]
+mutations, scratch = sys.argv[1:]
+mutations = open(mutations)
+first = json.loads(mutations.readline())
+with open(scratch + "/root", "wb") as file:
+    file.write(first["root"].encode())
 
 
 class Board:
@@ -19,7 +25,7 @@ class Board:
 
     keys = True
     turn = None
-    channel = "dev"
+    channel = first["channel"]
     roots = [1, None, 0, None, None]
     root = scratch
     folder = scratch + "/.mpypi/"
@@ -36,14 +42,14 @@ class Signers(keys.Signers):
         return self.once[name]
 
 
-signers = Signers(root, "dev")
+signers = Signers(scratch + "/root", Board.channel)
 keys.Signers = lambda path, channel: signers
 
 
 def word(path):
     try:
         release = lists.check(path, lambda tag: 1)["release"]
-        found = {"channel": "dev", "list": "0" * 64}
+        found = {"channel": Board.channel, "list": "0" * 64}
         if release:
             found["sequence"] = release["sequence"]
         time = vouch.check(Board, release, found, path)
@@ -55,11 +61,7 @@ def word(path):
         return refused.word
 
 
-with open(mutations, "rb") as file:
-    while True:
-        length = file.read(4)
-        if not length:
-            break
-        with open(scratch + "/list", "wb") as out:
-            out.write(file.read(int.from_bytes(length, "big")))
-        print(word(scratch + "/list"))
+for line in mutations:
+    with open(scratch + "/list", "wb") as file:
+        file.write(binascii.unhexlify(json.loads(line)["hex"]))
+    print(word(scratch + "/list"))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use mpypi_agent_sim::{
     device::{Hardware, Traits},
-    fleet::{FleetOptions, Home, Member, report::Report},
+    fleet::{FleetOptions, Home, Member, profile::Abi, report::Report},
     update::Timing,
 };
 use mpypi_protocol::{NodeId, limits};
@@ -44,8 +44,8 @@ pub(crate) struct Args {
     #[arg(long)]
     node: Option<NodeId>,
     /// What `.mpy` files it loads: `sys.implementation._mpy` of the MicroPython it stands for, or `none`.
-    #[arg(long, value_name = "NUMBER", default_value = "6", value_parser = parse_mpy)]
-    mpy: Mpy,
+    #[arg(long, value_name = "NUMBER", default_value = "6")]
+    mpy: Abi,
     /// The platform it stands for, as `esp32`: what wheels for one platform must name.
     #[arg(long, value_name = "NAME", default_value = "mpypi-sim")]
     platform: String,
@@ -86,6 +86,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         profile: None,
         calm_at: None,
         releases: args.once.then_some(1),
+        trace: false,
         time: None,
     };
     let summary = run_fleet(options, faces)?;

@@ -700,6 +700,30 @@ fn a_release_that_is_revoked_is_left_whatever_the_rollout_says() {
 }
 
 #[test]
+fn a_revoked_release_is_never_gone_back_to() {
+    let head = r#"{"type":"release","channel":"dev","sequence":3,"version":"3.0","revoked":[2]}"#;
+    let release = list_of(Some(head.to_owned()), &[("main.py", b"three")], &[]);
+    let mut flash = memory();
+    installed(&mut flash, &plain(2, "bad"));
+    let timing = Timing { confirm_after: None, ..Timing::default() };
+    let mut bench = Bench::start_with(&mut flash, timing).unwrap();
+    bench.publish(&release);
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming);
+    bench.command(r#"[{"type":"rollback"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming, "{:?}", bench.logs);
+    assert!(bench.logs.iter().any(|line| line.starts_with("revoked:")), "{:?}", bench.logs);
+    for _ in 0..limits::UNCONFIRMED_BOOTS {
+        bench.command(r#"[{"type":"restart"}]"#);
+        bench.settle().unwrap();
+    }
+    assert_eq!(standing(&bench), (Phase::Idle, Some(3), None), "it is kept, though it never confirmed");
+    drop(bench);
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
 fn what_was_rolled_back_at_one_step_is_not_tried_again_at_the_next() {
     let mut flash = memory();
     installed(&mut flash, &plain(1, "one"));
