@@ -30,6 +30,8 @@ pub fn agent(trust: &TrustArgs, redirects: u32) -> Result<Agent, TrustError> {
         .max_redirects(redirects)
         .http_status_as_error(false)
         .proxy(None)
+        // A server may close what it did not say it would.
+        .max_idle_connections(0)
         .timeout_connect(Some(limits::CONNECT))
         .timeout_recv_response(Some(limits::STALL))
         .timeout_recv_body(Some(limits::BODY))

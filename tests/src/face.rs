@@ -95,7 +95,8 @@ impl Device {
         let root = world.text("node");
         let mut child = Command::new(program("mpypi-agent"))
             .args(["run", "--broker", broker, "--node", "kitchen", "--root", &root])
-            .args(["--confirm-after", "50ms", "--http", "127.0.0.1:0"])
+            .args(["--http", "127.0.0.1:0"])
+            .args(if more.contains(&"--confirm-after") { &[][..] } else { &["--confirm-after", "50ms"] })
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -247,7 +247,6 @@ async fn converse(mut socket: TcpStream, router: Router) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
-        .keep_alive(false)
         .half_close(true)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .with_upgrades();
@@ -299,8 +298,12 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         Ok(false) => next.run(request).await,
         Err((code, problem)) => error(code, problem),
     };
+    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    if !is_upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if response.status() == StatusCode::NO_CONTENT {
         let headers = response.headers_mut();
         let methods = HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS");

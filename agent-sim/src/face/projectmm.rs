@@ -1,6 +1,6 @@
 //! projectMM's firmware update: two ways to bring an image, one place to see how it goes, and a WebSocket that tells it.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -244,9 +244,10 @@ async fn receive(shared: &Shared, session: u64, request: Request, length: u64) -
             Ok(Some(Ok(piece))) => piece,
             Ok(None) => return Err(Cut::Short(None)),
             Ok(Some(Err(error))) => {
-                let ended = std::error::Error::source(&error)
-                    .and_then(|cause| cause.downcast_ref::<hyper::Error>())
-                    .is_some_and(hyper::Error::is_incomplete_message);
+                let ended = causes(&error).any(|cause| {
+                    let cause = cause.downcast_ref::<io::Error>();
+                    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
+                });
                 return Err(if ended { Cut::Short(None) } else { aborted() });
             }
             Err(_) => return Err(aborted()),
@@ -259,6 +260,11 @@ async fn receive(shared: &Shared, session: u64, request: Request, length: u64) -
         }
     }
     Ok(())
+}
+
+/// An error, and what it comes from.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
 }
 
 /// Gives an upload up when its connection is gone.
