@@ -24,4 +24,5 @@ mod readers;
 mod rehearsal;
 mod sessions;
 mod things;
+mod things_http;
 mod tls;

@@ -8,6 +8,7 @@
 //! | [`problem`] | how a refusal is told: `application/problem+json`, with a hint |
 //! | [`body`] | bodies that come in, within bounds of size and time |
 //! | [`file`] | files that go out: validators, [ranges](range), pieces from disk to socket |
+//! | [`query`] | parameters |
 //! | [`count`] | requests and bytes by face |
 //! | [`health`] | `/healthz` and `/metrics` |
 //!
@@ -21,6 +22,7 @@ pub mod file;
 pub mod health;
 pub mod listen;
 pub mod problem;
+pub mod query;
 pub mod range;
 pub mod site;
 

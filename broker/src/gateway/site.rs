@@ -9,8 +9,10 @@ use axum::{
     response::Response,
 };
 use mpypi_protocol::ChannelName;
+use tower_service::Service as _;
 
 use super::{Gateway, Here, Problem, Routes, caller, count::Face, health};
+use crate::faces::thingsboard::{self, github::Hosts};
 
 /// What a listener shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,16 +48,29 @@ impl Site {
 
     /// All its routes.
     pub(super) fn router(&self, gateway: &Arc<Gateway>) -> Router {
+        let is_main = *self == Site::Main;
         let mount = |face, door, routes| mount(gateway, face, door, routes);
         let routes = match self {
             Site::Main => Router::new()
+                .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::http::routes()))
+                .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::github::routes()))
                 .merge(mount(Face::Broker, Door::Open, health::open_routes()))
                 .merge(mount(Face::Broker, Door::Login, health::routes()))
                 .fallback(nothing_here)
                 .method_not_allowed_fallback(not_so),
             Site::Promoter { .. } => Router::new().fallback(nothing_here),
         };
-        routes.with_state(gateway.clone())
+        let hosts = Hosts::new(gateway);
+        let by_host = move |request: Request, next: Next| {
+            let other = hosts.find(request.headers()).filter(|_| is_main);
+            async move {
+                match other {
+                    Some(mut host) => host.call(request).await.unwrap_or_else(|never| match never {}),
+                    None => next.run(request).await,
+                }
+            }
+        };
+        routes.with_state(gateway.clone()).layer(middleware::from_fn(by_host))
     }
 }
 

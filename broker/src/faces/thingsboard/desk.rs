@@ -6,8 +6,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Digest, NodeId, PackageId, UpdateList,
+    ChannelName, Digest, FilePath, NodeId, PackageId, UpdateList,
     list::Firmware,
     node::{Info, State},
     topic::NodeSubject,
@@ -16,7 +17,8 @@ use serde_json::{Map, Value};
 
 use super::{
     ask::{Kind, Report},
-    checksum::Algorithm,
+    checksum::{Algorithm, git_blob},
+    http::{Pace, Told},
     package::{Content, Offer, Package, Wanted},
     report,
     session::Assigned,
@@ -33,6 +35,8 @@ use crate::{
 
 /// Checksums that are remembered; when there are more, all are worked out anew.
 const SUMS: usize = 4096;
+/// Git names of files that are remembered; when there are more, all are worked out anew.
+const BLOBS: usize = 64 * 1024;
 /// How often a node's message is tried again that somebody else changed at the same time.
 const TRIES: usize = 8;
 
@@ -43,6 +47,12 @@ pub struct Desk {
     offers: Mutex<HashMap<ChannelName, (u64, Arc<Offer>)>>,
     /// Held to look up or put in one.
     sums: Mutex<HashMap<(Digest, Algorithm), String>>,
+    /// By content. Held to look up or put in one.
+    blobs: Mutex<HashMap<Digest, String>>,
+    /// Slows those who ask without a pause.
+    pub pace: Pace,
+    /// What was told to those who wait for news by HTTP.
+    pub told: Told,
     /// Held while a checksum is worked out, so that a fleet that asks for it has it worked out once.
     working: tokio::sync::Mutex<()>,
 }
@@ -67,6 +77,10 @@ impl Desk {
 
     fn offers(&self) -> MutexGuard<'_, HashMap<ChannelName, (u64, Arc<Offer>)>> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn blobs(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sums(&self) -> MutexGuard<'_, HashMap<(Digest, Algorithm), String>> {
@@ -146,6 +160,72 @@ async fn sum(
     }
     sums.insert(key, sum.clone());
     Ok(sum)
+}
+
+/// A file of a channel, as git knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitFile {
+    /// Its path.
+    pub path: FilePath,
+    /// Its git name.
+    pub sha: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The files of a channel, as git knows them; none if nothing was published. Those that are new are read once.
+///
+/// # Errors
+/// The index fails.
+pub async fn git_files(
+    shared: &Arc<Shared>,
+    channel: &ChannelName,
+) -> Result<Option<Vec<GitFile>>, IndexError> {
+    let Some(offer) = shared.things.offer(&shared.index, channel)? else { return Ok(None) };
+    let _alone = shared.things.working.lock().await;
+    let worker = shared.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        offer.files.iter().map(|(path, digest)| git_file(&worker, path, digest)).collect()
+    });
+    let failed = |error| IndexError::Folder { path: "blobs".to_owned(), source: io::Error::other(error) };
+    let files: Result<_, IndexError> = work.await.map_err(failed)?;
+    files.map(Some)
+}
+
+fn git_file(shared: &Shared, path: &FilePath, digest: &Digest) -> Result<GitFile, IndexError> {
+    let Some(payload) = file(&shared.index, path, digest)? else {
+        return Err(IndexError::Folder { path: path.to_string(), source: io::ErrorKind::NotFound.into() });
+    };
+    let size = payload.len();
+    let known = shared.things.blobs().get(digest).cloned();
+    let sha = match known {
+        Some(known) => known,
+        None => {
+            let mut content = Reading::new(shared.index.clone(), payload);
+            let sha = git_blob(size, &mut content)
+                .map_err(|source| IndexError::Folder { path: format!("blobs/{digest}"), source })?;
+            let mut blobs = shared.things.blobs();
+            if blobs.len() >= BLOBS {
+                blobs.clear();
+            }
+            blobs.insert(*digest, sha.clone());
+            sha
+        }
+    };
+    Ok(GitFile { path: path.clone(), sha, size })
+}
+
+/// The bytes of a channel's file.
+///
+/// # Errors
+/// The index fails.
+pub fn file(index: &Index, path: &FilePath, digest: &Digest) -> Result<Option<Payload>, IndexError> {
+    if *digest == Digest::EMPTY {
+        // What is empty cannot be retained.
+        return Ok(Some(Payload::Inline(Bytes::new())));
+    }
+    let topic = PackageId::Src(path.clone(), *digest).topic();
+    Ok(index.get(&topic, clock::now().unix_ms)?.map(|message| message.payload))
 }
 
 /// Reads a payload, in pieces.

@@ -21,6 +21,8 @@
 //! | [`checksum`] | seven checksums |
 //! | [`desk`] | driver: what all devices share, and the way to the index |
 //! | [`link`] | driver: a session's way to both |
+//! | [`http`] | the same API over HTTP |
+//! | [`github`] | the part of GitHub's API that cOTA updates from |
 //!
 //! By MQTT, everything a device sends on a topic that is not ours ends here: it is answered, or acknowledged and
 //! ignored, and never routed.
@@ -28,6 +30,8 @@
 pub mod ask;
 pub mod checksum;
 pub mod desk;
+pub mod github;
+pub mod http;
 pub mod link;
 pub mod package;
 pub mod report;
