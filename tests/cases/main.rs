@@ -25,4 +25,5 @@ mod rehearsal;
 mod sessions;
 mod things;
 mod things_http;
+mod things_sdk;
 mod tls;
