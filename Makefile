@@ -67,6 +67,7 @@ bench: ## The broker beside mosquitto; BENCH=--quick for a look
 	cargo build --release -p mpypi-broker
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
 	cargo bench -p mpypi-tests --bench readers -- $(BENCH)
+	cargo bench -p mpypi-tests --bench things -- $(BENCH)
 
 .PHONY: bench-broker
 bench-broker: bench

@@ -345,3 +345,53 @@ fn software_comes_from_a_channel_of_its_own() {
     let answer = thing.ask("v2/sw/request/1/chunk/0", "4");
     assert_eq!((answer.topic.as_str(), &answer.payload[..]), ("v2/sw/response/1/chunk/0", &b"soft"[..]));
 }
+
+/// The broker's memory in kB.
+fn memory(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn many_devices_that_download_at_once_cost_no_copy_each() {
+    const DEVICES: usize = 64;
+    let world = World::new();
+    let data = world.text("data");
+    let list: String = (0..DEVICES).map(|n| format!("thing-{n},dev\n")).collect();
+    let list = world.write("list.csv", list);
+    let import = ["device", "import", list.to_str().unwrap(), "--data", &data];
+    let made = run("mpypi-broker", &import).expect_code(0).stdout;
+    let server = Server::start(&world);
+    let image = image(1, 1024 * 1024);
+    publish(&world, &server, "1", &image);
+    let things: Vec<Thing> =
+        made.lines().map(|line| Thing::connect(&server, line.split_once(',').unwrap().1)).collect();
+    let before = memory(&server);
+    std::thread::scope(|scope| {
+        for (n, mut thing) in things.into_iter().enumerate() {
+            let (image, server) = (&image, &server);
+            scope.spawn(move || {
+                let mut fetched = Vec::new();
+                for index in 0.. {
+                    match thing.chunk(1, index, "16384") {
+                        piece if piece.is_empty() => break,
+                        piece => fetched.extend(piece),
+                    }
+                }
+                assert!(fetched == *image);
+                // Some ask for all of it again and again, and read nothing.
+                if n % 8 == 0 {
+                    for index in 0..1000 {
+                        let topic = format!("v2/fw/request/{index}/chunk/0");
+                        thing.0.post(&topic, b"", 0, false);
+                    }
+                    let grown = memory(server).saturating_sub(before);
+                    assert!(grown < 48 * 1024, "{grown} kB");
+                }
+            });
+        }
+    });
+    let grown = memory(&server).saturating_sub(before);
+    assert!(grown < 48 * 1024, "{grown} kB");
+}

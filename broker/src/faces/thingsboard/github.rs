@@ -79,9 +79,9 @@ impl Hosts {
 async fn tree(
     State(gateway): Here,
     Path((owner, channel, branch)): Path<(String, String, String)>,
-) -> Result<Response, Response> {
+) -> Result<Response, Unanswered> {
     let channel = repository(&gateway, &owner, &channel, &branch)?;
-    let files = desk::git_files(&gateway.shared, &channel).await.map_err(failed)?.ok_or_else(not_found)?;
+    let files = desk::git_files(&gateway.shared, &channel).await?.ok_or(Unanswered::NotFound)?;
     let entry = |file: &desk::GitFile| json!({"path": file.path, "mode": "100644", "type": "blob", "sha": file.sha, "size": file.size});
     let tree: Vec<_> = files.iter().map(entry).collect();
     Ok(Json(json!({"tree": tree, "truncated": false})).into_response())
@@ -91,35 +91,61 @@ async fn raw(
     State(gateway): Here,
     Path((owner, channel, branch, path)): Path<(String, String, String, String)>,
     headers: HeaderMap,
-) -> Result<Response, Response> {
+) -> Result<Response, Unanswered> {
     let channel = repository(&gateway, &owner, &channel, &branch)?;
     let shared = &gateway.shared;
-    let offer = shared.things.offer(&shared.index, &channel).map_err(failed)?;
+    let offer = shared.things.offer(&shared.index, &channel)?;
     let found = FilePath::new(path).ok().zip(offer).and_then(|(path, offer)| {
         let digest = offer.files.iter().find(|(known, _)| *known == path)?.1;
         Some((path, digest))
     });
-    let (path, digest) = found.ok_or_else(not_found)?;
-    let payload = desk::file(&shared.index, &path, &digest).map_err(failed)?.ok_or_else(not_found)?;
+    let (path, digest) = found.ok_or(Unanswered::NotFound)?;
+    let payload = desk::file(&shared.index, &path, &digest)?.ok_or(Unanswered::NotFound)?;
     let kind = HeaderValue::from_static("application/octet-stream");
     let file = File::new(payload, digest, Cache::Asking).header(header::CONTENT_TYPE, kind);
-    file.answer(&gateway, &headers).map_err(IntoResponse::into_response)
+    Ok(file.answer(&gateway, &headers)?)
 }
 
 /// The channel that a repository is, if its owner and branch are right.
-fn repository(gateway: &Gateway, owner: &str, channel: &str, branch: &str) -> Result<ChannelName, Response> {
+fn repository(
+    gateway: &Gateway,
+    owner: &str,
+    channel: &str,
+    branch: &str,
+) -> Result<ChannelName, Unanswered> {
     let is_known = |channel: &ChannelName| branch == BRANCH && owner == gateway.shared.gate.owner(channel);
-    ChannelName::new(channel).ok().filter(is_known).ok_or_else(not_found)
+    ChannelName::new(channel).ok().filter(is_known).ok_or(Unanswered::NotFound)
 }
 
-fn failed(error: IndexError) -> Response {
-    Problem::from(error).into_response()
+/// What is not there, or cannot be read.
+enum Unanswered {
+    NotFound,
+    Failed(Problem),
 }
 
-fn not_found() -> Response {
-    (StatusCode::NOT_FOUND, Json(json!({"message": "Not Found"}))).into_response()
+impl From<IndexError> for Unanswered {
+    fn from(error: IndexError) -> Unanswered {
+        Unanswered::Failed(error.into())
+    }
 }
 
-async fn nowhere() -> Response {
-    not_found()
+impl From<Problem> for Unanswered {
+    fn from(problem: Problem) -> Unanswered {
+        Unanswered::Failed(problem)
+    }
+}
+
+impl IntoResponse for Unanswered {
+    fn into_response(self) -> Response {
+        match self {
+            Unanswered::NotFound => {
+                (StatusCode::NOT_FOUND, Json(json!({"message": "Not Found"}))).into_response()
+            }
+            Unanswered::Failed(problem) => problem.into_response(),
+        }
+    }
+}
+
+async fn nowhere() -> Unanswered {
+    Unanswered::NotFound
 }
