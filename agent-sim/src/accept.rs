@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, Runtime, UpdateList,
+    ChannelName, Digest, Entry, Rollout, Runtime, UpdateList,
     list::{Src, Wheel},
+    rollout::RolloutError,
     wheel::normalized_name,
 };
 
@@ -102,8 +103,24 @@ impl Accepted {
             sequence: self.sequence(),
             version: self.version(),
             list: self.digest,
+            rollout: self.rollout().ok().flatten().map(|rollout| rollout.id),
             refused: None,
         }
+    }
+
+    /// Whose turn it is to take it; `None`: everybody's.
+    ///
+    /// # Errors
+    /// It says so in a way that this agent cannot read.
+    pub fn rollout(&self) -> Result<Option<Rollout>, RolloutError> {
+        self.list.release().map_or(Ok(None), Rollout::of)
+    }
+
+    /// Whether it says that the release of this sequence is bad.
+    #[must_use]
+    pub fn revokes(&self, sequence: u64) -> bool {
+        let revoked = self.list.release().and_then(|release| release.extra.get("revoked")?.as_array());
+        revoked.is_some_and(|revoked| revoked.iter().any(|bad| bad.as_u64() == Some(sequence)))
     }
 
     /// Bytes of all packages that it has for this device, as far as it says.
@@ -168,6 +185,7 @@ mod tests {
             sequence,
             version: None,
             list: Digest::of(list.as_bytes()),
+            rollout: None,
             refused: None,
         });
         let now = now.map(|now| now.parse().unwrap());
@@ -232,6 +250,7 @@ mod tests {
             sequence: Some(9),
             version: None,
             list: Digest::EMPTY,
+            rollout: None,
             refused: None,
         };
         let list = UpdateList::parse(list.as_bytes()).unwrap();

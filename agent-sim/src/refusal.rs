@@ -3,7 +3,7 @@
 use std::io;
 
 use jiff::Timestamp;
-use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError};
+use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError, rollout::RolloutError};
 
 use crate::{journal::RecordError, limits, wheel::WheelError};
 
@@ -53,6 +53,17 @@ pub enum Refusal {
         expires: Timestamp,
         /// What the device's clock says.
         now: Timestamp,
+    },
+    /// The list says whose turn it is in a way that this agent cannot read: it holds.
+    #[error("bad-rollout: {0}")]
+    BadRollout(#[source] RolloutError),
+    /// What should be the base of a rollout is another release.
+    #[error("wrong-base: the release in the history as {wanted} is {found}")]
+    WrongBase {
+        /// The sequence that the rollout names.
+        wanted: u64,
+        /// What the list found there says.
+        found: String,
     },
     /// No wheel of a package runs on this device.
     #[error("no-fit: wheel `{name}` is for `{}`; this device is `{device}`", tags.join("`, `"))]
@@ -200,6 +211,8 @@ impl Refusal {
             | Refusal::Reused { .. }
             | Refusal::Unsequenced { .. }
             | Refusal::Expired { .. }
+            | Refusal::BadRollout(_)
+            | Refusal::WrongBase { .. }
             | Refusal::NoFit { .. }
             | Refusal::Conflict(_)
             | Refusal::TooLarge { .. }

@@ -17,6 +17,7 @@
 //! | [`retained`] | what a broker has |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
 //! | [`link`] | one MQTT connection |
+//! | [`rollout`] | a release for few nodes first, then for more, as long as it goes well |
 //!
 //! [`watch`](mod@watch) does it at every change, [`rehearse`](mod@rehearse) does it to a fleet of its own, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`status`](mod@status) shows what came of it,
 //! [`progress`] and [`report`] are what people and programs see, [`limits`] names every limit. [`cli`] is the
@@ -40,6 +41,7 @@ pub mod publish;
 pub mod rehearse;
 pub mod report;
 pub mod retained;
+pub mod rollout;
 pub mod settings;
 pub mod status;
 pub mod walk;

@@ -3,7 +3,7 @@
 //! | role | reads | writes |
 //! |---|---|---|
 //! | `admin` | everything | everything |
-//! | `publisher` | everything below `mpypi/` | channels, packages and every node's `cmd` |
+//! | `publisher` | everything below `mpypi/` | channels and their rollouts, packages and every node's `cmd` |
 //! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
 //! | `node` | channels, packages, its own topics | its own `info`, `state`, `online`, `log` |
 //! | guest over HTTP | one channel, packages by their digest | nothing |
@@ -71,7 +71,11 @@ impl Identity {
             (Identity::Viewer | Identity::Guest(_), _) => false,
             (Identity::Publisher, topic) => matches!(
                 topic,
-                Topic::Channel(_) | Topic::Package(_) | Topic::Legacy(_) | Topic::Node(_, NodeSubject::Cmd)
+                Topic::Channel(_)
+                    | Topic::Rollout(..)
+                    | Topic::Package(_)
+                    | Topic::Legacy(_)
+                    | Topic::Node(_, NodeSubject::Cmd)
             ),
             // `cmd` is what others tell the node.
             (Identity::Node(own, _), Topic::Node(node, subject)) => {
@@ -163,6 +167,9 @@ mod tests {
         // Topic: admin, publisher, viewer, node.
         let table: &[(&str, [bool; 4])] = &[
             ("mpypi/channels/dev", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout/lease", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout/order", [true, true, false, false]),
             (package, [true, true, false, false]),
             ("mpypi/nodes/kitchen/info", [true, false, false, true]),
             ("mpypi/nodes/kitchen/state", [true, false, false, true]),

@@ -60,6 +60,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         trust: if args.repair { Trust::Nothing } else { Trust::List },
         sequence: args.sequence,
         harm,
+        rollout: None,
     };
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });
     let outcome = tokio::select! {

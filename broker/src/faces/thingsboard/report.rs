@@ -60,6 +60,8 @@ pub fn info(
         channel: None,
         agent: None,
         free: None,
+        labels: Default::default(),
+        utc_offset: None,
         extra: Map::new(),
     });
     info.uname = Uname { sysname: device.target.clone().unwrap_or_default(), ..Uname::default() };
@@ -128,7 +130,7 @@ pub fn state(
     let mut extra = Map::new();
     extra.insert(WORD.to_owned(), word.into());
     let done = if has_all { total } else { 0 };
-    Some(State { phase, sequence, version, done, total, error, attempt, extra })
+    Some(State { phase, sequence, version, done, total, error, attempt, held: None, extra })
 }
 
 /// Where the device's own word for its state stands.
