@@ -62,10 +62,12 @@ judges: ## Others' suites and clients against the broker, fetched once; CASES='g
 	@cargo build --quiet -p mpypi-broker --bins
 	@python3 tests/judges/judge.py --broker $(programs)/mpypi-broker --only $(or $(CASES),'*')
 
-bench: ## The broker beside mosquitto; BENCH=--quick for a look
+bench: ## The broker beside mosquitto and nginx; BENCH=--quick for a look
 	@bash tests/peers.sh
+	@bash tests/nginx.sh
 	cargo build --release -p mpypi-broker
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
+	cargo bench -p mpypi-tests --bench http -- $(BENCH)
 	cargo bench -p mpypi-tests --bench readers -- $(BENCH)
 	cargo bench -p mpypi-tests --bench things -- $(BENCH)
 

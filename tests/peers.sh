@@ -2,6 +2,8 @@
 # Makes sure that the tests find their peers, which check us from outside: mosquitto and its clients, and
 # MicroPython with mpy-cross and mpremote, and the clients that ThingsBoard's devices have.
 #
+# Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients.
+#
 # mosquitto is taken as it is installed; where it is not, Debian's packages are unpacked below target/peers: no
 # root, no service started, nothing changed outside this folder. MicroPython's side always is what peers.txt says,
 # in target/peers/python. All of it can be run as it is: `target/peers/mosquitto`, `target/peers/micropython`.
@@ -63,6 +65,19 @@ if ! cmp -s tests/things/sources.txt "$peers/things/sources.txt"; then
   rm -rf "$peers/things.tmp"
   MICROPYPATH="$peers/things" "$peers/micropython" -c 'import uthingsboard.client'
   cp tests/things/sources.txt "$peers/things/sources.txt"
+fi
+
+if ! cmp -s tests/clients.txt "$peers/clients/clients.txt"; then
+  echo "fetching pip, twine and uv into target/peers/clients"
+  rm -rf "$peers/clients"
+  python3 -m venv "$peers/clients"
+  "$peers/clients/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes -r tests/clients.txt
+  for program in pip twine uv; do
+    ln -sf "clients/bin/$program" "$peers/$program"
+  done
+  "$peers/twine" --version > /dev/null
+  cp tests/clients.txt "$peers/clients/clients.txt"
 fi
 
 missing || exit 0

@@ -97,7 +97,8 @@ impl<S: Read + Write> Web<S> {
             while self.come.len() < length {
                 assert!(self.fill(), "{} of {length} bytes came", self.come.len());
             }
-            answer.body = self.come.drain(..length).collect();
+            let rest = self.come.split_off(length);
+            answer.body = std::mem::replace(&mut self.come, rest);
         }
         Some(answer)
     }

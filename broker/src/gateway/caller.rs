@@ -96,7 +96,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 pub(super) async fn ask(State(gateway): Here, door: Door, mut request: Request, next: Next) -> Response {
     if door != Door::Open {
         let peer = request.extensions().get().cloned();
-        match recognise(&gateway, door, peer, request.headers()).await {
+        let is_reading = request.method().is_safe();
+        match recognise(&gateway, door, peer, is_reading, request.headers()).await {
             Ok(caller) => request.extensions_mut().insert(caller),
             Err(problem) => return problem.into_response(),
         };
@@ -108,9 +109,14 @@ async fn recognise(
     gateway: &Gateway,
     door: Door,
     peer: Option<Peer>,
+    is_reading: bool,
     headers: &HeaderMap,
 ) -> Result<Caller, Problem> {
     let shared = &gateway.shared;
+    // A browser that was logged in here once logs in again by itself, whatever page has it ask.
+    if !is_reading && !comes_from_us(headers) {
+        return Err(Problem::new(StatusCode::FORBIDDEN, "no page of another site may change anything"));
+    }
     let unknown = || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "nobody knows where this comes from");
     let Peer { address, certificate } = peer.ok_or_else(unknown)?;
     let mut shown = shown(headers)?;
@@ -170,6 +176,14 @@ pub fn shown(headers: &HeaderMap) -> Result<Shown, Problem> {
     }
 }
 
+/// Whether no web page asks, or one that came from where it asks.
+fn comes_from_us(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, place)| place);
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    origin.is_some_and(|origin| host.is_some_and(|host| origin.eq_ignore_ascii_case(host)))
+}
+
 /// Whether no web page asks, or one of this machine. Another site's page names itself as `Origin`; one that has had
 /// its own name lead here names it as `Host`.
 fn is_local(headers: &HeaderMap) -> bool {
@@ -201,6 +215,18 @@ mod tests {
         for wrong in ["", "Basic", "Basic !", "Basic Y2k=", "Digest x", "Bearer"] {
             assert_eq!(shown(wrong), Err(StatusCode::UNAUTHORIZED), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_page_changes_only_what_it_came_from() {
+        let ours = |host: &str, origin: &str| {
+            comes_from_us(&headers(&[(header::HOST, host), (header::ORIGIN, origin)]))
+        };
+        assert!(comes_from_us(&headers(&[(header::HOST, "hub")])));
+        assert!(ours("hub:8080", "http://hub:8080") && ours("Hub", "https://hub"));
+        assert!(
+            !ours("hub", "http://evil.example") && !ours("hub", "null") && !ours("hub:8080", "http://hub")
+        );
     }
 
     #[test]

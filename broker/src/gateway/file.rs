@@ -85,7 +85,7 @@ impl File {
         {
             return Err(Problem::new(StatusCode::PRECONDITION_FAILED, "the file is another one now"));
         }
-        if names(asked, &header::IF_NONE_MATCH, &etag, Compare::Weakly) {
+        if is_known(asked, &etag) {
             return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
         }
         headers.extend(more);
@@ -136,6 +136,12 @@ impl Cache {
     }
 }
 
+/// Whether a client has already what this entity tag stands for.
+#[must_use]
+pub fn is_known(asked: &HeaderMap, etag: &str) -> bool {
+    names(asked, &header::IF_NONE_MATCH, etag, Compare::Weakly)
+}
+
 /// How two validators are compared (RFC 9110, 8.8.3.2).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Compare {
@@ -177,13 +183,20 @@ fn send(
 }
 
 /// Where bytes come from.
-enum Source {
+#[derive(Debug)]
+pub enum Source {
+    /// From memory.
     Memory(Bytes),
+    /// From a file.
     Blob(Blob),
 }
 
 impl Source {
-    fn open(index: &Index, payload: Payload) -> io::Result<Source> {
+    /// Opens a payload.
+    ///
+    /// # Errors
+    /// Its file is not there.
+    pub fn open(index: &Index, payload: Payload) -> io::Result<Source> {
         Ok(match payload {
             Payload::Inline(bytes) => Source::Memory(bytes),
             Payload::Blob(digest, len) => Source::Blob(index.open_blob(&digest, len)?),
@@ -191,7 +204,10 @@ impl Source {
     }
 
     /// Some bytes at the start of `range`, which is not empty.
-    fn piece(&self, range: &Range<u64>) -> io::Result<Bytes> {
+    ///
+    /// # Errors
+    /// There are none, or they cannot be read.
+    pub fn piece(&self, range: &Range<u64>) -> io::Result<Bytes> {
         let length = range.end - range.start;
         let (mut bytes, at) = match self {
             Source::Memory(bytes) => (bytes.clone(), range.start),

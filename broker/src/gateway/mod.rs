@@ -8,6 +8,7 @@
 //! | [`problem`] | how a refusal is told: `application/problem+json`, with a hint |
 //! | [`body`] | bodies that come in, within bounds of size and time |
 //! | [`file`] | files that go out: validators, [ranges](range), pieces from disk to socket |
+//! | [`publish`] | what comes in over HTTP goes to the index's writer, as from any client |
 //! | [`query`] | parameters |
 //! | [`count`] | requests and bytes by face |
 //! | [`health`] | `/healthz` and `/metrics` |
@@ -22,6 +23,7 @@ pub mod file;
 pub mod health;
 pub mod listen;
 pub mod problem;
+pub mod publish;
 pub mod query;
 pub mod range;
 pub mod site;
@@ -35,13 +37,20 @@ pub use listen::{HttpEndpoint, HttpListener, Place};
 pub use problem::Problem;
 pub use site::Site;
 
-use crate::connection::Shared;
+use crate::{
+    connection::Shared,
+    faces::{catalog::Catalog, promoter::Folders},
+};
 
 /// What all handlers share.
 #[derive(Debug)]
 pub struct Gateway {
     /// What the gateway shares with all connections.
     pub shared: Arc<Shared>,
+    /// What channels name and wheels hold.
+    pub catalog: Catalog,
+    /// Channels as ota-promoter's folders.
+    pub folders: Folders,
 }
 
 /// How a handler gets at the [`Gateway`].
@@ -54,6 +63,6 @@ impl Gateway {
     /// A gateway to what `shared` holds.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Gateway {
-        Gateway { shared }
+        Gateway { shared, catalog: Catalog::default(), folders: Folders::default() }
     }
 }

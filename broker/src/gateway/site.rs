@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::Request,
     middleware::{self, Next},
     response::Response,
@@ -12,7 +12,11 @@ use mpypi_protocol::ChannelName;
 use tower_service::Service as _;
 
 use super::{Gateway, Here, Problem, Routes, caller, count::Face, health};
-use crate::faces::thingsboard::{self, github::Hosts};
+use crate::faces::{
+    downloads, mip, promoter, simple,
+    thingsboard::{self, github::Hosts},
+    upload,
+};
 
 /// What a listener shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,14 +55,28 @@ impl Site {
         let is_main = *self == Site::Main;
         let mount = |face, door, routes| mount(gateway, face, door, routes);
         let routes = match self {
-            Site::Main => Router::new()
-                .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::http::routes()))
-                .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::github::routes()))
-                .merge(mount(Face::Broker, Door::Open, health::open_routes()))
-                .merge(mount(Face::Broker, Door::Login, health::routes()))
-                .fallback(nothing_here)
-                .method_not_allowed_fallback(not_so),
-            Site::Promoter { .. } => Router::new().fallback(nothing_here),
+            Site::Main => {
+                let login = |face, routes| mount(face, Door::Login, routes);
+                Router::new()
+                    .merge(mount(Face::Broker, Door::Open, health::open_routes()))
+                    .merge(login(Face::Broker, health::routes()))
+                    .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::http::routes()))
+                    .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::github::routes()))
+                    .merge(login(Face::Downloads, downloads::packages()))
+                    .merge(login(Face::Downloads, here_and_by_channel(downloads::firmware())))
+                    .merge(login(Face::Mip, here_and_by_channel(Router::new().nest("/mip", mip::routes()))))
+                    .merge(login(Face::Simple, here_and_by_channel(simple::routes())))
+                    .merge(login(Face::Simple, upload::routes()))
+                    .merge(login(Face::Promoter, by_channel(promoter::routes())))
+                    .fallback(nothing_here)
+                    .method_not_allowed_fallback(not_so)
+            }
+            Site::Promoter { channel, door } => {
+                let routes = promoter::routes().merge(by_channel(promoter::routes()));
+                mount(Face::Promoter, door.clone(), routes)
+                    .layer(Extension(promoter::Shown(channel.clone())))
+                    .fallback(promoter::not_found)
+            }
         };
         let hosts = Hosts::new(gateway);
         let by_host = move |request: Request, next: Next| {
@@ -72,6 +90,16 @@ impl Site {
         };
         routes.with_state(gateway.clone()).layer(middleware::from_fn(by_host))
     }
+}
+
+/// Routes below `/channels/<channel>`.
+fn by_channel(routes: Routes) -> Routes {
+    Router::new().nest("/channels/{channel}", routes)
+}
+
+/// The same routes for all channels together, and for each.
+fn here_and_by_channel(routes: Routes) -> Routes {
+    routes.clone().merge(by_channel(routes))
 }
 
 /// The routes of a face, which will be known by its name, behind its door.
