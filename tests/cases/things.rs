@@ -395,3 +395,28 @@ fn many_devices_that_download_at_once_cost_no_copy_each() {
     let grown = memory(&server).saturating_sub(before);
     assert!(grown < 48 * 1024, "{grown} kB");
 }
+
+#[test]
+fn a_rollout_holds_a_device_back_until_its_turn() {
+    let world = World::new();
+    let (server, token) = broker_with_device(&world, &[]);
+    publish(&world, &server, "1", &image(1, 5000));
+    let mut client = Client::connect(server.address, "publisher");
+    let list = client.retained("mpypi/channels/dev").unwrap().payload;
+    let list: Vec<Value> = serde_json::from_slice(&list).unwrap();
+    let step = |client: &mut Client, sequence: u64, percent: u32| {
+        let mut list = list.clone();
+        list[0]["sequence"] = sequence.into();
+        list[0]["rollout"] = json!({"id": "0123456789abcdef", "percent": percent});
+        assert!(client.retain("mpypi/channels/dev", Value::Array(list).to_string().as_bytes()));
+    };
+    let mut thing = Thing::connect(&server, &token);
+    assert_eq!(thing.0.subscribe(ATTRIBUTES, 1), 1);
+    step(&mut client, 2, 0);
+    let gone: Value = serde_json::from_slice(&thing.0.message().unwrap().payload).unwrap();
+    assert!(gone["deleted"].as_array().unwrap().contains(&json!("fw_version")), "{gone}");
+    assert_eq!(thing.attributes(&json!({})), json!({}));
+    step(&mut client, 3, 100);
+    let told: Value = serde_json::from_slice(&thing.0.message().unwrap().payload).unwrap();
+    assert_eq!(told["fw_version"], "1");
+}

@@ -7,10 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use mpypi_protocol::{
     ChannelName, Digest, FilePath, NodeId, PackageId, UpdateList,
     list::Firmware,
     node::{Info, State},
+    rollout,
     topic::NodeSubject,
 };
 use serde_json::{Map, Value};
@@ -29,6 +31,7 @@ use crate::{
     connection::Shared,
     index::{Index, IndexError, blobs::CHUNK},
     message::{Message, Payload, Refusal},
+    mpyblox::plan,
     packet::Reason,
     sys,
 };
@@ -92,13 +95,13 @@ impl Desk {
 ///
 /// # Errors
 /// The index fails.
-pub async fn assigned(shared: &Shared, device: &Device) -> Result<Arc<Assigned>, IndexError> {
+pub async fn assigned(shared: &Shared, node: &NodeId, device: &Device) -> Result<Arc<Assigned>, IndexError> {
     let mut assigned = Assigned::default();
     for (kind, channel) in
         [(Kind::Firmware, Some(&device.channel)), (Kind::Software, device.software.as_ref())]
     {
         let Some(channel) = channel else { continue };
-        let Some(package) = package(shared, device, channel)? else { continue };
+        let Some(package) = package(shared, node, device, channel)? else { continue };
         let checksum = match &package.content {
             Content::Image { digest, payload } => sum(shared, device.checksum, digest, payload).await?,
             Content::Url(_) => String::new(),
@@ -113,8 +116,16 @@ pub async fn assigned(shared: &Shared, device: &Device) -> Result<Arc<Assigned>,
     Ok(Arc::new(assigned))
 }
 
-fn package(shared: &Shared, device: &Device, channel: &ChannelName) -> Result<Option<Package>, IndexError> {
+fn package(
+    shared: &Shared,
+    node: &NodeId,
+    device: &Device,
+    channel: &ChannelName,
+) -> Result<Option<Package>, IndexError> {
     let Some(offer) = shared.things.offer(&shared.index, channel)? else { return Ok(None) };
+    if !is_turn(shared, &offer, node, device)? {
+        return Ok(None);
+    }
     let (content, image) = match offer.wanted(device.target.as_deref()) {
         Wanted::Image(image) => match stored(&shared.index, image)? {
             Some(payload) => (Content::Image { digest: image.digest, payload }, Some(image)),
@@ -124,6 +135,21 @@ fn package(shared: &Shared, device: &Device, channel: &ChannelName) -> Result<Op
         Wanted::Nothing => return Ok(None),
     };
     Ok(Some(offer.package(content, image)))
+}
+
+/// Whether it is the device's turn to take a release that goes to some first: it cannot tell itself.
+fn is_turn(shared: &Shared, offer: &Offer, node: &NodeId, device: &Device) -> Result<bool, IndexError> {
+    if !offer.release.release().is_some_and(|release| release.extra.contains_key(rollout::KEY)) {
+        return Ok(true);
+    }
+    let now_ms = clock::now().unix_ms;
+    let message = shared.index.get(&node.topic(NodeSubject::Info), now_ms)?;
+    let bytes = message.map(|message| shared.index.payload(&message.payload)).transpose()?;
+    let before = bytes.and_then(|bytes| Info::parse(&bytes).ok());
+    let own = report::attributes(before.as_ref());
+    let info = report::info(before, device, own, None);
+    let wall = i64::try_from(now_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    Ok(plan::is_turn(&offer.release, node.as_str(), &info, wall, false))
 }
 
 fn stored(index: &Index, image: &Firmware) -> Result<Option<Payload>, IndexError> {

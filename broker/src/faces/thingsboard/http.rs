@@ -158,7 +158,7 @@ async fn read(
         keys.parameter(&name, &value);
     }
     let own = desk::own(&shared.index, &node)?;
-    let assigned = desk::assigned(shared, &device).await?;
+    let assigned = desk::assigned(shared, &node, &device).await?;
     Ok(Json(keys.select(&own, &assigned.shared)).into_response())
 }
 
@@ -177,7 +177,7 @@ async fn report(
     Small(body): Small,
 ) -> Result<StatusCode, Turned> {
     let report = Report::parse(&body)?;
-    let assigned = desk::assigned(&gateway.shared, &device).await?;
+    let assigned = desk::assigned(&gateway.shared, &node, &device).await?;
     desk::report(&gateway.shared, &node, &device, &report, &assigned).await?;
     Ok(StatusCode::OK)
 }
@@ -190,7 +190,7 @@ async fn updates(
     let shared = &gateway.shared;
     let news = Arc::new(Mailbox::new(&shared.limits));
     let _listening = Listener::begin(shared, &device, &news);
-    let now = desk::assigned(shared, &device).await?.shared.clone();
+    let now = desk::assigned(shared, &node, &device).await?.shared.clone();
     // What changed between two requests is not missed.
     let told = shared.things.told.last(&node).unwrap_or_else(|| now.clone());
     let changed = async {
@@ -198,7 +198,7 @@ async fn updates(
         while now == told {
             news.arrived().await;
             while news.pop().is_some() {}
-            now = desk::assigned(shared, &device).await?.shared.clone();
+            now = desk::assigned(shared, &node, &device).await?.shared.clone();
         }
         Ok::<_, IndexError>(now)
     };
@@ -246,7 +246,7 @@ async fn software(
 
 async fn download(
     State(gateway): Here,
-    Caller { device, .. }: Caller,
+    Caller { node, device }: Caller,
     kind: Kind,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -259,7 +259,7 @@ async fn download(
     };
     let (size, chunk) = (number("size")?, number("chunk")?);
     let (Some(title), Some(version)) = (asked.get("title"), asked.get("version")) else { return Err(bad()) };
-    let assigned = desk::assigned(&gateway.shared, &device).await?;
+    let assigned = desk::assigned(&gateway.shared, &node, &device).await?;
     let package = match kind {
         Kind::Firmware => &assigned.firmware,
         Kind::Software => &assigned.software,

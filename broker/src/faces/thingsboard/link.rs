@@ -83,7 +83,7 @@ impl Link {
     ) -> Result<Link, IndexError> {
         // Before looking: what changes between the two is then seen twice, never missed.
         let listener = Listener::begin(shared, &device, mailbox);
-        let session = Session::new(desk::assigned(shared, &device).await?);
+        let session = Session::new(desk::assigned(shared, &node, &device).await?);
         let link = Link { node, device, session, _listener: listener };
         link.say_online(shared, "1").await;
         Ok(link)
@@ -100,7 +100,7 @@ impl Link {
     /// # Errors
     /// The index fails.
     pub async fn look_again(&mut self, shared: &Shared) -> Result<Vec<Answer>, IndexError> {
-        Ok(self.session.assign(desk::assigned(shared, &self.device).await?))
+        Ok(self.session.assign(desk::assigned(shared, &self.node, &self.device).await?))
     }
 
     /// Takes a message of the device. `most` bytes fit into an answer.

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | an image for its hardware, or for all | `fw_title`: the channel, `fw_version`: the release's version, size and checksum; pieces of it come from us |
 //! | files alone | the same title and version, and `fw_url`: the address of a git repository, which [`github`] is |
-//! | nothing for it | none of these |
+//! | nothing for it, or it is not its turn in a rollout | none of these |
 //!
 //! What the device says of itself becomes the node's `info` and `state` in the index, so it appears like every other
 //! node; its own attributes are part of `info`, to the letter: `1.10` is no number.
