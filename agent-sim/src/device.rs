@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use mpypi_protocol::{
-    ChannelName, NodeId, Runtime,
+    ChannelName, NodeId, Runtime, Trust,
     node::{Info, Uname},
     tag,
 };
@@ -82,6 +82,12 @@ impl<F: Flash> Device<F> {
         Device { channel, hardware, updater, store: Store::off(flash) }
     }
 
+    /// The same device, which believes lists of nobody else.
+    #[must_use]
+    pub fn believing(self, trust: Trust) -> Device<F> {
+        Device { updater: self.updater.believing(trust), ..self }
+    }
+
     /// Switches it on.
     ///
     /// # Errors
@@ -145,8 +151,8 @@ impl<F: Flash> Device<F> {
     }
 
     fn booted(&self, boot: Boot) -> Event {
-        let seen = self.store.seen().cloned();
-        Event::Booted(Box::new(Start { boot, running: self.running(), seen }))
+        let (seen, root) = (self.store.seen().cloned(), self.store.root().cloned());
+        Event::Booted(Box::new(Start { boot, running: self.running(), seen, root }))
     }
 
     fn running(&self) -> Running {
@@ -165,6 +171,7 @@ impl<F: Flash> Device<F> {
                 self.store.remember(seen)?;
                 Answer::Noted
             }
+            Action::KeepRoot(root) => Answer::RootKept(self.store.keep_root(&root).map(|()| root)),
             Action::Refuse(error) => {
                 self.store.refuse(error)?;
                 Answer::Noted

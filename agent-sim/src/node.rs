@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::{Endpoint, Line, LineError, V4};
 use mpypi_protocol::{
-    ChannelName, NodeId, Topic, limits as wire,
+    ChannelName, NodeId, Topic, Trust, limits as wire,
     node::{Phase, State},
     package::PACKAGES,
     topic::NodeSubject,
@@ -41,6 +41,8 @@ pub struct NodeOptions {
     pub node: NodeId,
     /// The channel it follows.
     pub channel: ChannelName,
+    /// Whose lists it believes.
+    pub trust: Trust,
     /// What it is.
     pub hardware: Hardware,
     /// The times it goes by.
@@ -131,8 +133,8 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
-    let NodeOptions { node, channel, hardware, timing, seed, .. } = options.clone();
-    let mut device = Device::off(flash, &node, channel, hardware, timing, seed);
+    let NodeOptions { node, channel, trust, hardware, timing, seed, .. } = options.clone();
+    let mut device = Device::off(flash, &node, channel, hardware, timing, seed).believing(trust);
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -267,6 +269,7 @@ impl NodeOptions {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
             Topic::Package(id) => Some(Event::Package { id, payload }),
+            Topic::Root(number) => Some(Event::Root { number, payload }),
             _ => None,
         }
     }

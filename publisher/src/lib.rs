@@ -15,6 +15,8 @@
 //! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
 //! | [`retained`] | what a broker has |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
+//! | [`keys`], [`signing`] | who can sign, who may, and the chain of roots |
+//! | [`history`], [`reissue`] | what a channel had, and how it has it again |
 //! | [`link`] | one MQTT connection |
 //!
 //! [`watch`](mod@watch) does it at every change, [`rehearse`](mod@rehearse) does it to a fleet of its own, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`status`](mod@status) shows what came of it,
@@ -26,7 +28,9 @@
 pub mod channel;
 pub mod cli;
 pub mod compile;
+pub mod history;
 pub mod install;
+pub mod keys;
 pub mod limits;
 pub mod link;
 pub mod lint;
@@ -36,10 +40,13 @@ pub mod progress;
 pub mod promoter;
 pub mod publish;
 pub mod rehearse;
+pub mod reissue;
 pub mod report;
 pub mod retained;
 pub mod settings;
+pub mod signing;
 pub mod status;
+pub mod verify;
 pub mod walk;
 pub mod watch;
 pub mod wheel;

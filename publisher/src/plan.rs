@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, PackageId, UpdateList,
+    ChannelName, Digest, Entry, KeyId, PackageId, UpdateList,
     list::{ListError, Release},
 };
 use serde::Serialize;
 
-use crate::wheel::pack::ANY;
+use crate::{signing::signer, wheel::pack::ANY};
 
 /// What the folder says a release should be.
 #[derive(Debug, Clone)]
@@ -23,6 +23,14 @@ pub struct Wanted {
     pub expires_days: Option<u32>,
     /// The release's sequence number; one more than the present one's if `None`.
     pub sequence: Option<u64>,
+    /// The epoch that its lists are of.
+    pub epoch: u64,
+    /// The digest of the present list's payload.
+    pub previous: Option<Digest>,
+    /// Releases that must not run any more.
+    pub revoked: Vec<u64>,
+    /// Who signs it, if anybody does.
+    pub signer: Option<KeyId>,
     /// Its packages, in order.
     pub entries: Vec<Entry>,
 }
@@ -125,12 +133,16 @@ pub fn decide(
     let now = Timestamp::from_second(now.as_second())?;
     let release = present.and_then(UpdateList::release);
     let entries = |list: &UpdateList| -> Vec<Entry> {
-        list.entries().iter().filter(|entry| !matches!(entry, Entry::Release(_))).cloned().collect()
+        let is_package = |entry: &&Entry| !matches!(entry, Entry::Release(_) | Entry::Signature(_));
+        list.entries().iter().filter(is_package).cloned().collect()
     };
     let old = present.map(entries).unwrap_or_default();
     if let Some(release) = release
         && trust == Trust::List
         && old == wanted.entries
+        && release.epoch == wanted.epoch
+        && wanted.revoked.iter().all(|sequence| release.revoked.contains(sequence))
+        && wanted.signer.as_ref().map(KeyId::as_str) == present.and_then(signer)
         && wanted.sequence.is_none_or(|sequence| sequence == release.sequence)
         && wanted.version.as_ref().is_none_or(|version| *version == release.version)
         && is_fresh(release, wanted.expires_days, now)
@@ -138,9 +150,16 @@ pub fn decide(
         return Ok(Decision::UpToDate(release.clone()));
     }
 
-    let last = release.map_or(0, |release| release.sequence);
+    let last = match release {
+        // Whoever used the numbers up, with a key that was stolen: in a new epoch they begin anew.
+        Some(release) if release.epoch < wanted.epoch && release.sequence == u64::MAX => 0,
+        Some(release) => release.sequence,
+        None => 0,
+    };
     let sequence = match wanted.sequence {
-        Some(sequence) if sequence <= last => {
+        Some(sequence)
+            if sequence <= last && release.is_some_and(|release| release.epoch >= wanted.epoch) =>
+        {
             return Err(PlanError::NotNewer { wanted: sequence, present: last });
         }
         Some(sequence) => sequence,
@@ -152,6 +171,9 @@ pub fn decide(
         version: wanted.version.clone().unwrap_or_else(|| sequence.to_string()),
         created: Some(now),
         expires: wanted.expires_days.map(|days| now.checked_add(days_of(days))).transpose()?,
+        epoch: wanted.epoch,
+        previous: wanted.previous,
+        revoked: wanted.revoked.clone(),
         extra: Default::default(),
     };
     let mut all = vec![Entry::Release(release.clone())];
@@ -252,6 +274,10 @@ mod tests {
             version: None,
             expires_days: None,
             sequence: None,
+            epoch: 0,
+            previous: None,
+            revoked: Vec::new(),
+            signer: None,
             entries,
         }
     }

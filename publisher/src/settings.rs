@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mpypi_protocol::{ChannelName, Tag, limits};
+use mpypi_protocol::{ChannelName, KeyId, Tag, limits};
 use toml::Value;
 
 use crate::{
@@ -24,6 +24,8 @@ pub struct Settings {
     pub tag: Option<String>,
     /// `compile`, `targets`, `optimize`, `line-numbers`: what becomes of the Python source in wheels.
     pub compile: Option<Compile>,
+    /// `key`: the name of the key that signs the channel's lists.
+    pub key: Option<KeyId>,
     /// `ignore`: patterns as in `.gitignore`, relative to the channel's folder.
     pub ignore: Vec<String>,
     /// `expires`: devices stop believing a release that is older than so many days.
@@ -89,8 +91,18 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 9] =
-        ["name", "version", "tag", "compile", "targets", "optimize", "line-numbers", "ignore", "expires"];
+    pub const KEYS: [&'static str; 10] = [
+        "name",
+        "version",
+        "tag",
+        "key",
+        "compile",
+        "targets",
+        "optimize",
+        "line-numbers",
+        "ignore",
+        "expires",
+    ];
 
     /// Reads the `channel.toml` of `folder`; without one, everything is as usual.
     ///
@@ -135,6 +147,12 @@ impl Settings {
                         ));
                     }
                     settings.tag = Some(tag);
+                }
+                "key" => {
+                    let name = value.as_str().ok_or_else(|| wrong("the name of a key".to_owned()))?;
+                    let key =
+                        KeyId::new(name).map_err(|error| wrong(format!("the name of a key: {error}")))?;
+                    settings.key = Some(key);
                 }
                 "compile" => match value.as_str() {
                     Some("mpy") => compiling.wanted = true,
@@ -278,12 +296,13 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let settings = parse(
-            "name = \"dev\"\nversion = \"1.4\"\ntag = \"mpy6-bytecode-esp32\"\nignore = [\"*.md\"]\nexpires = 90\n",
+            "name = \"dev\"\nversion = \"1.4\"\ntag = \"mpy6-bytecode-esp32\"\nignore = [\"*.md\"]\nexpires = 90\nkey = \"dev-2026\"\n",
         );
         let expected = Settings {
             name: Some(ChannelName::new("dev").unwrap()),
             version: Some("1.4".into()),
             tag: Some("mpy6-bytecode-esp32".into()),
+            key: Some(KeyId::new("dev-2026").unwrap()),
             compile: None,
             ignore: vec!["*.md".into()],
             expires_days: Some(90),
@@ -306,7 +325,14 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_an_error_that_says_what_belongs_there() {
-        for text in ["version = 1.4", "name = \"a b\"", "tag = \"esp32\"", "ignore = \"*\"", "expires = 0"] {
+        for text in [
+            "version = 1.4",
+            "name = \"a b\"",
+            "tag = \"esp32\"",
+            "ignore = \"*\"",
+            "expires = 0",
+            "key = \"a b\"",
+        ] {
             assert!(parse(text).unwrap_err().contains("should be"), "{text}");
         }
         assert!(parse("name = \"dev\"\nversion = ").unwrap_err().contains("line 2"));

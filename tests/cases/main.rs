@@ -23,3 +23,4 @@ mod readers;
 mod rehearsal;
 mod sessions;
 mod tls;
+mod trust;

@@ -52,6 +52,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
+    let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
         broker: endpoint(args.source.broker)?,
         channel: args.source.channel,
@@ -59,6 +60,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         trust: if args.repair { Trust::Nothing } else { Trust::List },
         sequence: args.sequence,
         harm,
+        signing,
     };
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });
     let outcome = tokio::select! {
