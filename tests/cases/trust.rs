@@ -807,6 +807,7 @@ fn of_ten_thousand_mutations_of_a_signed_list_none_is_believed_that_says_somethi
     for list in &signed {
         trust.verify(&channel(), list, None).unwrap();
     }
+    let digits: Vec<String> = (0..=255).map(|byte| format!("{byte:02x}")).collect();
     let mut rng = fastrand::Rng::with_seed(6);
     let mut lines = vec![
         serde_json::json!({ "root": String::from_utf8(root.payload().to_vec()).unwrap(), "channel": "dev" })
@@ -830,8 +831,7 @@ fn of_ten_thousand_mutations_of_a_signed_list_none_is_believed_that_says_somethi
             let is_covered = signed.iter().any(|list| list.starts_with(&mutated[..end]));
             assert!(is_covered, "mutation {number} ({kind}) was never signed: {text}");
         }
-        let digits = mutated.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        let hex: String = digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])).collect();
+        let hex: String = mutated.iter().map(|byte| &*digits[usize::from(*byte)]).collect();
         lines.push(serde_json::json!({ "kind": kind, "hex": hex, "believed": verdict.is_ok() }).to_string());
     }
     // Some changes are none: a member more in the signature's entry, an escape there. Most are.
