@@ -14,7 +14,7 @@ use std::{
 };
 
 use mpypi_client::{Endpoint, Meter};
-use mpypi_protocol::ChannelName;
+use mpypi_protocol::{ChannelName, Trust};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +42,8 @@ pub struct FleetOptions {
     pub broker: Endpoint,
     /// The channel all of it follows.
     pub channel: ChannelName,
+    /// Whose lists it believes.
+    pub trust: Trust,
     /// Its nodes.
     pub members: Vec<Member>,
     /// The times its nodes go by.
@@ -120,6 +122,7 @@ pub async fn run(
             broker: options.broker.metered(meters[index].clone()),
             node: member.node,
             channel: options.channel.clone(),
+            trust: options.trust.clone(),
             hardware: member.hardware.clone(),
             traits: member.traits,
             timing: timing.clone(),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::{Endpoint, Line, LineError, V4};
 use mpypi_protocol::{
-    ChannelName, NodeId, Topic, limits as wire,
+    ChannelName, NodeId, Topic, Trust, limits as wire,
     node::{Phase, State},
     package::PACKAGES,
     topic::NodeSubject,
@@ -41,6 +41,8 @@ pub struct NodeOptions {
     pub node: NodeId,
     /// The channel it follows.
     pub channel: ChannelName,
+    /// Whose lists it believes.
+    pub trust: Trust,
     /// What it is.
     pub hardware: Hardware,
     /// What it was told about itself.
@@ -133,8 +135,9 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
-    let NodeOptions { node, channel, hardware, traits, timing, seed, .. } = options.clone();
-    let mut device = Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits);
+    let NodeOptions { node, channel, trust, hardware, traits, timing, seed, .. } = options.clone();
+    let mut device = Device::off(flash, &node, channel, hardware, timing, seed);
+    device = device.with_traits(traits).believing(trust);
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -261,18 +264,19 @@ impl NodeOptions {
     fn event(&self, message: Message, clock: Option<i64>) -> Option<Event> {
         let Message { topic, payload, retained } = message;
         let wall = clock.and_then(|seconds| Timestamp::from_second(seconds).ok());
-        if let Some(sequence) = self.channel.history_sequence(&topic) {
-            return Some(Event::List { source: Source::History(sequence), payload, wall });
-        }
         match Topic::parse(&topic).ok()? {
             Topic::Channel(channel) if channel == self.channel => {
                 Some(Event::List { source: Source::Channel, payload, wall })
+            }
+            Topic::History(channel, sequence) if channel == self.channel => {
+                Some(Event::List { source: Source::History(sequence), payload, wall })
             }
             // A retained order would be carried out again after every reconnect.
             Topic::Node(node, NodeSubject::Cmd) if node == self.node && !retained => {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
             Topic::Package(id) => Some(Event::Package { id, payload }),
+            Topic::Root(number) => Some(Event::Root { number, payload }),
             _ => None,
         }
     }

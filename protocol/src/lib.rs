@@ -12,6 +12,9 @@
 //! | [`list`] | update lists and their entries |
 //! | [`rollout`] | whose turn it is to take a release |
 //! | [`query`] | which nodes a rollout is for |
+//! | [`key`] | public keys and what they signed |
+//! | [`root`] | whose signatures count: the chain of roots |
+//! | [`signed`] | what a signature covers, and which lists are believed |
 //! | [`node`] | what a device says about itself |
 //! | [`wheel`] | the texts inside a wheel |
 //! | [`tag`] | which devices a wheel is for |
@@ -22,6 +25,7 @@
 pub mod address;
 pub mod digest;
 pub mod greeting;
+pub mod key;
 pub mod limits;
 pub mod list;
 pub mod node;
@@ -29,16 +33,21 @@ pub mod package;
 pub mod path;
 pub mod query;
 pub mod rollout;
+pub mod root;
+pub mod signed;
 pub mod tag;
 pub mod topic;
 pub mod wheel;
 
 pub use address::BrokerUrl;
 pub use digest::Digest;
+pub use key::{KeyId, PublicKey};
 pub use list::{Entry, UpdateList};
 pub use package::PackageId;
 pub use path::FilePath;
 pub use query::Query;
 pub use rollout::Rollout;
+pub use root::Root;
+pub use signed::{Trust, Verified};
 pub use tag::{Runtime, Tag};
 pub use topic::{ChannelName, NodeId, Topic};

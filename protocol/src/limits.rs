@@ -47,3 +47,27 @@ pub const QUERY_DEPTH: usize = 8;
 
 /// Longest jitter of a rollout, in seconds: a day.
 pub const JITTER: u32 = 24 * 60 * 60;
+
+/// Longest name of a key, in bytes.
+pub const KEY_NAME: usize = 64;
+
+/// Largest root, in bytes: a device of a few KiB keeps it and walks over it.
+pub const ROOT: usize = 32 * 1024;
+
+/// Most keys in one root.
+pub const ROOT_KEYS: usize = 32;
+
+/// Most delegations in one root.
+pub const DELEGATIONS: usize = 64;
+
+/// Most signatures of one root.
+pub const ROOT_SIGNATURES: usize = 16;
+
+/// Most releases that a list revokes.
+pub const REVOKED: usize = 64;
+
+/// Largest answer to a challenge, in bytes.
+pub const TIME_ANSWER: usize = 4096;
+
+/// Longest nonce of a challenge, in bytes.
+pub const NONCE: usize = 64;

@@ -27,3 +27,4 @@ mod rollout;
 mod sessions;
 mod things;
 mod tls;
+mod trust;

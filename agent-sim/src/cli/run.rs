@@ -61,6 +61,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let node = args.node.unwrap_or_else(this_machine);
     let summary = run_fleet(FleetOptions {
+        trust: args.common.trust()?,
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         seed: node

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
-    ChannelName, Entry, NodeId, Rollout, UpdateList,
+    ChannelName, Entry, NodeId, Rollout, UpdateList, limits,
     list::Release,
     node::{Info, Phase, State},
     query::Facts,
@@ -113,7 +113,8 @@ impl View<'_> {
             Status::RollingBack => match (self.step(), record.base) {
                 (Some(_), Some(base)) => {
                     let last = self.sequence().max(record.first);
-                    Next::PutBack { base, revoked: (record.first..=last).collect() }
+                    let first = record.first.max((last + 1).saturating_sub(limits::REVOKED as u64));
+                    Next::PutBack { base, revoked: (first..=last).collect() }
                 }
                 (Some(_), None) => {
                     let reason = "there is no release before it".to_owned();
@@ -342,7 +343,7 @@ impl View<'_> {
     }
 
     fn is_put_back(&self) -> bool {
-        self.release().is_some_and(|release| revoked(release).contains(&self.record.first))
+        self.release().is_some_and(|release| release.revoked.iter().any(|bad| *bad >= self.record.first))
     }
 
     /// Seconds since the present list was made.
@@ -362,13 +363,6 @@ impl View<'_> {
 /// Whether `bad` of `all` are more than `most`.
 fn exceeds(bad: usize, most: Percent, all: usize) -> bool {
     bad * 10_000 > usize::from(most.hundredths()) * all
-}
-
-/// The sequences that a release says are bad.
-#[must_use]
-pub fn revoked(release: &Release) -> Vec<u64> {
-    let values = release.extra.get("revoked").and_then(|revoked| revoked.as_array());
-    values.into_iter().flatten().filter_map(serde_json::Value::as_u64).collect()
 }
 
 /// The nodes of a channel that run Mpy-BLOX: they cannot tell whose turn it is.

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
     ChannelName, Rollout, UpdateList,
@@ -20,8 +19,9 @@ use crate::{
     channel::Cache,
     limits,
     link::{Link, Signal},
-    plan::{Trust, relist},
+    plan::Trust,
     publish::{self, Harm, Mode, Observer, Options, PublishError, publish_channel},
+    signing::Signing,
 };
 
 /// What is to be rolled out.
@@ -48,6 +48,8 @@ pub struct Start {
     pub harm: Harm,
     /// What becomes of nodes that cannot be held back.
     pub unheld: Unheld,
+    /// Whether lists are signed, and with what.
+    pub signing: Signing,
 }
 
 /// What becomes of Mpy-BLOX nodes where the broker does not hold them back.
@@ -202,9 +204,6 @@ pub async fn start(start: &Start, observer: &mut impl Observer) -> Result<Starte
         (Some(present), _) if present.percent != Percent::ALL => present.base,
         (_, release) => release.map(|release| release.sequence),
     };
-    if let (Some(release), Some(payload)) = (release, known.payload().cloned()) {
-        keep(&mut link, &channel.history(release.sequence), payload).await?;
-    }
     let rollout = start.policy.rollout(RolloutId::from_bits(fastrand::u64(..)), Percent::NONE, base);
     let begin = match folder {
         Some(folder) => {
@@ -214,10 +213,13 @@ pub async fn start(start: &Start, observer: &mut impl Observer) -> Result<Starte
             record_of(start, &channel, (outcome.sequence, outcome.version), &rollout)
         }
         None => {
-            let list = known.list().ok_or_else(|| SteerError::List(channel.clone()))?;
-            #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the plan its time")]
-            let now = Timestamp::now();
-            let (release, bytes) = relist(list, list, Some(&rollout), &[], now).map_err(SteerError::from)?;
+            if known.list().is_none_or(|list| list.entries().is_empty()) {
+                return Err(SteerError::List(channel).into());
+            }
+            if let (Some(release), Some(payload)) = (release, known.payload().cloned()) {
+                keep(&mut link, &channel.history(release.sequence), payload).await?;
+            }
+            let (release, bytes) = known.issue(&start.signing, None, Some(&rollout), &[]).await?;
             keep(&mut link, &channel.topic(), bytes).await?;
             link.close().await;
             begin(start, &release, &rollout)
@@ -258,6 +260,7 @@ fn options(start: &Start, mode: Mode, rollout: Option<Rollout>) -> Options {
         trust: Trust::List,
         sequence: None,
         harm: start.harm,
+        signing: start.signing.clone(),
         rollout,
     }
 }

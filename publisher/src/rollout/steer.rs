@@ -11,9 +11,10 @@ use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
     ChannelName, NodeId, Rollout, Topic, UpdateList,
+    list::Release,
     node::{Info, State},
     rollout::Percent,
-    topic::{NodeSubject, RolloutSubject},
+    topic::{NodeSubject, ROOTS, RolloutSubject},
 };
 use tokio::time::Instant;
 
@@ -25,9 +26,11 @@ use super::{
 use crate::{
     limits,
     link::{Link, LinkError, Refusal, Signal},
-    plan::{PlanError, relist},
-    publish::backoff,
+    plan::relist,
+    publish::{PublishError, backoff},
+    reissue::believed,
     retained::{self, AskError},
+    signing::{Authority, Signing, SigningError, newest, signer, usable},
     status::NodeStatus,
 };
 
@@ -42,6 +45,8 @@ pub struct Steering {
     pub begin: Option<Record>,
     /// What is wanted of the rollout that is under way.
     pub order: Option<Order>,
+    /// Whether lists are signed, and with what.
+    pub signing: Signing,
 }
 
 /// How a rollout stands.
@@ -140,9 +145,9 @@ pub enum SteerError {
         /// Who.
         holder: String,
     },
-    /// There can be no next list.
+    /// There can be no next list, or nobody to sign it, or it is not what somebody signed who may.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Issue(Box<PublishError>),
     /// The broker does not take what was published.
     #[error("the broker refused to retain `{topic}`: {refusal}")]
     Refused {
@@ -167,6 +172,12 @@ impl From<LinkError> for SteerError {
     }
 }
 
+impl From<PublishError> for SteerError {
+    fn from(error: PublishError) -> Self {
+        SteerError::Issue(error.into())
+    }
+}
+
 impl SteerError {
     /// What to do about it.
     #[must_use]
@@ -181,7 +192,8 @@ impl SteerError {
             SteerError::NoAnswer { .. } => Some("try again: when it is gone, the broker says so".to_owned()),
             SteerError::GaveUp { .. } => Some("run again to go on from there".to_owned()),
             SteerError::Refused { refusal, .. } => refusal.hint(),
-            SteerError::List(_) | SteerError::Order { .. } | SteerError::Plan(_) => None,
+            SteerError::Issue(error) => error.hint(),
+            SteerError::List(_) | SteerError::Order { .. } => None,
         }
     }
 
@@ -263,7 +275,8 @@ async fn attempt(
     let topic = steering.channel.rollout(RolloutSubject::Lease);
     let link = Link::connect_clearing(&steering.broker, &topic, limits::LEASE_KEEP_ALIVE).await?;
     *connected = true;
-    let mut run = Run { link, known: Known::new(steering.channel.clone()), started: now() };
+    let signing = steering.signing.clone();
+    let mut run = Run { link, known: Known::new(steering.channel.clone()), signing, started: now() };
     run.known.read_all(&mut run.link).await?;
     if let Some(holder) = run.known.lease.clone() {
         lease.heard(Duration::ZERO, holder.as_bytes());
@@ -296,6 +309,7 @@ async fn attempt(
 struct Run {
     link: Link,
     known: Known,
+    signing: Signing,
     started: Instant,
 }
 
@@ -349,16 +363,17 @@ impl Run {
             Next::Over => return Ok(Some(standings)),
             Next::Record(record) => self.record(*record, observer).await?,
             Next::Step(rollout) => {
-                let (release, bytes) = relist(list, list, Some(&rollout), &[], wall())?;
+                let (release, bytes) = self.known.issue(&self.signing, None, Some(&rollout), &[]).await?;
                 self.publish_list(bytes).await?;
                 let (sequence, percent) = (release.sequence, Some(rollout.percent));
                 observer.event(Event::Published { sequence, percent });
             }
             Next::PutBack { base, revoked } => {
-                let (record, present) = (record.clone(), list.clone());
+                let record = record.clone();
                 match self.history(base).await? {
                     Some(before) => {
-                        let (release, bytes) = relist(&present, &before, None, &revoked, wall())?;
+                        let issued = self.known.issue(&self.signing, Some(&before), None, &revoked);
+                        let (release, bytes) = issued.await?;
                         self.publish_list(bytes).await?;
                         let sequence = release.sequence;
                         observer.event(Event::Published { sequence, percent: None });
@@ -421,8 +436,11 @@ impl Run {
         if let Some((present, Ok(parsed))) = &self.known.list
             && let Some(release) = parsed.release()
         {
-            let (history, present) = (self.known.channel.history(release.sequence), present.clone());
-            self.publish(&history, present).await?;
+            let (sequence, present) = (release.sequence, present.clone());
+            self.publish(&self.known.channel.history(sequence), present).await?;
+            if let Some(old) = sequence.checked_sub(limits::HISTORY) {
+                self.publish(&self.known.channel.history(old), Bytes::new()).await?;
+            }
         }
         self.publish(&topic, list.clone()).await?;
         self.known.take(&topic, list);
@@ -430,16 +448,19 @@ impl Run {
     }
 
     /// The list of this sequence, from the channel's history.
-    async fn history(&mut self, sequence: u64) -> Result<Option<UpdateList>, SteerError> {
+    async fn history(&mut self, sequence: u64) -> Result<Option<Bytes>, SteerError> {
         let wanted = self.known.channel.history(sequence);
         let mut found = None;
         for (topic, payload) in retained::all(&mut self.link, std::slice::from_ref(&wanted)).await? {
             match topic == wanted {
-                true => found = UpdateList::parse(&payload).ok(),
+                true => found = Some(payload),
                 false => self.known.take(&topic, payload),
             }
         }
-        let is_it = |list: &UpdateList| list.release().is_some_and(|release| release.sequence == sequence);
+        let is_it = |payload: &Bytes| {
+            let list = UpdateList::parse(payload).ok();
+            list.as_ref().and_then(UpdateList::release).is_some_and(|release| release.sequence == sequence)
+        };
         Ok(found.filter(is_it))
     }
 
@@ -485,6 +506,7 @@ pub struct Known {
     /// What is retained of the rollout.
     pub record: Option<Result<Record, serde_json::Error>>,
     list: Option<(Bytes, Result<UpdateList, ()>)>,
+    roots: BTreeMap<u64, Bytes>,
     /// What nodes said.
     pub nodes: BTreeMap<NodeId, NodeStatus>,
     lease: Option<String>,
@@ -500,6 +522,7 @@ impl Known {
             channel,
             record: None,
             list: None,
+            roots: BTreeMap::new(),
             nodes: BTreeMap::new(),
             lease: None,
             heard: VecDeque::new(),
@@ -528,6 +551,7 @@ impl Known {
         let mut filters: Vec<String> =
             subjects.into_iter().map(|subject| self.channel.rollout(subject)).collect();
         filters.push(self.channel.topic());
+        filters.push(format!("{ROOTS}+"));
         let subjects = [NodeSubject::Info, NodeSubject::State, NodeSubject::Online];
         filters.extend(subjects.map(Known::node_filter));
         for (topic, payload) in retained::all(link, &filters).await? {
@@ -557,6 +581,7 @@ impl Known {
                 }
                 RolloutSubject::Order => self.orders.extend(serde_json::from_slice::<Order>(&payload)),
             },
+            Ok(Topic::Root(number)) => drop(self.roots.insert(number, payload)),
             Ok(Topic::Node(id, subject)) => {
                 let node = self.nodes.entry(id).or_default();
                 match subject {
@@ -568,6 +593,37 @@ impl Known {
             }
             _ => {}
         }
+    }
+
+    /// The list that takes the place of the channel's: with the packages of that, or of `from`, signed if anybody signs for
+    /// the channel. What is not from somebody who may sign is not signed on.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub async fn issue(
+        &self,
+        signing: &Signing,
+        from: Option<&Bytes>,
+        rollout: Option<&Rollout>,
+        revoked: &[u64],
+    ) -> Result<(Release, Bytes), PublishError> {
+        let (channel, now) = (&self.channel, wall());
+        let present = self.payload().ok_or_else(|| PublishError::Empty { channel: channel.clone() })?;
+        let mut signing = signing.clone();
+        let mut root = None;
+        if let Signing::With(keys, key) = &mut signing {
+            root = newest(&keys.roots().map_err(SigningError::from)?.0, &self.roots);
+            if key.is_none() {
+                *key = usable(keys, root.as_ref(), channel).map_err(SigningError::from)?;
+            }
+            // On a channel without roots, whoever signed so far.
+            let before = self.list().and_then(signer).and_then(|name| name.parse().ok());
+            *key = key.take().or(before.filter(|key| keys.key(key).is_ok()));
+        }
+        let authority = Authority::find(&signing, None, channel, self.list(), &self.roots, now)?;
+        let from = believed(from.unwrap_or(present), channel, root.as_ref(), &authority)?;
+        let (release, bytes) = relist(present, &from, authority.epoch, rollout, revoked, now)?;
+        Ok((release, authority.sign(&signing, &bytes).await?))
     }
 
     fn parts(&self) -> Result<(&Record, &UpdateList), SteerError> {

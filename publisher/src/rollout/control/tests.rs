@@ -104,7 +104,7 @@ impl World {
     fn update(&mut self) {
         let release = self.list.release().unwrap().clone();
         let rollout = Rollout::of(&release).unwrap();
-        let bad = revoked(&release);
+        let bad = release.revoked.clone();
         for (number, (id, node)) in self.nodes.iter_mut().enumerate() {
             let state = node.state.clone().unwrap();
             let had = state.sequence.unwrap();
@@ -171,15 +171,15 @@ fn state(phase: Phase, sequence: u64, version: &str) -> State {
 fn list(sequence: u64, version: &str, made: i64, rollout: Option<&Rollout>, revoked: &[u64]) -> UpdateList {
     let mut extra = serde_json::Map::new();
     extra.extend(rollout.map(|rollout| ("rollout".to_owned(), rollout.to_value())));
-    if !revoked.is_empty() {
-        extra.insert("revoked".to_owned(), revoked.to_vec().into());
-    }
     let release = Release {
         channel: ChannelName::new("dev").unwrap(),
         sequence,
         version: version.to_owned(),
         created: Some(Timestamp::from_second(made).unwrap()),
         expires: None,
+        epoch: 0,
+        previous: None,
+        revoked: revoked.to_vec(),
         extra,
     };
     let text =
@@ -237,7 +237,7 @@ fn the_release_before_is_put_back_where_that_is_wanted_and_nobody_keeps_the_bad_
     assert_eq!((world.record.status, world.harm()), (Status::RolledBack, (0, 0)));
     let release = world.list.release().unwrap();
     assert_eq!(release.version, "1.0");
-    assert_eq!(revoked(release), (2..release.sequence).collect::<Vec<_>>());
+    assert_eq!(release.revoked, (2..release.sequence).collect::<Vec<_>>());
 }
 
 #[test]
