@@ -4,8 +4,9 @@ use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, Runtime, UpdateList, Verified,
+    ChannelName, Digest, Entry, Rollout, Runtime, UpdateList, Verified,
     list::{Release, Src, Wheel},
+    rollout::RolloutError,
     wheel::normalized_name,
 };
 
@@ -130,8 +131,23 @@ impl Accepted {
             version: self.version(),
             created: self.created,
             list: self.digest,
+            rollout: self.rollout().ok().flatten().map(|rollout| rollout.id),
             refused: None,
         }
+    }
+
+    /// Whose turn it is to take it; `None`: everybody's.
+    ///
+    /// # Errors
+    /// It says so in a way that this agent cannot read.
+    pub fn rollout(&self) -> Result<Option<Rollout>, RolloutError> {
+        self.list.release().map_or(Ok(None), Rollout::of)
+    }
+
+    /// Whether it says that the release of this sequence is bad.
+    #[must_use]
+    pub fn revokes(&self, sequence: u64) -> bool {
+        self.list.release().is_some_and(|release| release.revoked.contains(&sequence))
     }
 
     /// Bytes of all packages that it has for this device, as far as it says.
@@ -201,6 +217,7 @@ mod tests {
             version: None,
             created: None,
             list: Digest::of(list.as_bytes()),
+            rollout: None,
             refused: None,
         });
         let now = now.map(|now| now.parse().unwrap());
@@ -226,6 +243,7 @@ mod tests {
                 version: None,
                 created: None,
                 list: Digest::EMPTY,
+                rollout: None,
                 refused: None,
             });
             let now = case["now"].as_str().map(|now| now.parse().unwrap());
@@ -296,6 +314,7 @@ mod tests {
             version: None,
             created: None,
             list: Digest::EMPTY,
+            rollout: None,
             refused: None,
         };
         let list = Trust::Anyone.verify(&other, list.as_bytes(), None).unwrap();

@@ -1,6 +1,9 @@
 //! A device without a connection: the update and its store, together. Still no socket and no clock.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use mpypi_protocol::{
     ChannelName, NodeId, Runtime, Trust,
@@ -18,6 +21,9 @@ use crate::{
 
 /// What this agent calls itself in `info`.
 pub const AGENT: &str = concat!("mpypi-agent/", env!("CARGO_PKG_VERSION"));
+
+/// The version of the system that it stands for.
+pub(crate) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
 /// What a device is, as far as it matters to wheels.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,11 +49,21 @@ impl Hardware {
     }
 }
 
+/// What a device was told about itself when it was set up, for rollouts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Its labels, by name.
+    pub labels: BTreeMap<String, String>,
+    /// How far its local time is ahead of UTC, in minutes.
+    pub utc_offset: Option<i32>,
+}
+
 /// A device.
 #[derive(Debug)]
 pub struct Device<F> {
     channel: ChannelName,
     hardware: Hardware,
+    traits: Traits,
     updater: Updater,
     store: Store<F>,
 }
@@ -79,7 +95,15 @@ impl<F: Flash> Device<F> {
         seed: u64,
     ) -> Device<F> {
         let updater = Updater::new(node, channel.clone(), hardware.runtime(), timing, seed);
-        Device { channel, hardware, updater, store: Store::off(flash) }
+        Device { channel, hardware, traits: Traits::default(), updater, store: Store::off(flash) }
+    }
+
+    /// The same device, told about itself.
+    #[must_use]
+    pub fn with_traits(mut self, traits: Traits) -> Device<F> {
+        self.updater.set_traits(traits.clone());
+        self.traits = traits;
+        self
     }
 
     /// The same device, which believes lists of nobody else.
@@ -161,6 +185,7 @@ impl<F: Flash> Device<F> {
             sequence: installed.sequence,
             version: installed.version.clone(),
             list: installed.list,
+            rollout: installed.rollout.clone(),
             files: installed.files.len(),
         }
     }
@@ -216,12 +241,14 @@ impl<F: Flash> Device<F> {
             uname: Uname {
                 sysname: self.hardware.sysname.clone(),
                 machine: std::env::consts::ARCH.into(),
-                version: env!("CARGO_PKG_VERSION").into(),
+                version: FIRMWARE.into(),
             },
             versions: wheels.iter().map(|(name, wheel)| (name.clone(), wheel.version.clone())).collect(),
             channel: Some(self.channel.clone()),
             agent: Some(AGENT.into()),
             free: self.store.flash().free().ok(),
+            labels: self.traits.labels.clone(),
+            utc_offset: self.traits.utc_offset,
             extra: self.hardware.mpy.map(|mpy| ("mpy".to_owned(), mpy.into())).into_iter().collect(),
         }
     }

@@ -124,6 +124,7 @@ pub async fn run(
             channel: options.channel.clone(),
             trust: options.trust.clone(),
             hardware: member.hardware.clone(),
+            traits: member.traits,
             timing: timing.clone(),
             // Each its own, and all from one.
             seed: options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(member.number),

@@ -14,7 +14,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use mpypi_protocol::{ChannelName, Digest, FilePath, Root, limits as wire, root::SignedRoot};
+use mpypi_protocol::{
+    ChannelName, Digest, FilePath, Root, limits as wire, rollout::RolloutId, root::SignedRoot,
+};
 use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -76,6 +78,8 @@ pub struct Installed {
     pub version: Option<String>,
     /// The digest of the update list's payload.
     pub list: Option<Digest>,
+    /// The rollout that the list was a step of.
+    pub rollout: Option<RolloutId>,
     /// Wheels by name.
     pub wheels: BTreeMap<String, InstalledWheel>,
     /// Every file that came from the channel.
@@ -121,6 +125,9 @@ pub struct Seen {
     pub created: Option<Timestamp>,
     /// The digest of its payload.
     pub list: Digest,
+    /// The rollout it is a step of. All steps have the same packages: what was refused of one is refused of the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutId>,
     /// Why it was rejected or rolled back, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refused>,
@@ -295,8 +302,8 @@ pub fn old(number: usize) -> String {
 /// See [`RecordError`].
 pub fn read_installed(flash: &impl Flash, path: &'static str) -> Result<Option<Installed>, RecordError> {
     let Some((head, lines)) = read::<InstalledHead, InstalledLine>(flash, path)? else { return Ok(None) };
-    let InstalledHead { channel, sequence, version, list } = head;
-    let mut installed = Installed { channel, sequence, version, list, ..Installed::default() };
+    let InstalledHead { channel, sequence, version, list, rollout } = head;
+    let mut installed = Installed { channel, sequence, version, list, rollout, ..Installed::default() };
     for line in lines {
         match line {
             InstalledLine::Wheel { wheel, version, digest } => {
@@ -325,7 +332,8 @@ pub fn read_installed(flash: &impl Flash, path: &'static str) -> Result<Option<I
 /// # Errors
 /// Of the file system.
 pub fn write_installed(flash: &mut impl Flash, path: &str, installed: &Installed) -> io::Result<()> {
-    let Installed { channel, sequence, version, list, wheels, files, sources, folders } = installed.clone();
+    let Installed { channel, sequence, version, list, rollout, wheels, files, sources, folders } =
+        installed.clone();
     let mut lines: Vec<InstalledLine> = Vec::new();
     for (name, wheel) in &wheels {
         let (wheel, version, digest) = (name.clone(), wheel.version.clone(), wheel.digest);
@@ -343,7 +351,7 @@ pub fn write_installed(flash: &mut impl Flash, path: &str, installed: &Installed
         }));
     }
     lines.extend(folders.into_iter().map(|folder| InstalledLine::Folder { folder }));
-    write_file(flash, path, &text(&InstalledHead { channel, sequence, version, list }, &lines)?)
+    write_file(flash, path, &text(&InstalledHead { channel, sequence, version, list, rollout }, &lines)?)
 }
 
 /// Reads `seen.json`.
@@ -443,6 +451,8 @@ struct InstalledHead {
     version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     list: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rollout: Option<RolloutId>,
 }
 
 #[derive(Serialize, Deserialize)]

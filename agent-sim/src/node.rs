@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    device::{Device, Hardware, Output},
+    device::{Device, Hardware, Output, Traits},
     flash::Flash,
     limits,
     store::BootError,
@@ -45,6 +45,8 @@ pub struct NodeOptions {
     pub trust: Trust,
     /// What it is.
     pub hardware: Hardware,
+    /// What it was told about itself.
+    pub traits: Traits,
     /// The times it goes by.
     pub timing: Timing,
     /// Decides the lengths of its pauses.
@@ -133,8 +135,9 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
-    let NodeOptions { node, channel, trust, hardware, timing, seed, .. } = options.clone();
-    let mut device = Device::off(flash, &node, channel, hardware, timing, seed).believing(trust);
+    let NodeOptions { node, channel, trust, hardware, traits, timing, seed, .. } = options.clone();
+    let mut device =
+        Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits).believing(trust);
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -148,6 +151,13 @@ pub async fn run<F: Flash>(
     let mut turn = None;
     let mut falling = Falls::default();
     let ended = loop {
+        // Before anything else may happen, its confirmation not least.
+        if let Report { state: State { phase: Phase::Confirming, version, .. }, list: Some(list), .. } =
+            device.report()
+            && weather.crashes(clock.now(), *list, version.as_deref())
+        {
+            return Ok(Ended::Crashed);
+        }
         let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at)].into_iter().flatten().min();
         let wait = due.map(|due| due.saturating_sub(clock.now()));
         let incoming = tokio::select! {
@@ -216,12 +226,6 @@ pub async fn run<F: Flash>(
                  channels, packages and its own topics"
             )));
         }
-        if let Report { state: State { phase: Phase::Confirming, .. }, list: Some(list), .. } =
-            device.report()
-            && weather.crashes(clock.now(), *list)
-        {
-            return Ok(Ended::Crashed);
-        }
     };
     connection.say_goodbye().await;
     Ok(ended)
@@ -260,6 +264,9 @@ impl NodeOptions {
     fn event(&self, message: Message, clock: Option<i64>) -> Option<Event> {
         let Message { topic, payload, retained } = message;
         let wall = clock.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        if let Some(sequence) = self.channel.history_sequence(&topic) {
+            return Some(Event::List { source: Source::History(sequence), payload, wall });
+        }
         match Topic::parse(&topic).ok()? {
             Topic::Channel(channel) if channel == self.channel => {
                 Some(Event::List { source: Source::Channel, payload, wall })

@@ -3,7 +3,9 @@
 use std::io;
 
 use jiff::Timestamp;
-use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError, root::RootError, signed::Distrust};
+use mpypi_protocol::{
+    ChannelName, Digest, PackageId, list::ListError, rollout::RolloutError, root::RootError, signed::Distrust,
+};
 
 use crate::{journal::RecordError, limits, wheel::WheelError};
 
@@ -67,6 +69,17 @@ pub enum Refusal {
         expires: Timestamp,
         /// What the device's clock says.
         now: Timestamp,
+    },
+    /// The list says whose turn it is in a way that this agent cannot read: it holds.
+    #[error("bad-rollout: {0}")]
+    BadRollout(#[source] RolloutError),
+    /// What should be the base of a rollout is another release.
+    #[error("wrong-base: the release in the history as {wanted} is {found}")]
+    WrongBase {
+        /// The sequence that the rollout names.
+        wanted: u64,
+        /// What the list found there says.
+        found: String,
     },
     /// No wheel of a package runs on this device.
     #[error("no-fit: wheel `{name}` is for `{}`; this device is `{device}`", tags.join("`, `"))]
@@ -217,6 +230,8 @@ impl Refusal {
             | Refusal::Reused { .. }
             | Refusal::Unsequenced { .. }
             | Refusal::Expired { .. }
+            | Refusal::BadRollout(_)
+            | Refusal::WrongBase { .. }
             | Refusal::NoFit { .. }
             | Refusal::Conflict(_)
             | Refusal::TooLarge { .. }

@@ -287,7 +287,7 @@ impl Simulation {
         let report = device.report();
         if report.state.phase == Phase::Confirming
             && let Some(list) = report.list
-            && node.weather.crashes(now, list)
+            && node.weather.crashes(now, list, report.state.version.as_deref())
         {
             self.note(number, "crashed");
             self.turn_off(number, None, START);

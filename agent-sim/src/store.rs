@@ -7,7 +7,7 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `installed.jsonl` | what came from the channel: `channel`, `sequence`, `version`, `list`; then `{"wheel":name,"version":…,"digest":…}`; then `{"file":path,"digest":…,"wheel":name}`, sorted by path and wheel, once for each wheel that brings the file, and without `wheel` for a src file; then `{"folder":path}` for each folder made, sorted as if a `/` ended the path |
+//! | `installed.jsonl` | what came from the channel: `channel`, `sequence`, `version`, `list`, `rollout`; then `{"wheel":name,"version":…,"digest":…}`; then `{"file":path,"digest":…,"wheel":name}`, sorted by path and wheel, once for each wheel that brings the file, and without `wheel` for a src file; then `{"folder":path}` for each folder made, sorted as if a `/` ended the path |
 //! | `seen.json` | the newest list accepted: see [`Seen`] |
 //! | `root.json` | the newest root that was verified, to the letter as it came; replaced as `seen.json` is |
 //! | `journal.json` | the release being put in place, or back: `step`, `boots`, `reason`, `seen`; absent at rest |
@@ -385,6 +385,7 @@ impl<F: Flash> Store<F> {
             sequence: release.sequence(),
             version: release.version(),
             list: Some(release.digest()),
+            rollout: release.seen().rollout,
             wheels,
             folders: self.installed.folders.iter().chain(&folders).filter(of_ours).cloned().collect(),
             files,
@@ -477,7 +478,7 @@ impl<F: Flash> Store<F> {
         Ok(Boot::Confirming { seen })
     }
 
-    /// `next.jsonl` becomes what is installed, and `seen` the newest list accepted.
+    /// `next.jsonl` becomes what is installed, and `seen` the newest list accepted, unless a newer one was.
     fn finish(&mut self, seen: Seen) -> Result<(), RecordError> {
         if let Some(next) = journal::read_installed(&self.flash, NEXT)? {
             let left: Vec<_> = self.installed.folders.difference(&next.folders).collect();
@@ -489,7 +490,8 @@ impl<F: Flash> Store<F> {
             rename().map_err(|source| RecordError::Flash { path: NEXT, source })?;
             self.installed = next;
         }
-        let end = self.write_seen(seen).and_then(|()| self.end());
+        let written = if self.has_seen_newer(&seen) { Ok(()) } else { self.write_seen(seen) };
+        let end = written.and_then(|()| self.end());
         end.map_err(|source| RecordError::Flash { path: JOURNAL, source })
     }
 
@@ -497,10 +499,21 @@ impl<F: Flash> Store<F> {
         let plan = journal::read_plan(&self.flash)?;
         undo(&mut self.flash, &plan)?;
         let error = journal.reason.unwrap_or_else(|| Refusal::ToldTo.text());
-        let seen = Seen { refused: Some(Refused { error, rolled_back: true }), ..journal.seen };
-        self.write_seen(seen.clone())?;
+        let refused = Some(Refused { error, rolled_back: true });
+        let seen = Seen { refused: refused.clone(), ..journal.seen };
+        match self.seen.clone().filter(|_| self.has_seen_newer(&seen)) {
+            // The list that named it as a base: with that it is not to be tried again.
+            Some(newer) => self.write_seen(Seen { refused, ..newer })?,
+            None => self.write_seen(seen.clone())?,
+        }
         self.end()?;
         Ok(seen)
+    }
+
+    /// Whether the release that `seen` is about is the base of a newer list: nothing older than that may be believed.
+    fn has_seen_newer(&self, seen: &Seen) -> bool {
+        let newest = self.seen.as_ref().filter(|newest| newest.channel == seen.channel);
+        newest.is_some_and(|newest| newest.sequence > seen.sequence)
     }
 
     /// The last steps of a journal, whichever way it went.

@@ -16,7 +16,7 @@ use mpypi_protocol::{
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use crate::{
-    device::{Device, Hardware, Output},
+    device::{Device, Hardware, Output, Traits},
     flash::{Flash, Memory},
     limits,
     store::BootError,
@@ -156,6 +156,10 @@ impl<F: Flash> Bench<F> {
         Ok(bench)
     }
 
+    pub(crate) fn with_traits(self, traits: Traits) -> Bench<F> {
+        Bench { device: self.device.with_traits(traits), ..self }
+    }
+
     /// Retains a release's packages and list; who is subscribed gets the list.
     pub(crate) fn publish(&mut self, release: &Release) {
         self.retained.extend(release.packages.clone());
@@ -188,6 +192,10 @@ impl<F: Flash> Bench<F> {
         match Topic::parse(&topic).unwrap() {
             Topic::Package(id) => self.give(Event::Package { id, payload })?,
             Topic::Channel(_) => self.give(list(Source::Channel, payload))?,
+            _ if channel().history_sequence(&topic).is_some() => {
+                let sequence = channel().history_sequence(&topic).unwrap_or_default();
+                self.give(list(Source::History(sequence), payload))?;
+            }
             _ => self.give(list(Source::Cmd, payload))?,
         }
         Ok(true)

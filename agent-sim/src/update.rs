@@ -16,10 +16,12 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, NodeId, PackageId, Root, Runtime, Trust, UpdateList,
+    ChannelName, Digest, Entry, NodeId, PackageId, Rollout, Root, Runtime, Trust, UpdateList,
     limits::SUBSCRIBE_FILTERS,
     list::Command,
     node::{Phase, State},
+    query::Facts,
+    rollout::{Consent, Moment, RolloutId},
     root::{self, SignedRoot},
     topic::NodeSubject,
 };
@@ -27,6 +29,7 @@ use mpypi_protocol::{
 use crate::{
     accept::Accepted,
     backoff::Backoff,
+    device::{AGENT, FIRMWARE, Traits},
     journal::{Refused, Seen},
     limits,
     refusal::{Refusal, Verdict},
@@ -100,6 +103,8 @@ pub enum Source {
     Channel,
     /// On the node's `cmd` topic, for this node alone.
     Cmd,
+    /// Retained, in the channel's history, as that of this sequence.
+    History(u64),
 }
 
 /// Which release runs.
@@ -111,6 +116,8 @@ pub struct Running {
     pub version: Option<String>,
     /// The digest of its list.
     pub list: Option<Digest>,
+    /// The rollout that its list was a step of.
+    pub rollout: Option<RolloutId>,
     /// How many files of it are on the device.
     pub files: usize,
 }
@@ -224,9 +231,11 @@ impl Default for Timing {
 /// The update of one device.
 #[derive(Debug)]
 pub struct Updater {
+    node: NodeId,
     channel: ChannelName,
     trust: Trust,
     runtime: Runtime,
+    traits: Traits,
     cmd: String,
     timing: Timing,
     rng: fastrand::Rng,
@@ -237,8 +246,10 @@ pub struct Updater {
     running: Running,
     seen: Option<Seen>,
     activity: Activity,
+    /// A list that is not to be applied, or not yet.
+    held: Option<Held>,
     /// A list that came while a release was being put in place.
-    queued: Option<(Bytes, Option<Timestamp>)>,
+    queued: Option<Arrived>,
     /// The next list is to be compared with the device even if it is what is installed.
     recheck: bool,
     /// How often the list named here was tried.
@@ -277,6 +288,31 @@ enum Activity {
     Confirming { confirm_at: Option<Duration>, keeping: bool },
 }
 
+/// A list that is accepted and not applied: whose turn it is, it says itself.
+#[derive(Debug)]
+struct Held {
+    release: Accepted,
+    /// What it says; `None` if that cannot be read.
+    rollout: Option<Rollout>,
+    seen_at: Duration,
+    /// What the device's clock said then.
+    wall: Option<Timestamp>,
+    /// Whether an operator ordered it.
+    ordered: bool,
+    /// When to look again.
+    until: Option<Duration>,
+    /// The base that was asked for.
+    base: Option<u64>,
+}
+
+/// A list that came.
+#[derive(Debug)]
+struct Arrived {
+    payload: Bytes,
+    at: Duration,
+    wall: Option<Timestamp>,
+}
+
 #[derive(Debug, Clone)]
 struct Job {
     release: Accepted,
@@ -299,12 +335,15 @@ impl Updater {
             total: 0,
             error: None,
             attempt: 0,
+            held: None,
             extra: serde_json::Map::new(),
         };
         Updater {
+            node: node.clone(),
             channel,
             trust: Trust::Anyone,
             runtime,
+            traits: Traits::default(),
             cmd: node.topic(NodeSubject::Cmd),
             timing,
             rng: fastrand::Rng::with_seed(seed),
@@ -314,6 +353,7 @@ impl Updater {
             running: Running::default(),
             seen: None,
             activity: Activity::Resting,
+            held: None,
             queued: None,
             recheck: false,
             tried: None,
@@ -326,6 +366,11 @@ impl Updater {
     #[must_use]
     pub fn believing(self, trust: Trust) -> Updater {
         Updater { trust, ..self }
+    }
+
+    /// Tells the device about itself.
+    pub fn set_traits(&mut self, traits: Traits) {
+        self.traits = traits;
     }
 
     /// Where the update stands.
@@ -348,7 +393,11 @@ impl Updater {
             _ => None,
         };
         let check = self.connected.then_some(self.check_at);
-        activity.into_iter().chain(progress).chain(check).min()
+        let turn = match self.activity {
+            Activity::Resting => self.held.as_ref().and_then(|held| held.until),
+            _ => None,
+        };
+        activity.into_iter().chain(progress).chain(check).chain(turn).min()
     }
 
     /// Takes an event in; says what is to be done, in this order.
@@ -359,7 +408,7 @@ impl Updater {
             Event::Booted(start) => self.booted(now, *start, out),
             Event::Connected => self.greet(now, out),
             Event::Disconnected => self.disconnected(out),
-            Event::List { source, payload, wall } => self.list(source, payload, wall, out),
+            Event::List { source, payload, wall } => self.list(now, source, payload, wall, out),
             Event::Root { number, payload } => self.root(number, &payload, out),
             Event::Package { id, payload } => self.package(now, &id, payload, out),
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
@@ -381,6 +430,8 @@ impl Updater {
         {
             self.trust = Trust::Root(Root::trusted(root).into());
         }
+        // Whether it is its turn, the list says that comes next.
+        self.held = None;
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
         let recovers = matches!((&boot, &before), (Boot::Rest, Activity::Recovering { .. }));
         match (boot, before) {
@@ -393,7 +444,7 @@ impl Updater {
             }
             (Boot::RolledBack { seen }, _) => self.rest_on_refused(&seen),
         }
-        self.take_queued(out);
+        self.take_queued(now, out);
         // Truth is what is retained, not what came before the restart. A commit that failed has its tries: the
         // same list once more would give it new ones, for ever.
         if self.connected && !recovers {
@@ -476,7 +527,17 @@ impl Updater {
         }
     }
 
-    fn list(&mut self, source: Source, payload: Bytes, wall: Option<Timestamp>, out: &mut Effects) {
+    fn list(
+        &mut self,
+        now: Duration,
+        source: Source,
+        payload: Bytes,
+        wall: Option<Timestamp>,
+        out: &mut Effects,
+    ) {
+        if let Source::History(sequence) = source {
+            return self.base(sequence, &payload, out);
+        }
         let list = match UpdateList::parse(&payload) {
             Ok(list) => list,
             Err(_) if payload.is_empty() => {
@@ -493,7 +554,7 @@ impl Updater {
         if source == Source::Cmd {
             for entry in list.entries() {
                 if let Entry::Command(command, _) = entry {
-                    self.command(*command, out);
+                    self.command(now, *command, out);
                 }
             }
             // Orders alone are no list: nothing is to be removed because of them.
@@ -505,17 +566,31 @@ impl Updater {
             Activity::Resting
             | Activity::Surveying(_)
             | Activity::Fetching { .. }
-            | Activity::Pausing { .. } => self.judge(list, &payload, wall, out),
+            | Activity::Pausing { .. } => self.judge(now, list, &payload, (now, wall), out),
             Activity::Staging(_)
             | Activity::Committing(_)
             | Activity::Recovering { .. }
             | Activity::Restarting
-            | Activity::Confirming { .. } => self.queued = Some((payload, wall)),
+            | Activity::Confirming { .. } => self.queued = Some(Arrived { payload, at: now, wall }),
         }
     }
 
-    fn command(&mut self, command: Command, out: &mut Effects) {
+    fn command(&mut self, now: Duration, command: Command, out: &mut Effects) {
         match (command, &self.activity) {
+            (Command::Install, Activity::Resting) if self.held.is_some() => {
+                if let Some(held) = &mut self.held {
+                    held.ordered = true;
+                }
+                self.take_turn(now, out);
+                if self.held.is_some() {
+                    out.push(Effect::Log(
+                        "not installing: the release is not for this node, or not yet".into(),
+                    ));
+                }
+            }
+            (Command::Install, _) => {
+                out.push(Effect::Log("nothing to install: no release waits for an order".into()));
+            }
             (Command::Check, _) => {
                 self.recheck = true;
                 self.tried = None;
@@ -549,13 +624,21 @@ impl Updater {
         wall.max(seen.and_then(|seen| seen.created))
     }
 
-    fn judge(&mut self, list: UpdateList, payload: &Bytes, wall: Option<Timestamp>, out: &mut Effects) {
-        let (digest, now) = (Digest::of(payload), self.time(wall));
+    /// Judges a list that came `at` a time, when the clock said `wall`.
+    fn judge(
+        &mut self,
+        now: Duration,
+        list: UpdateList,
+        payload: &Bytes,
+        (at, wall): (Duration, Option<Timestamp>),
+        out: &mut Effects,
+    ) {
+        let (digest, time) = (Digest::of(payload), self.time(wall));
         let name = list.release().map(|release| (release.sequence, release.version.clone()));
         let empty = name.is_none() && list.packages().next().is_none();
-        let verified = self.trust.verify(&self.channel, payload, now).map_err(Refusal::from);
+        let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);
         let accepted = verified.and_then(|verified| {
-            Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), now)
+            Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
         });
         let release = match accepted {
             Ok(release) => release,
@@ -573,11 +656,13 @@ impl Updater {
         if empty && self.running.files == 0 {
             // What a channel that nobody published to answers.
             self.abandon(out);
+            self.held = None;
             self.rest_on_running();
             return;
         }
         if self.running.list == Some(digest) && !self.recheck {
             self.abandon(out);
+            self.held = None;
             self.remember(&release, out);
             // The same list once more, as after the restart, leaves what is told about its download.
             if self.shown.list != Some(digest) || self.shown.state.phase != Phase::Idle {
@@ -586,26 +671,147 @@ impl Updater {
             }
             return;
         }
-        if let Some(seen) = self.seen.clone().filter(|seen| seen.list == digest && seen.refused.is_some()) {
+        if self.is_refused(&release) {
             self.abandon(out);
-            self.rest_on_refused(&seen);
+            self.held = None;
+            // The next step of a rollout brings what the last one did.
+            self.remember(&release, out);
+            if let Some(seen) = self.seen.clone() {
+                self.rest_on_refused(&seen);
+            }
             return;
         }
+        self.remember(&release, out);
+        let before = self.held.take().filter(|held| held.release.digest() == digest);
+        let held = match (before, release.rollout()) {
+            (_, Ok(None)) => return self.begin(release, out),
+            (Some(held), Ok(Some(_))) => Held { wall: held.wall.or(wall), ..held },
+            (None, Ok(rollout)) => Held::new(release, rollout, at, wall),
+            (_, Err(error)) => {
+                let refusal = Refusal::BadRollout(error);
+                out.push(Effect::Log(format!("a list is held: {}", refusal.text())));
+                self.abandon(out);
+                self.held = Some(Held::new(release, None, at, wall));
+                self.rest_on_running();
+                self.shown.state.error = Some(refusal.text());
+                return;
+            }
+        };
+        self.held = Some(held);
+        self.take_turn(now, out);
+    }
+
+    /// Applies the list that is held if it is the node's turn now; sees to it that it is looked at again if it may be later.
+    fn take_turn(&mut self, now: Duration, out: &mut Effects) {
+        let Some(mut held) = self.held.take() else { return };
+        match self.turn(now, &held) {
+            Turn::Now => return self.begin(held.release, out),
+            Turn::At(until) => held.until = Some(until),
+            Turn::Never => held.until = None,
+        }
+        self.abandon(out);
+        // A node without anything is of no use: meanwhile it takes what others had before.
+        let base = held.rollout.as_ref().and_then(|rollout| rollout.base);
+        let base = base.filter(|_| self.running.list.is_none() && self.running.files == 0);
+        if let Some(base) = base {
+            held.base = Some(base);
+            out.push(Effect::Subscribe(vec![self.channel.history(base)]));
+        }
+        self.held = Some(held);
+        self.rest_on_running();
+    }
+
+    /// Whether it is the node's turn to apply a list.
+    fn turn(&self, now: Duration, held: &Held) -> Turn {
+        // A bad release is left whoever's turn it is.
+        if self.running.sequence.is_some_and(|running| held.release.revokes(running)) {
+            return Turn::Now;
+        }
+        let Some(rollout) = &held.rollout else { return Turn::Never };
+        let is_in = self.running.rollout.as_ref() == Some(&rollout.id);
+        if !is_in && !rollout.admits(&self.facts()) {
+            return Turn::Never;
+        }
+        if is_in || (rollout.consent == Consent::Ordered && !held.ordered) {
+            return if is_in { Turn::Now } else { Turn::Never };
+        }
+        let since = now.saturating_sub(held.seen_at);
+        let moment = Moment {
+            since: since.as_secs(),
+            wall: held.wall.and_then(|wall| wall.checked_add(since).ok()),
+            utc_offset: self.traits.utc_offset.unwrap_or_default(),
+        };
+        let ordered = Rollout { window: None, jitter: 0, ..rollout.clone() };
+        match (if held.ordered { &ordered } else { rollout }).wait(self.node.as_str(), moment) {
+            0 => Turn::Now,
+            // Seconds are whole: a fraction of one may be over already.
+            seconds => Turn::At(held.seen_at + Duration::from_secs(since.as_secs() + seconds)),
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            node: self.node.as_str().into(),
+            runtime: Some(self.runtime.to_string().into()),
+            channel: Some(self.channel.as_str().into()),
+            version: self.running.version.as_deref().map(Into::into),
+            sequence: self.running.sequence,
+            agent: Some(AGENT.into()),
+            firmware: Some(FIRMWARE.into()),
+            labels: std::borrow::Cow::Borrowed(&self.traits.labels),
+        }
+    }
+
+    /// A list of the channel's history came: what a node without anything takes while it waits for its turn.
+    fn base(&mut self, sequence: u64, payload: &Bytes, out: &mut Effects) {
+        out.push(Effect::Unsubscribe(vec![self.channel.history(sequence)]));
+        let is_wanted = self.held.as_ref().is_some_and(|held| held.base == Some(sequence));
+        if !is_wanted || payload.is_empty() || !matches!(self.activity, Activity::Resting) {
+            return;
+        }
+        // It is older than what this node has seen, and may have expired: the newest list vouches for it by its name. But
+        // somebody has signed it who may.
+        let judge = |list| Accepted::judge(list, &self.channel, &self.runtime, None, None);
+        let verified = self.trust.verify(&self.channel, payload, None).map_err(Refusal::from);
+        let release = verified.and_then(judge);
+        let release = release.and_then(|release| match release.sequence() {
+            Some(found) if found == sequence => Ok(release),
+            found => {
+                let found = found.map_or_else(|| "without a sequence".to_owned(), |found| found.to_string());
+                Err(Refusal::WrongBase { wanted: sequence, found })
+            }
+        });
+        match release {
+            Ok(release) => {
+                out.push(Effect::Log(format!("taking release {sequence} until it is this node's turn")));
+                self.begin(release, out);
+            }
+            Err(refusal) => out.push(Effect::Log(format!("no base: {}", refusal.text()))),
+        }
+    }
+
+    /// Applies a list.
+    fn begin(&mut self, release: Accepted, out: &mut Effects) {
         self.recheck = false;
         self.abandon(out);
         for skipped in release.skipped() {
             out.push(Effect::Log(format!("skipping {skipped}")));
         }
-        self.remember(&release, out);
         self.backoff.reset();
         self.shown.state.done = 0;
         self.survey(Job { release, tries: 1 }, out);
     }
 
+    /// Whether a list, or another step of its rollout, was tried and is not to be tried again.
+    fn is_refused(&self, release: &Accepted) -> bool {
+        let new = release.seen();
+        self.seen.as_ref().is_some_and(|seen| seen.refused.is_some() && is_same(seen, &new))
+    }
+
     fn remember(&mut self, release: &Accepted, out: &mut Effects) {
         let mut seen = release.seen();
         match &self.seen {
-            Some(before) if before.list == seen.list => seen.refused = before.refused.clone(),
+            Some(before) if is_same(before, &seen) => seen.refused = before.refused.clone(),
             _ => {}
         }
         if self.seen.as_ref() != Some(&seen) {
@@ -702,7 +908,7 @@ impl Updater {
                 Activity::Committing(job)
             }
             (Answer::Kept(running), Activity::Committing(_) | Activity::Confirming { .. }) => {
-                self.installed(running, out);
+                self.installed(now, running, out);
                 return;
             }
             (Answer::Committed, Activity::Committing(_)) => {
@@ -766,7 +972,7 @@ impl Updater {
                 self.activity = other;
             }
         }
-        self.take_queued(out);
+        self.take_queued(now, out);
     }
 
     /// The release cannot be applied now: try again later, or not.
@@ -815,7 +1021,7 @@ impl Updater {
         }
     }
 
-    fn installed(&mut self, running: Running, out: &mut Effects) {
+    fn installed(&mut self, now: Duration, running: Running, out: &mut Effects) {
         self.running = running;
         let list = self.running.list;
         let State { done, total, attempt, .. } = self.shown.state;
@@ -825,22 +1031,22 @@ impl Updater {
         if self.connected {
             out.push(Effect::Introduce);
         }
-        self.take_queued(out);
+        self.take_queued(now, out);
     }
 
     /// Looks at a list that came while the last one was being put in place.
-    fn take_queued(&mut self, out: &mut Effects) {
+    fn take_queued(&mut self, now: Duration, out: &mut Effects) {
         if !matches!(self.activity, Activity::Resting | Activity::Pausing { .. }) {
             return;
         }
-        if let Some((payload, wall)) = self.queued.take()
+        if let Some(Arrived { payload, at, wall }) = self.queued.take()
             && let Ok(list) = UpdateList::parse(&payload)
         {
             let digest = Digest::of(&payload);
             if self.running.list != Some(digest) {
                 // People see that the last one arrived before the next one starts.
                 out.push(Effect::Report(self.shown.clone()));
-                self.judge(list, &payload, wall, out);
+                self.judge(now, list, &payload, (at, wall), out);
             }
         }
     }
@@ -849,6 +1055,11 @@ impl Updater {
         if self.connected && now >= self.check_at {
             self.check_later(now);
             out.push(Effect::Subscribe(vec![self.channel.topic()]));
+        }
+        let is_due = |held: &Held| held.until.is_some_and(|until| now >= until);
+        if matches!(self.activity, Activity::Resting) && self.held.as_ref().is_some_and(is_due) {
+            self.take_turn(now, out);
+            return;
         }
         match std::mem::replace(&mut self.activity, Activity::Resting) {
             Activity::Fetching { job, open, stall_at, .. } if self.connected && now >= stall_at => {
@@ -880,7 +1091,8 @@ impl Updater {
         // It changes nothing: what is under way goes on, and is what the state is about.
         if matches!(self.activity, Activity::Resting) {
             let (sequence, version) = name.unzip();
-            self.shown.state = State { sequence, version, done: 0, total: 0, ..self.shown.state.clone() };
+            self.shown.state =
+                State { sequence, version, done: 0, total: 0, held: None, ..self.shown.state.clone() };
             self.shown.list = Some(digest);
             self.show_failed(refusal);
         }
@@ -917,6 +1129,7 @@ impl Updater {
             total: 0,
             error: None,
             attempt: 0,
+            held: self.held.as_ref().and_then(|held| held.release.sequence()),
             extra: serde_json::Map::new(),
         };
     }
@@ -940,6 +1153,7 @@ impl Updater {
             done: if same { before.done } else { 0 },
             total: if same { before.total } else { 0 },
             attempt: if same { before.attempt } else { 0 },
+            held: None,
             error: None,
             extra: before.extra,
         };
@@ -973,6 +1187,28 @@ impl Updater {
             out.push(Effect::Report(self.shown.clone()));
         }
     }
+}
+
+/// Whose turn it is.
+enum Turn {
+    /// This node's.
+    Now,
+    /// This node's, at that time.
+    At(Duration),
+    /// Others', as long as nothing changes.
+    Never,
+}
+
+impl Held {
+    fn new(release: Accepted, rollout: Option<Rollout>, at: Duration, wall: Option<Timestamp>) -> Held {
+        Held { release, rollout, seen_at: at, wall, ordered: false, until: None, base: None }
+    }
+}
+
+/// Whether two lists are the same, or steps of the same rollout.
+fn is_same(one: &Seen, other: &Seen) -> bool {
+    one.channel == other.channel
+        && (one.list == other.list || one.rollout.is_some() && one.rollout == other.rollout)
 }
 
 fn unsubscribe(open: &BTreeMap<PackageId, Need>, out: &mut Effects) {

@@ -259,12 +259,13 @@ impl Weather {
         Some(Cut { at, torn: self.rng.bool(), loses: self.rng.bool() })
     }
 
-    /// Whether the application crashes, having run `release`, which waits to be confirmed.
-    pub fn crashes(&mut self, now: Duration, release: Digest) -> bool {
+    /// Whether the application crashes, having run `release` of this version, which waits to be confirmed.
+    pub fn crashes(&mut self, now: Duration, release: Digest, version: Option<&str>) -> bool {
+        let broken = self.profile.application.broken_version.as_deref();
         match self.crashes {
             Crashes::Never => false,
             // No fault of the day: the release is at fault, and stays so.
-            Crashes::Always => true,
+            Crashes::Always => broken.is_none_or(|broken| version == Some(broken)),
             Crashes::Once => !self.is_calm(now) && self.crashed.replace(release) != Some(release),
         }
     }
@@ -315,7 +316,7 @@ mod tests {
                 assert_eq!(falling.iter().map(|falling| &falling.payload).collect::<Vec<_>>(), [&payload]);
             }
             assert!(weather.next_turn(SECOND).is_none() && weather.next_cut(SECOND).is_none());
-            assert!(!weather.crashes(SECOND, Digest::EMPTY) && weather.room(SECOND).is_none());
+            assert!(!weather.crashes(SECOND, Digest::EMPTY, None) && weather.room(SECOND).is_none());
         }
     }
 
@@ -348,9 +349,9 @@ mod tests {
     fn a_crash_strikes_a_release_once_and_a_broken_one_always() {
         let crashing = Profile::parse("[application]\ncrashes = \"100%\"").unwrap();
         let mut weather = Weather::draw(&crashing, 1, 1, None);
-        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY)), [true, false, false]);
+        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY, None)), [true, false, false]);
         let broken = Profile::parse("[application]\nbroken = \"100%\"").unwrap();
         let mut weather = Weather::draw(&broken, 1, 1, Some(Duration::ZERO));
-        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY)), [true; 3]);
+        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY, None)), [true; 3]);
     }
 }

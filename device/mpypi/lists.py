@@ -18,13 +18,14 @@ from .refusal import Refused
 from .words import channel_problem, consists, is_digest
 
 _KEYS = {
-    "release": ("channel", "sequence", "version", "created", "expires"),
+    "release": ("channel", "sequence", "version", "created", "expires", "epoch", "previous"),
     "wheel": ("name", "version", "pkg_sha256", "size", "tag"),
     "src": ("path", "pkg_sha256", "size"),
     "firmware": ("name", "version", "target", "pkg_sha256", "size"),
     "signature": ("key", "alg", "sig"),
 }
-_OPTIONAL = ("created", "expires", "size", "tag", "target")
+_OPTIONAL = ("created", "expires", "epoch", "previous", "size", "tag", "target")
+_NUMBERS = ("sequence", "epoch", "size")
 # What a key's value is when it is no text and no number.
 _OTHER = object()
 _HASH = const(6)  # bytes of a name's digest that stand for it
@@ -34,7 +35,7 @@ def bad(problem):
     return Refused("bad-list", problem)
 
 
-class _Json:
+class Reader:
     """JSON from a file, token by token."""
 
     def __init__(self, file):
@@ -119,6 +120,13 @@ class _Json:
                 raise bad("not JSON: a value is missing")
         return text
 
+    def byte(self):
+        """The next byte, even if it is white space; `None` at the end."""
+        if self.at == self.end and not self.more():
+            return None
+        self.at += 1
+        return self.data[self.at - 1]
+
     def skip(self, depth):
         """Goes on behind the value that begins here."""
         kinds = 0  # of the brackets open, as bits
@@ -164,7 +172,7 @@ def _hex4(text):
     return value
 
 
-def _unescaped(text):
+def unescaped(text):
     """What a string's bytes mean."""
     try:
         if b"\\" in text:
@@ -201,7 +209,7 @@ def _unescaped(text):
 def read(path):
     """Yields every entry of the list in the file `path`, checked by itself."""
     with open(path, "rb") as file:
-        json = _Json(file)
+        json = Reader(file)
         if not json.take(91):
             raise bad("an update list is a JSON array" if json.peek() else "not JSON: there is nothing")
         index = 0
@@ -225,14 +233,11 @@ def tail(path, offset):
     """The entry behind the `,` at `offset`, which must be the last one, and nothing but `]` may follow."""
     with open(path, "rb") as file:
         file.seek(offset + 1)
-        json = _Json(file)
+        json = Reader(file)
         entry = _entry(json)
         # Byte by byte: white space is something, too.
-        for expected in (93, None):
-            more = json.at < json.end or json.more()
-            if (json.data[json.at] if more else None) != expected:
-                raise bad("something else than `]` follows the signature")
-            json.at += 1
+        if json.byte() != 93 or json.byte() is not None:
+            raise bad("something else than `]` follows the signature")
     return entry
 
 
@@ -243,7 +248,7 @@ def _entry(json):
     more = not json.take(125)
     while more:
         key = json.string()
-        key = key and _unescaped(key)
+        key = key and unescaped(key)
         if not json.take(58):
             raise bad("not JSON: `:` is missing")
         byte = json.peek()
@@ -253,10 +258,10 @@ def _entry(json):
             value = json.string()
             if value is None:
                 raise bad("`%s` is longer than %d bytes" % (key, limits.VALUE))
-            found[key] = _unescaped(value)
+            found[key] = unescaped(value)
         elif byte in b"-0123456789":
             value = json.plain()
-            found[key] = int(value) if _is_whole(value) else _OTHER
+            found[key] = int(value) if is_whole(value) else _OTHER
         else:
             json.skip(2)
             found[key] = _OTHER
@@ -266,7 +271,8 @@ def _entry(json):
     return _checked(found)
 
 
-def _is_whole(digits):
+def is_whole(digits):
+    """Whether a number is a whole one of at most 64 bits."""
     for digit in digits:
         if digit not in b"0123456789":
             return False
@@ -283,19 +289,21 @@ def _checked(found):
         if value is None:
             if key not in _OPTIONAL:
                 raise bad("`%s` is missing" % key)
-        elif isinstance(value, int) != (key in ("sequence", "size")) or value is _OTHER:
+        elif isinstance(value, int) != (key in _NUMBERS) or value is _OTHER:
             raise bad("`%s` is not what it should be" % key)
         else:
             problem = _problem(kind, key, value)
             if problem:
                 raise bad("`%s`: %s" % (key, problem))
             entry[key] = value
+    if kind == "release":
+        entry["more"] = "revoked" in found or "rollout" in found
     return entry
 
 
 def _problem(kind, key, value):
     """What is wrong with a value of the right type."""
-    if key in ("sequence", "size", "sig"):
+    if key in _NUMBERS or key == "sig":
         return None
     if key == "path":
         try:
@@ -307,12 +315,12 @@ def _problem(kind, key, value):
         return None
     if key == "channel":
         return channel_problem(value)
-    if key == "pkg_sha256":
+    if key in ("pkg_sha256", "previous"):
         if is_digest(value):
             return None
         return "a digest is 64 lowercase hexadecimal digits, not `%s`" % value[:80]
     if key in ("created", "expires"):
-        if _is_time(value):
+        if is_time(value):
             return None
         return "`%s` is no time in UTC such as `2026-11-20T10:00:00Z`" % value[:40]
     data = value.encode()
@@ -328,7 +336,8 @@ def _problem(kind, key, value):
     return None
 
 
-def _is_time(text):
+def is_time(text):
+    """Whether a text is a time in UTC such as `2026-11-20T10:00:00Z`."""
     data = text.encode()
     if len(data) < 20 or data[-1] != 90:
         return False
@@ -352,7 +361,8 @@ def _is_time(text):
     )
 
 
-_ALL = set(["type"])
+# What a release may say beside is read by `nested`.
+_ALL = set(("type", "revoked", "rollout"))
 for _keys in _KEYS.values():
     _ALL.update(_keys)
 
@@ -375,8 +385,8 @@ def check(path, rank):
     `rank(tag)` says how well a wheel with that tag suits this device: 0 not at all; of several wheels of one
     name, the first of the highest rank is taken.
 
-    -> `release`: its entry; `packages`: whether the list names any; `orders`: `check`, `rollback`, `restart`,
-    in order;
+    -> `release`: its entry; `packages`: whether the list names any; `orders`: `check`, `install`, `rollback`,
+    `restart`, in order;
     `ours`: a bitmap of the entries that are wheels and files for this device; `unfit`: a wheel, if none of
     its name suits this device; `skipped`: what is not for this agent, for people
     """
@@ -421,7 +431,7 @@ def check(path, rank):
                 skipped.append("firmware `%s %s`" % (name, entry["version"]))
         elif kind == "signature":
             signed = True
-        elif kind in ("check", "rollback", "restart"):
+        elif kind in ("check", "install", "rollback", "restart"):
             orders.append(kind)
         elif len(skipped) < 4:
             skipped.append("an entry of unknown type `%s`" % kind[:40])

@@ -7,14 +7,22 @@ from .store import Store
 
 async def run(agent):
     store = Store(agent.root)
-    kind, seen = store.boot()
+    found, seen = store.boot()
     agent.root = store.root
+    if isinstance(agent.keys, str):
+        with open(agent.keys, "rb") as file:
+            kind = file.read(1)
+        if kind == b"[":
+            # Not plain keys, but a root that says whose they are.
+            from . import roots
+
+            roots.begin(agent)
     agent.folder = store.root + "/.mpypi/"
     agent.head = store.head
-    if kind == "restart":
+    if found == "restart":
         agent.restarting = True
         return "leave"
-    if kind == "confirming":
+    if found == "confirming":
         agent.show("confirming", seen)
         agent.confirming = True
         if agent.confirm_after is not None:

@@ -13,6 +13,8 @@
 //! | [`key`] | public keys and what they signed |
 //! | [`root`] | whose signatures count: the chain of roots |
 //! | [`signed`] | what a signature covers, and which lists are believed |
+//! | [`rollout`] | whose turn it is to take a release |
+//! | [`query`] | which nodes a rollout is for |
 //! | [`node`] | what a device says about itself |
 //! | [`wheel`] | the texts inside a wheel |
 //! | [`tag`] | which devices a wheel is for |
@@ -29,6 +31,8 @@ pub mod list;
 pub mod node;
 pub mod package;
 pub mod path;
+pub mod query;
+pub mod rollout;
 pub mod root;
 pub mod signed;
 pub mod tag;
@@ -41,6 +45,8 @@ pub use key::{KeyId, PublicKey};
 pub use list::{Entry, UpdateList};
 pub use package::PackageId;
 pub use path::FilePath;
+pub use query::Query;
+pub use rollout::Rollout;
 pub use root::Root;
 pub use signed::{Trust, Verified};
 pub use tag::{Runtime, Tag};

@@ -34,7 +34,7 @@ pub enum Entry {
     Firmware(Firmware),
     /// `signature`: who vouches for everything before it.
     Signature(Signature),
-    /// `check`, `rollback` or `restart`: an order, in lists sent to one node.
+    /// `check`, `install`, `rollback` or `restart`: an order, in lists sent to one node.
     Command(Command, Map<String, Value>),
     /// Any other `type`, kept as it came.
     Unknown(Map<String, Value>),
@@ -59,7 +59,7 @@ pub struct Release {
     pub previous: Option<Digest>,
     /// Sequences of releases that must not run any more.
     pub revoked: Vec<u64>,
-    /// Other keys, `rollout` among them.
+    /// Other keys, `rollout` among them: see [`Rollout::of`](crate::rollout::Rollout::of).
     pub extra: Map<String, Value>,
 }
 
@@ -128,6 +128,8 @@ pub struct Signature {
 pub enum Command {
     /// Read the channel again now.
     Check,
+    /// Install now what waits for an order, for its time of day or for its turn in the jitter.
+    Install,
     /// Go back to the release before the present one.
     Rollback,
     /// Restart.
@@ -323,6 +325,7 @@ impl Entry {
             Entry::Firmware(_) => "firmware",
             Entry::Signature(_) => "signature",
             Entry::Command(Command::Check, _) => "check",
+            Entry::Command(Command::Install, _) => "install",
             Entry::Command(Command::Rollback, _) => "rollback",
             Entry::Command(Command::Restart, _) => "restart",
             Entry::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or_default(),
@@ -350,7 +353,8 @@ impl Entry {
             Some(other) => return Err(mismatch("type", "a string", other)),
             None => return Err(Problem::Missing("type")),
         };
-        let known = ["release", "wheel", "src", "firmware", "signature", "check", "rollback", "restart"];
+        let known =
+            ["release", "wheel", "src", "firmware", "signature", "check", "install", "rollback", "restart"];
         if !known.contains(&kind.as_str()) {
             return Ok(Entry::Unknown(fields.0));
         }
@@ -402,6 +406,7 @@ impl Entry {
                 extra: fields.0,
             }),
             "check" => Entry::Command(Command::Check, fields.0),
+            "install" => Entry::Command(Command::Install, fields.0),
             "rollback" => Entry::Command(Command::Rollback, fields.0),
             _ => Entry::Command(Command::Restart, fields.0),
         })
@@ -560,7 +565,7 @@ impl Fields {
 }
 
 /// The shape of RFC 3339 that every device can read: UTC, `T` and `Z`, a fraction if need be.
-fn is_utc_time(text: &str) -> bool {
+pub(crate) fn is_utc_time(text: &str) -> bool {
     let Some((time, zone)) = text.strip_suffix('Z').and_then(|time| time.split_at_checked(19)) else {
         return false;
     };

@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::{ChannelName, KeyId};
 
 use crate::{
-    commands::{install, keys, log, publish, rehearse, reissue, status, verify, watch},
+    commands::{install, keys, log, publish, rehearse, reissue, rollout, status, verify, watch},
     keys::Keys,
     publish::Harm,
     signing::Signing,
@@ -30,6 +30,8 @@ Examples:
                                           what the release does to a hundred simulated devices
   mpypi rollback dev --to 41              go back, deliberately, to what release 41 was
   mpypi keys new dev-2026                 make a key that signs a channel's releases
+  mpypi rollout channels/dev --steps 1%,10%,100%
+                                          publish to few devices first, and go on while all is well
   mpypi status dev                        show the release of a channel and its devices
   mpypi status --broker mqtts://hub.local --ca ca.pem
                                           ask a broker over TLS, whose certificate a private CA made
@@ -56,6 +58,8 @@ enum Command {
     Verify(verify::Args),
     /// Make, list, rotate, revoke and export keys, and the roots that say who may sign
     Keys(keys::Args),
+    /// Publish a release to few devices first, and stop by itself when it goes wrong
+    Rollout(rollout::Args),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -125,6 +129,7 @@ impl Cli {
             Command::Log(args) => log::run(args).await,
             Command::Verify(args) => verify::run(args).await,
             Command::Keys(args) => keys::run(args).await,
+            Command::Rollout(args) => rollout::run(args).await,
             Command::Install(args) => install::run(args).await,
         }
     }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, NodeId, PackageId, UpdateList,
+    ChannelName, Digest, Entry, NodeId, PackageId, Rollout, UpdateList,
     list::{ListError, Release},
     node::Info,
     signed::Distrust,
@@ -46,6 +46,8 @@ pub struct Options {
     pub harm: Harm,
     /// Whether the list is signed, and with what.
     pub signing: Signing,
+    /// Whose turn it is to take the release; everybody's if `None`.
+    pub rollout: Option<Rollout>,
 }
 
 /// What becomes of a release that would harm Mpy-BLOX nodes.
@@ -671,6 +673,7 @@ impl<O: Observer> Run<'_, O> {
             revoked: Vec::new(),
             signer,
             entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
+            rollout: self.options.rollout.clone(),
         };
         if !stands {
             return Ok(decide(present.as_ref(), &wanted, Trust::Nothing, self.now)?);

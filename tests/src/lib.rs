@@ -12,6 +12,7 @@
 mod authority;
 mod client;
 pub mod disk;
+pub mod http;
 pub mod mpyblox;
 mod programs;
 mod proxy;

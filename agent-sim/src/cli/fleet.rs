@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context as _;
 use mpypi_agent_sim::{
-    device::Hardware,
+    device::{Hardware, Traits},
     fleet::{FleetOptions, Home, Member, expect::Expectation, profile::Profile, report::Report},
     limits,
     update::Timing,
@@ -114,7 +114,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             sysname: platforms.next().cloned().unwrap_or(usual.sysname),
             mpy: mpys.next().map_or(usual.mpy, |mpy| mpy.0),
         };
-        members.push(Member { node, home, hardware, number: number.into() });
+        members.push(Member { node, home, hardware, traits: Traits::default(), number: number.into() });
     }
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
     let summary = run_fleet(FleetOptions {

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use mpypi_agent_sim::{
-    device::Hardware,
+    device::{Hardware, Traits},
     fleet::{FleetOptions, Home, Member, report::Report},
     update::Timing,
 };
-use mpypi_protocol::NodeId;
+use mpypi_protocol::{NodeId, limits};
 
 use super::{Common, Failure, Mpy, endpoint, parse_mpy, print, run_fleet};
 
@@ -19,6 +19,8 @@ Examples:
       log in as the node `kitchen`
   mpypi-agent run --channel stable --once --json
       apply one release, print the result, exit
+  mpypi-agent run --label room=kitchen --utc-offset 60
+      be in rollouts for kitchens, whose windows are in local time
   mpypi-agent run --mpy 11014 --platform esp32
       take the wheels that an ESP32 with MicroPython 1.23 or later takes";
 
@@ -43,6 +45,13 @@ pub(crate) struct Args {
     /// The platform it stands for, as `esp32`: what wheels for one platform must name.
     #[arg(long, value_name = "NAME", default_value = "mpypi-sim")]
     platform: String,
+    /// A label, for rollouts that ask for it: `--only 'label.room = kitchen'`. May be given more than once.
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// How far its local time is ahead of UTC, in minutes, for rollouts with a window.
+    #[arg(long, value_name = "MINUTES", allow_hyphen_values = true,
+        value_parser = clap::value_parser!(i32).range(-14 * 60..=14 * 60))]
+    utc_offset: Option<i32>,
     /// Exit when one release is applied or has failed.
     #[arg(long)]
     once: bool,
@@ -64,6 +73,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             home: Home::Disk(args.root.clone()),
             number: 1,
             hardware: Hardware { sysname: args.platform, mpy: args.mpy.0 },
+            traits: Traits { labels: args.labels.into_iter().collect(), utc_offset: args.utc_offset },
         }],
         timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
         profile: None,
@@ -84,6 +94,16 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         print(&Report::of(&summary, &[], 0, None).json())?;
     }
     Ok(summary.all_applied())
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let good = |c: char| !c.is_whitespace() && !c.is_control() && !"'\"()=!<>~".contains(c);
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && name.chars().all(good) && text.len() <= limits::TEXT => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err(format!("use `<name>=<value>`, as `room=kitchen`, of at most {} bytes", limits::TEXT)),
+    }
 }
 
 /// The host's name, without what a node's name cannot have.

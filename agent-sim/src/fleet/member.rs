@@ -6,7 +6,7 @@ use mpypi_protocol::{Digest, FilePath, NodeId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    device::Hardware,
+    device::{Hardware, Traits},
     flash::{self, Disk, Flash, Loss, Memory, PowerCut, Tear},
     limits,
     node::{self, Clock, Ended, Happening, NodeOptions},
@@ -23,6 +23,8 @@ pub struct Member {
     pub home: Home,
     /// What it is, if its profile does not say.
     pub hardware: Hardware,
+    /// What it was told about itself.
+    pub traits: Traits,
     /// Its number in its fleet, which decides its fate.
     pub number: u64,
 }
@@ -140,7 +142,8 @@ fn text(error: &BootError) -> String {
 #[must_use]
 pub(super) fn reference(hardware: Hardware, number: usize) -> Member {
     let node = NodeId::new(format!("mpypi-reference-{number}")).expect("a plain word is a name");
-    Member { node, home: Home::Memory, hardware, number: u64::MAX - number as u64 }
+    let number = u64::MAX - number as u64;
+    Member { node, home: Home::Memory, hardware, traits: Traits::default(), number }
 }
 
 #[cfg(test)]

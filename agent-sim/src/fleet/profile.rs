@@ -107,6 +107,8 @@ pub struct Application {
     pub crashes: Share,
     /// Nodes on which it always does: a release that breaks them.
     pub broken: Share,
+    /// The version of the releases that break them; all if there is none.
+    pub broken_version: Option<String>,
 }
 
 /// A profile that comes with the program, or one of the user's.

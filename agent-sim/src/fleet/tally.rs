@@ -506,6 +506,7 @@ mod tests {
             total: 9,
             error: error.map(str::to_owned),
             attempt: 1,
+            held: None,
             extra: serde_json::Map::new(),
         };
         Report { state, list: Some(Digest::of(list.as_bytes())), size: Some(9) }

@@ -3,12 +3,14 @@
 //! | role | reads | writes |
 //! |---|---|---|
 //! | `admin` | everything | everything |
-//! | `publisher` | everything below `mpypi/` | channels, their history, packages, roots, every node's `cmd` and `time` |
+//! | `publisher` | everything below `mpypi/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time` |
 //! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
 //! | `node` | channels, packages, roots, its own topics | its own `info`, `state`, `online`, `log`, `challenge` |
+//! | guest over HTTP | one channel, packages by their digest | nothing |
 //!
 //! A rule file may narrow which channels a node reads.
 
+pub mod devices;
 pub mod gate;
 pub mod users;
 
@@ -44,6 +46,8 @@ pub enum Identity {
     Viewer,
     /// A device, and which channels it may read.
     Node(NodeId, Channels),
+    /// Who did not log in, where one channel is shown to everybody.
+    Guest(ChannelName),
 }
 
 /// Which channels a node may read.
@@ -64,11 +68,12 @@ impl Identity {
         };
         match (self, topic) {
             (Identity::Anyone | Identity::Admin, _) => true,
-            (Identity::Viewer, _) => false,
+            (Identity::Viewer | Identity::Guest(_), _) => false,
             (Identity::Publisher, topic) => matches!(
                 topic,
                 Topic::Channel(_)
                     | Topic::History(..)
+                    | Topic::Rollout(..)
                     | Topic::Package(_)
                     | Topic::Legacy(_)
                     | Topic::Root(_)
@@ -109,6 +114,10 @@ impl Identity {
                 let root = covers("mpypi/keys/root/+", filter);
                 channel || history || package || root || covers(&format!("mpypi/nodes/{own}/#"), filter)
             }
+            Identity::Guest(channel) => {
+                channel.topic() == filter
+                    || (covers("mpypi/packages/#", filter) && !filter.contains(['+', '#']))
+            }
         }
     }
 
@@ -131,6 +140,7 @@ impl fmt::Display for Identity {
             Identity::Publisher => f.write_str("a publisher"),
             Identity::Viewer => f.write_str("a viewer"),
             Identity::Node(node, _) => write!(f, "node `{node}`"),
+            Identity::Guest(_) => f.write_str("who is not logged in"),
         }
     }
 }
@@ -167,6 +177,9 @@ mod tests {
         // Topic: admin, publisher, viewer, node.
         let table: &[(&str, [bool; 4])] = &[
             ("mpypi/channels/dev", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout/lease", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout/order", [true, true, false, false]),
             (package, [true, true, false, false]),
             ("mpypi/nodes/kitchen/info", [true, false, false, true]),
             ("mpypi/nodes/kitchen/state", [true, false, false, true]),

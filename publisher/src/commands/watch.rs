@@ -41,6 +41,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         sequence: None,
         harm,
         signing,
+        rollout: None,
     };
     let lines = if args.json { Lines::Hidden } else { Lines::Shown };
     let mut screen =
