@@ -136,8 +136,8 @@ pub async fn run<F: Flash>(
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
     let NodeOptions { node, channel, trust, hardware, traits, timing, seed, .. } = options.clone();
-    let mut device = Device::off(flash, &node, channel, hardware, timing, seed);
-    device = device.with_traits(traits).believing(trust);
+    let mut device =
+        Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits).believing(trust);
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -264,12 +264,12 @@ impl NodeOptions {
     fn event(&self, message: Message, clock: Option<i64>) -> Option<Event> {
         let Message { topic, payload, retained } = message;
         let wall = clock.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        if let Some(sequence) = self.channel.history_sequence(&topic) {
+            return Some(Event::List { source: Source::History(sequence), payload, wall });
+        }
         match Topic::parse(&topic).ok()? {
             Topic::Channel(channel) if channel == self.channel => {
                 Some(Event::List { source: Source::Channel, payload, wall })
-            }
-            Topic::History(channel, sequence) if channel == self.channel => {
-                Some(Event::List { source: Source::History(sequence), payload, wall })
             }
             // A retained order would be carried out again after every reconnect.
             Topic::Node(node, NodeSubject::Cmd) if node == self.node && !retained => {

@@ -192,7 +192,10 @@ impl<F: Flash> Bench<F> {
         match Topic::parse(&topic).unwrap() {
             Topic::Package(id) => self.give(Event::Package { id, payload })?,
             Topic::Channel(_) => self.give(list(Source::Channel, payload))?,
-            Topic::History(_, sequence) => self.give(list(Source::History(sequence), payload))?,
+            _ if channel().history_sequence(&topic).is_some() => {
+                let sequence = channel().history_sequence(&topic).unwrap_or_default();
+                self.give(list(Source::History(sequence), payload))?;
+            }
             _ => self.give(list(Source::Cmd, payload))?,
         }
         Ok(true)

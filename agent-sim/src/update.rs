@@ -362,15 +362,15 @@ impl Updater {
         }
     }
 
-    /// Tells the device about itself.
-    pub fn set_traits(&mut self, traits: Traits) {
-        self.traits = traits;
-    }
-
     /// The same, which believes lists of nobody else. A root is where its walk begins, unless it got further before.
     #[must_use]
     pub fn believing(self, trust: Trust) -> Updater {
         Updater { trust, ..self }
+    }
+
+    /// Tells the device about itself.
+    pub fn set_traits(&mut self, traits: Traits) {
+        self.traits = traits;
     }
 
     /// Where the update stands.
@@ -425,13 +425,13 @@ impl Updater {
         let Start { boot, running, seen, root } = start;
         self.running = running;
         self.seen = seen;
-        // Whether it is its turn, the list says that comes next.
-        self.held = None;
         if let (Trust::Root(pinned), Some(root)) = (&self.trust, root)
             && root.draft().version > pinned.version()
         {
             self.trust = Trust::Root(Root::trusted(root).into());
         }
+        // Whether it is its turn, the list says that comes next.
+        self.held = None;
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
         let recovers = matches!((&boot, &before), (Boot::Rest, Activity::Recovering { .. }));
         match (boot, before) {
@@ -769,10 +769,11 @@ impl Updater {
         if !is_wanted || payload.is_empty() || !matches!(self.activity, Activity::Resting) {
             return;
         }
-        // It is older than what this node has seen, and may have expired: the newest list vouches for it by its name.
-        let verified = self.trust.verify(&self.channel, payload, self.time(None)).map_err(Refusal::from);
-        let release =
-            verified.and_then(|verified| Accepted::judge(verified, &self.channel, &self.runtime, None, None));
+        // It is older than what this node has seen, and may have expired: the newest list vouches for it by its name. But
+        // somebody has signed it who may.
+        let judge = |list| Accepted::judge(list, &self.channel, &self.runtime, None, None);
+        let verified = self.trust.verify(&self.channel, payload, None).map_err(Refusal::from);
+        let release = verified.and_then(judge);
         let release = release.and_then(|release| match release.sequence() {
             Some(found) if found == sequence => Ok(release),
             found => {

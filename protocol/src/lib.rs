@@ -10,11 +10,11 @@
 //! | [`package`] | package ids and their topics |
 //! | [`topic`] | what an MQTT topic means to us, topic names and filters |
 //! | [`list`] | update lists and their entries |
-//! | [`rollout`] | whose turn it is to take a release |
-//! | [`query`] | which nodes a rollout is for |
 //! | [`key`] | public keys and what they signed |
 //! | [`root`] | whose signatures count: the chain of roots |
 //! | [`signed`] | what a signature covers, and which lists are believed |
+//! | [`rollout`] | whose turn it is to take a release |
+//! | [`query`] | which nodes a rollout is for |
 //! | [`node`] | what a device says about itself |
 //! | [`wheel`] | the texts inside a wheel |
 //! | [`tag`] | which devices a wheel is for |

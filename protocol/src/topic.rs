@@ -193,10 +193,18 @@ impl ChannelName {
         format!("{CHANNELS}{self}")
     }
 
-    /// The topic where the channel's list with this sequence stays when it is replaced.
+    /// The topic that keeps the list of this sequence when another has replaced it.
     #[must_use]
     pub fn history(&self, sequence: u64) -> String {
         format!("{CHANNELS}{self}/history/{sequence}")
+    }
+
+    /// The sequence of the list that the channel's history keeps on `topic`, if it is such a topic.
+    #[must_use]
+    pub fn history_sequence(&self, topic: &str) -> Option<u64> {
+        let digits = topic.strip_prefix(CHANNELS)?.strip_prefix(self.as_str())?.strip_prefix("/history/")?;
+        let sequence = digits.parse().ok()?;
+        (self.history(sequence) == topic).then_some(sequence)
     }
 
     /// The topic for `subject` of the channel's rollout.
@@ -303,18 +311,6 @@ impl Topic {
                 .map(Topic::Channel)
                 .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
         }
-        let rollout = name.strip_prefix(CHANNELS).and_then(|rest| rest.split_once("/rollout"));
-        if let Some((channel, end)) = rollout {
-            let subject = match end {
-                "" => RolloutSubject::Record,
-                "/lease" => RolloutSubject::Lease,
-                "/order" => RolloutSubject::Order,
-                _ => return Ok(Topic::Other(name.to_owned())),
-            };
-            return ChannelName::new(channel)
-                .map(|channel| Topic::Rollout(channel, subject))
-                .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
-        }
         let history = name.strip_prefix(CHANNELS).and_then(|rest| rest.split_once("/history/"));
         if let Some((channel, sequence)) = history.filter(|(_, sequence)| !sequence.contains('/')) {
             let channel = ChannelName::new(channel)
@@ -326,6 +322,18 @@ impl Topic {
                 0 => Err(TopicError::Number { topic: name.to_owned() }),
                 version => Ok(Topic::Root(version)),
             };
+        }
+        let rollout = name.strip_prefix(CHANNELS).and_then(|rest| rest.split_once("/rollout"));
+        if let Some((channel, end)) = rollout {
+            let subject = match end {
+                "" => RolloutSubject::Record,
+                "/lease" => RolloutSubject::Lease,
+                "/order" => RolloutSubject::Order,
+                _ => return Ok(Topic::Other(name.to_owned())),
+            };
+            return ChannelName::new(channel)
+                .map(|channel| Topic::Rollout(channel, subject))
+                .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
         }
         if let Some(id) = name.strip_prefix(PACKAGES) {
             return parse_package(name, id);

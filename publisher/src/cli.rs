@@ -28,10 +28,10 @@ Examples:
   mpypi watch channels/dev                publish at every change
   mpypi rehearse channels/dev --against stable
                                           what the release does to a hundred simulated devices
-  mpypi rollout channels/dev --steps 1%,10%,100%
-                                          publish to few devices first, and go on while all is well
   mpypi rollback dev --to 41              go back, deliberately, to what release 41 was
   mpypi keys new dev-2026                 make a key that signs a channel's releases
+  mpypi rollout channels/dev --steps 1%,10%,100%
+                                          publish to few devices first, and go on while all is well
   mpypi status dev                        show the release of a channel and its devices
   mpypi status --broker mqtts://hub.local --ca ca.pem
                                           ask a broker over TLS, whose certificate a private CA made
@@ -48,8 +48,6 @@ enum Command {
     Status(status::Args),
     /// Publish a release to simulated devices on a bad day, and say whether it harms any
     Rehearse(rehearse::Args),
-    /// Publish a release to few devices first, and stop by itself when it goes wrong
-    Rollout(rollout::Args),
     /// Publish an earlier release of a channel again, under a new number
     Rollback(reissue::RollbackArgs),
     /// Publish what one channel has on another: the very same bytes
@@ -60,6 +58,8 @@ enum Command {
     Verify(verify::Args),
     /// Make, list, rotate, revoke and export keys, and the roots that say who may sign
     Keys(keys::Args),
+    /// Publish a release to few devices first, and stop by itself when it goes wrong
+    Rollout(rollout::Args),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -124,12 +124,12 @@ impl Cli {
             Command::Watch(args) => watch::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Rehearse(args) => rehearse::run(args).await,
-            Command::Rollout(args) => rollout::run(args).await,
             Command::Rollback(args) => reissue::rollback(args).await,
             Command::Promote(args) => reissue::promote(args).await,
             Command::Log(args) => log::run(args).await,
             Command::Verify(args) => verify::run(args).await,
             Command::Keys(args) => keys::run(args).await,
+            Command::Rollout(args) => rollout::run(args).await,
             Command::Install(args) => install::run(args).await,
         }
     }

@@ -146,10 +146,10 @@ pub fn decide(
     if let Some(release) = release
         && trust == Trust::List
         && old == wanted.entries
-        && release.extra.get(rollout::KEY) == wanted.rollout.as_ref().map(Rollout::to_value).as_ref()
         && release.epoch == wanted.epoch
         && wanted.revoked.iter().all(|sequence| release.revoked.contains(sequence))
         && wanted.signer.as_ref().map(KeyId::as_str) == present.and_then(signer)
+        && release.extra.get(rollout::KEY) == wanted.rollout.as_ref().map(Rollout::to_value).as_ref()
         && wanted.sequence.is_none_or(|sequence| sequence == release.sequence)
         && wanted.version.as_ref().is_none_or(|version| *version == release.version)
         && is_fresh(release, wanted.expires_days, now)
@@ -205,21 +205,19 @@ pub fn decide(
     Ok(Decision::Publish(Box::new(Plan { release, list: bytes.into(), unknown, diff })))
 }
 
-/// A new list with the packages of `from`, to take the place of the payload `present`: with another rollout, or none, and
-/// what is bad. It is not signed yet.
+/// A new list with the packages of `from`, to take the place of `present`: with another rollout, or none, and what is bad;
+/// of an epoch, and with the digest of the list that it replaces.
 ///
 /// # Errors
 /// See [`PlanError`].
 pub fn relist(
-    present: &Bytes,
+    present: &UpdateList,
     from: &UpdateList,
-    epoch: u64,
     rollout: Option<&Rollout>,
     revoked: &[u64],
+    (epoch, previous): (u64, Option<Digest>),
     now: Timestamp,
 ) -> Result<(Release, Bytes), PlanError> {
-    let previous = Some(Digest::of(present));
-    let present = UpdateList::parse(present)?;
     let now = Timestamp::from_second(now.as_second())?;
     let (old, last) = (from.release(), present.release().map_or(0, |release| release.sequence));
     let channel = present.release().or(old).map(|release| release.channel.clone());
@@ -229,6 +227,10 @@ pub fn relist(
     let mut extra = old.map(|old| old.extra.clone()).unwrap_or_default();
     extra.shift_remove(rollout::KEY);
     extra.extend(rollout.map(|rollout| (rollout::KEY.to_owned(), rollout.to_value())));
+    let revoked = match (revoked, old) {
+        ([], Some(old)) => old.revoked.clone(),
+        (revoked, _) => revoked.to_vec(),
+    };
     let release = Release {
         channel: channel.ok_or(PlanError::NoRelease)?,
         sequence,
@@ -237,10 +239,7 @@ pub fn relist(
         expires: life.map(|life| now.checked_add(life)).transpose()?,
         epoch,
         previous,
-        revoked: match revoked {
-            [] => old.map(|old| old.revoked.clone()).unwrap_or_default(),
-            revoked => revoked.to_vec(),
-        },
+        revoked,
         extra,
     };
     let mut all = vec![Entry::Release(release.clone())];

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::Endpoint;
-use mpypi_protocol::{ChannelName, Digest, Entry, PackageId, Trust, UpdateList, list::Release};
+use mpypi_protocol::{ChannelName, Digest, Entry, PackageId, Root, Trust, UpdateList, list::Release};
 
 use crate::{
     history,
@@ -15,7 +15,7 @@ use crate::{
     plan::{Decision, Plan, Trust as Belief, Wanted, decide},
     publish::PublishError,
     retained,
-    signing::{self, Authority, Signing, newest, signer},
+    signing::{self, Authority, Signing, signer, walk},
 };
 
 /// What to publish again, and where.
@@ -68,13 +68,8 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
     let mut link = Link::connect(&options.broker).await?;
     let (present, roots) = retained::channel(&mut link, channel).await?;
     let list = present.as_ref().and_then(|payload| UpdateList::parse(payload).ok());
-    let root = newest(&keys.roots().map_err(signing::SigningError::from)?.0, &roots);
-    let key = match &options.key {
-        Some(key) => Some(key.clone()),
-        None => signing::usable(keys, root.as_ref(), channel).map_err(signing::SigningError::from)?,
-    };
-    let signing = Signing::With(keys.clone(), key);
-    let authority = Authority::find(&signing, None, channel, list.as_ref(), &roots, now)?;
+    let signing = Signing::With(keys.clone(), options.key.clone());
+    let (authority, signing) = Authority::any(&signing, channel, list.as_ref(), &roots, now)?;
     let (payload, from) = match &options.source {
         Source::History(sequence) => {
             let mut kept = history::read(&mut link, channel).await?;
@@ -90,7 +85,7 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
             (found.ok_or_else(|| PublishError::Empty { channel: other.clone() })?, other)
         }
     };
-    let source = believed(&payload, from, root.as_ref(), &authority)?;
+    let source = authority.believed(&payload, from).map_err(PublishError::Untrusted)?;
     let before = source.release().cloned();
     let lifetime =
         before.as_ref().and_then(|release| Some(release.expires?.duration_since(release.created?)));
@@ -148,34 +143,6 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
     }
 }
 
-/// A list that somebody signed who may sign now, or once might; on a channel without keys, any list.
-pub(crate) fn believed(
-    payload: &Bytes,
-    channel: &ChannelName,
-    root: Option<&mpypi_protocol::Root>,
-    authority: &Authority,
-) -> Result<UpdateList, PublishError> {
-    let trust = match (root, &authority.trust) {
-        (Some(root), _) if root.delegation(channel).is_some() => {
-            // What was signed in an earlier epoch, or by a key that was replaced since, is still known by its key.
-            return signed_once(payload, root);
-        }
-        (_, trust) => trust.clone(),
-    };
-    let verified = trust.verify(channel, payload, None).map_err(PublishError::Untrusted)?;
-    Ok(verified.into_list())
-}
-
-fn signed_once(payload: &Bytes, root: &mpypi_protocol::Root) -> Result<UpdateList, PublishError> {
-    let keys: BTreeMap<_, _> = root.keys().clone();
-    let list = UpdateList::parse(payload).map_err(|error| PublishError::Untrusted(error.into()))?;
-    let release =
-        list.release().ok_or(PublishError::Untrusted(mpypi_protocol::signed::Distrust::NoRelease))?;
-    let verified = Trust::Keys(keys.into()).verify(&release.channel.clone(), payload, None);
-    verified.map(drop).map_err(PublishError::Untrusted)?;
-    Ok(list)
-}
-
 /// The packages of a list, without what is about the list itself.
 fn packages_of(list: &UpdateList) -> Vec<Entry> {
     let is_package = |entry: &&Entry| !matches!(entry, Entry::Release(_) | Entry::Signature(_));
@@ -213,18 +180,8 @@ pub async fn log(broker: &Endpoint, channel: &ChannelName, keys: &Keys) -> Resul
     let (present, roots) = retained::channel(&mut link, channel).await?;
     let kept = history::read(&mut link, channel).await?;
     link.close().await;
-    let mut chain = keys.roots().map_err(signing::SigningError::from)?.0;
     // Every root that was ever reached: a list was good if one of them let its key sign.
-    while let Some(next) = chain.last().map_or(1, |root| root.version() + 1).checked_add(0)
-        && let Some(root) =
-            roots.get(&next).and_then(|bytes| mpypi_protocol::root::SignedRoot::parse(bytes).ok())
-        && let Ok(root) = match chain.last() {
-            None => mpypi_protocol::Root::pin(root),
-            Some(last) => last.next(next, root),
-        }
-    {
-        chain.push(root);
-    }
+    let chain = walk(keys.roots().map_err(signing::SigningError::from)?.0, &roots);
     Ok(pages(channel, present, kept, &chain))
 }
 
@@ -233,7 +190,7 @@ fn pages(
     channel: &ChannelName,
     present: Option<Bytes>,
     kept: BTreeMap<u64, Bytes>,
-    chain: &[mpypi_protocol::Root],
+    chain: &[Root],
 ) -> Vec<Page> {
     let mut lists: Vec<(Bytes, Option<u64>)> =
         kept.into_iter().map(|(sequence, payload)| (payload, Some(sequence))).collect();
@@ -270,9 +227,8 @@ fn pages(
         }
         let delegating: Vec<_> = chain.iter().filter(|root| root.delegation(channel).is_some()).collect();
         if !delegating.is_empty() {
-            let verify = |root: &&mpypi_protocol::Root| {
-                Trust::Root((*root).clone().into()).verify(channel, &payload, None).map(drop)
-            };
+            let verify =
+                |root: &&Root| Trust::Root((*root).clone().into()).verify(channel, &payload, None).map(drop);
             let verdicts: Vec<_> = delegating.iter().map(verify).collect();
             // What only lacks an end of its expiry was good once.
             if verdicts.iter().all(Result::is_err)

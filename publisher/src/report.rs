@@ -160,6 +160,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<RehearsalError>() {
         return error.hint();
     }
+    if let Some(error) = error.downcast_ref::<KeysError>() {
+        return error.hint();
+    }
     if let Some(error) = error.downcast_ref::<StartError>() {
         return error.hint();
     }
@@ -167,9 +170,6 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<RolloutFailure>() {
-        return error.hint();
-    }
-    if let Some(error) = error.downcast_ref::<KeysError>() {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<AskError>() {

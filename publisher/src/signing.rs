@@ -1,11 +1,11 @@
 //! Who signs a channel's lists, and what the roots that a broker retains say about it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, KeyId, Root, Trust, UpdateList,
+    ChannelName, Digest, Entry, KeyId, Root, Trust, UpdateList, Verified,
     root::SignedRoot,
     signed::{self, Distrust},
 };
@@ -30,6 +30,8 @@ pub struct Authority {
     pub epoch: u64,
     /// The key to sign with.
     pub key: Option<KeyFile>,
+    /// The chain of roots.
+    pub chain: Arc<[Root]>,
 }
 
 /// Why a list is not signed.
@@ -100,19 +102,19 @@ impl SigningError {
     }
 }
 
-/// The newest root that follows, by those retained, from the newest of `chain`, or else from the first one retained.
+/// The chain of roots: `chain`, and what follows from its end, or else from the first root retained, by those retained.
 #[must_use]
-pub fn newest(chain: &[Root], retained: &BTreeMap<u64, Bytes>) -> Option<Root> {
-    let read = |version: u64| retained.get(&version).and_then(|bytes| SignedRoot::parse(bytes).ok());
-    let mut at = match chain.last() {
-        Some(root) => root.clone(),
-        None => Root::pin(read(1)?).ok()?,
-    };
+pub fn walk(mut chain: Vec<Root>, retained: &BTreeMap<u64, Bytes>) -> Vec<Root> {
     loop {
-        let number = at.version().saturating_add(1);
-        match read(number).and_then(|root| at.next(number, root).ok()) {
-            Some(next) => at = next,
-            None => return Some(at),
+        let number = chain.last().map_or(1, |root| root.version().saturating_add(1));
+        let root = retained.get(&number).and_then(|bytes| SignedRoot::parse(bytes).ok());
+        let next = root.and_then(|root| match chain.last() {
+            None => Root::pin(root).ok(),
+            Some(last) => last.next(number, root).ok(),
+        });
+        match next {
+            Some(root) => chain.push(root),
+            None => return chain,
         }
     }
 }
@@ -131,28 +133,31 @@ impl Authority {
         now: Timestamp,
     ) -> Result<Authority, SigningError> {
         let Signing::With(keys, wanted) = signing else {
-            return Ok(Authority { trust: Trust::Anyone, epoch: 0, key: None });
+            return Ok(Authority { trust: Trust::Anyone, epoch: 0, key: None, chain: Arc::new([]) });
         };
         let wanted = wanted.as_ref().or(named);
-        let root = newest(&keys.roots()?.0, roots);
-        let delegation = root.as_ref().and_then(|root| Some((root, root.delegation(channel)?)));
+        let chain: Arc<[Root]> = walk(keys.roots()?.0, roots).into();
+        let root = chain.last();
+        let delegation = root.and_then(|root| Some((root, root.delegation(channel)?)));
         let Some((root, delegation)) = delegation else {
             return match (wanted, present.and_then(signer)) {
                 // Of a channel that is signed, every list is: a device that knows the key refuses all others.
                 (None, Some(key)) => {
                     Err(SigningError::NeedsKey { channel: channel.clone(), keys: vec![key.to_owned()] })
                 }
-                (None, None) => Ok(Authority { trust: Trust::Anyone, epoch: 0, key: None }),
+                (None, None) => {
+                    Ok(Authority { trust: Trust::Anyone, epoch: 0, key: None, chain: chain.clone() })
+                }
                 (Some(key), _) if root.is_some() => Err(SigningError::NotDelegated {
                     key: key.clone(),
                     channel: channel.clone(),
-                    version: root.as_ref().map_or(0, Root::version),
+                    version: root.map_or(0, Root::version),
                     keys: Vec::new(),
                 }),
                 (Some(key), _) => {
                     let key = keys.key(key)?;
                     let trust = Trust::Keys(BTreeMap::from([(key.id.clone(), key.public.clone())]).into());
-                    Ok(Authority { trust, epoch: 0, key: Some(key) })
+                    Ok(Authority { trust, epoch: 0, key: Some(key), chain: chain.clone() })
                 }
             };
         };
@@ -171,13 +176,70 @@ impl Authority {
         if root.keys().get(&key.id) != Some(&key.public) {
             return Err(SigningError::OtherKey { key: key.id, version });
         }
-        let trust = Trust::Root(root.clone().into());
+        let trust = Trust::Root(Arc::new(root.clone()));
         if let Err(error @ (Distrust::ExpiredRoot { .. } | Distrust::ExpiredDelegation { .. })) =
             trust.may_sign(channel, key.id.as_str(), Some(now))
         {
             return Err(SigningError::Expired(error));
         }
-        Ok(Authority { trust, epoch: delegation.epoch, key: Some(key) })
+        let epoch = delegation.epoch;
+        Ok(Authority { trust, epoch, key: Some(key), chain: chain.clone() })
+    }
+
+    /// The same where there is no `channel.toml`: unless a key is named, one of the folder that may sign and can do so here.
+    /// The second value is what to [`sign`](Authority::sign) with.
+    ///
+    /// # Errors
+    /// See [`Authority::find`].
+    pub fn any(
+        signing: &Signing,
+        channel: &ChannelName,
+        present: Option<&UpdateList>,
+        roots: &BTreeMap<u64, Bytes>,
+        now: Timestamp,
+    ) -> Result<(Authority, Signing), SigningError> {
+        let signing = match signing {
+            Signing::With(keys, None) => {
+                let chain = walk(keys.roots()?.0, roots);
+                let delegation = chain.last().and_then(|root| root.delegation(channel));
+                let files = keys.all()?;
+                let may = |key: &&KeyFile| match delegation {
+                    Some(delegation) => delegation.keys.contains(&key.id),
+                    None => present.and_then(signer) == Some(key.id.as_str()),
+                };
+                let key = files.iter().filter(|key| key.custody != Custody::Elsewhere).find(may);
+                Signing::With(keys.clone(), key.map(|key| key.id.clone()))
+            }
+            signing => signing.clone(),
+        };
+        Ok((Authority::find(&signing, None, channel, present, roots, now)?, signing))
+    }
+
+    /// Reads a list that is to be signed again: somebody has signed it who may, or might before a key was rotated. What was
+    /// signed before the epoch was raised may be a thief's.
+    ///
+    /// # Errors
+    /// Says why it is not believed.
+    pub fn believed(&self, payload: &[u8], channel: &ChannelName) -> Result<UpdateList, Distrust> {
+        let newest = self.chain.last().and_then(|root| root.delegation(channel));
+        let Some(epoch) = newest.map(|delegation| delegation.epoch) else {
+            return self.trust.verify(channel, payload, None).map(Verified::into_list);
+        };
+        let mut keys = BTreeMap::new();
+        for root in self.chain.iter() {
+            let delegation = root.delegation(channel).filter(|delegation| delegation.epoch == epoch);
+            for id in delegation.into_iter().flat_map(|delegation| &delegation.keys) {
+                keys.extend(root.keys().get(id).map(|key| (id.clone(), key.clone())));
+            }
+        }
+        let list = Trust::Keys(keys.into()).verify(channel, payload, None)?.into_list();
+        match list.release() {
+            None => Err(Distrust::NoRelease),
+            Some(release) if release.epoch != epoch => {
+                Err(Distrust::WrongEpoch { expected: epoch, found: release.epoch })
+            }
+            Some(_) => Ok(list),
+        }
     }
 
     /// The list, signed if somebody signs.
@@ -190,17 +252,6 @@ impl Authority {
         let signature = keys.sign(key, covered).await?;
         Ok(signed::join(covered, &[signature]).into())
     }
-}
-
-/// A key of the folder that may sign for `channel` by `root`, and whose private half can be used here.
-///
-/// # Errors
-/// The folder cannot be read.
-pub fn usable(keys: &Keys, root: Option<&Root>, channel: &ChannelName) -> Result<Option<KeyId>, KeysError> {
-    let Some(delegation) = root.and_then(|root| root.delegation(channel)) else { return Ok(None) };
-    let all = keys.all()?;
-    let good = |key: &&KeyFile| key.custody != Custody::Elsewhere && delegation.keys.contains(&key.id);
-    Ok(all.iter().find(good).map(|key| key.id.clone()))
 }
 
 /// Who says to have signed a list.

@@ -13,7 +13,7 @@ use crate::{
     reissue::log,
     report::count,
     retained,
-    signing::{SigningError, newest},
+    signing::{SigningError, walk},
 };
 
 /// One thing that was checked.
@@ -41,7 +41,7 @@ pub async fn verify(
     let (present, roots) = retained::channel(&mut link, channel).await?;
     let mut checks = Vec::new();
     let mut check = |what: String, trouble: Option<String>| checks.push(Check { what, trouble });
-    let root = newest(&chain, &roots);
+    let root = walk(chain.clone(), &roots).last().cloned();
     let last = roots.keys().next_back().copied();
     match (&root, last) {
         (None, None) => check("no roots: lists need no signature".into(), None),

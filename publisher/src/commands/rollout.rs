@@ -84,7 +84,7 @@ struct Watch {
     channel: ChannelName,
     #[command(flatten)]
     broker: BrokerArgs,
-    /// The key that signs the lists [default: one of the folder that may]
+    /// The key that signs lists [default: one of the folder that may]
     #[arg(long = "sign-with", value_name = "KEY")]
     signer: Option<KeyId>,
     #[command(flatten)]
@@ -104,11 +104,6 @@ struct Begin {
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     channel: Option<ChannelName>,
-    /// The key that signs the lists [default: `key` in channel.toml, or one of the folder that may]
-    #[arg(long = "sign-with", value_name = "KEY")]
-    signer: Option<KeyId>,
-    #[command(flatten)]
-    keys: KeyArgs,
     /// How many of the nodes at each step [default: 1%,10%,50%,100%]
     #[arg(long, value_parser = Steps::read)]
     steps: Option<Steps>,
@@ -142,6 +137,11 @@ struct Begin {
     /// Publish even what would leave devices that run Mpy-BLOX waiting or starting again for ever
     #[arg(long)]
     force: bool,
+    /// The key that signs lists [default: `key` in channel.toml, then one of the folder that may]
+    #[arg(long = "sign-with", value_name = "KEY")]
+    signer: Option<KeyId>,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// Start although this broker cannot hold back devices that run Mpy-BLOX
     #[arg(long)]
     yes: bool,

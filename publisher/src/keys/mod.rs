@@ -15,6 +15,7 @@ use std::{
     io::{self, IsTerminal, Write as _},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -43,6 +44,8 @@ pub struct Keys {
     folder: PathBuf,
     /// A file that holds the passphrase.
     passphrase: Option<PathBuf>,
+    /// What was asked for once is not asked for again: a rollout signs for days. Held to look up or put in one.
+    asked: Arc<Mutex<BTreeMap<KeyId, String>>>,
 }
 
 /// A key of the folder.
@@ -180,7 +183,7 @@ impl Keys {
     /// The key folder; a passphrase is read from a file, if one is named.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, passphrase: Option<PathBuf>) -> Keys {
-        Keys { folder: folder.into(), passphrase }
+        Keys { folder: folder.into(), passphrase, asked: Arc::default() }
     }
 
     /// Where it is.
@@ -331,6 +334,10 @@ impl Keys {
         if let Ok(passphrase) = std::env::var(PASSPHRASE) {
             return Ok(passphrase);
         }
+        let mut known = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(passphrase) = known.get(id) {
+            return Ok(passphrase.clone());
+        }
         if !io::stdin().is_terminal() {
             return Err(KeysError::NoTerminal(id.clone()));
         }
@@ -340,6 +347,7 @@ impl Keys {
         if asked == Asked::Twice && (first.is_empty() || ask("once more: ".to_owned())? != first) {
             return Err(KeysError::Differ);
         }
+        known.insert(id.clone(), first.clone());
         Ok(first)
     }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
-    ChannelName, Entry, NodeId, Rollout, UpdateList, limits,
+    ChannelName, Entry, NodeId, Rollout, UpdateList,
+    limits::REVOKED,
     list::Release,
     node::{Info, Phase, State},
     query::Facts,
@@ -113,7 +114,8 @@ impl View<'_> {
             Status::RollingBack => match (self.step(), record.base) {
                 (Some(_), Some(base)) => {
                     let last = self.sequence().max(record.first);
-                    let first = record.first.max((last + 1).saturating_sub(limits::REVOKED as u64));
+                    // The latest are those that nodes run.
+                    let first = record.first.max(last.saturating_add(1).saturating_sub(REVOKED as u64));
                     Next::PutBack { base, revoked: (first..=last).collect() }
                 }
                 (Some(_), None) => {
@@ -343,7 +345,7 @@ impl View<'_> {
     }
 
     fn is_put_back(&self) -> bool {
-        self.release().is_some_and(|release| release.revoked.iter().any(|bad| *bad >= self.record.first))
+        self.release().is_some_and(|release| revoked(release).contains(&self.record.first))
     }
 
     /// Seconds since the present list was made.
@@ -363,6 +365,12 @@ impl View<'_> {
 /// Whether `bad` of `all` are more than `most`.
 fn exceeds(bad: usize, most: Percent, all: usize) -> bool {
     bad * 10_000 > usize::from(most.hundredths()) * all
+}
+
+/// The sequences that a release says are bad.
+#[must_use]
+pub fn revoked(release: &Release) -> Vec<u64> {
+    release.revoked.clone()
 }
 
 /// The nodes of a channel that run Mpy-BLOX: they cannot tell whose turn it is.

@@ -13,7 +13,7 @@ use mpypi_protocol::{
 
 use super::{
     Policy, Record, Status, control,
-    steer::{Known, SteerError},
+    steer::{Known, SteerError, sign_again},
 };
 use crate::{
     channel::Cache,
@@ -21,6 +21,7 @@ use crate::{
     link::{Link, Signal},
     plan::Trust,
     publish::{self, Harm, Mode, Observer, Options, PublishError, publish_channel},
+    retained,
     signing::Signing,
 };
 
@@ -48,7 +49,7 @@ pub struct Start {
     pub harm: Harm,
     /// What becomes of nodes that cannot be held back.
     pub unheld: Unheld,
-    /// Whether lists are signed, and with what.
+    /// What lists are signed with, where the channel has keys.
     pub signing: Signing,
 }
 
@@ -204,6 +205,9 @@ pub async fn start(start: &Start, observer: &mut impl Observer) -> Result<Starte
         (Some(present), _) if present.percent != Percent::ALL => present.base,
         (_, release) => release.map(|release| release.sequence),
     };
+    if let (Some(release), Some(payload)) = (release, known.payload().cloned()) {
+        keep(&mut link, &channel.history(release.sequence), payload).await?;
+    }
     let rollout = start.policy.rollout(RolloutId::from_bits(fastrand::u64(..)), Percent::NONE, base);
     let begin = match folder {
         Some(folder) => {
@@ -213,13 +217,10 @@ pub async fn start(start: &Start, observer: &mut impl Observer) -> Result<Starte
             record_of(start, &channel, (outcome.sequence, outcome.version), &rollout)
         }
         None => {
-            if known.list().is_none_or(|list| list.entries().is_empty()) {
-                return Err(SteerError::List(channel).into());
-            }
-            if let (Some(release), Some(payload)) = (release, known.payload().cloned()) {
-                keep(&mut link, &channel.history(release.sequence), payload).await?;
-            }
-            let (release, bytes) = known.issue(&start.signing, None, Some(&rollout), &[]).await?;
+            let payload = known.payload().cloned().ok_or_else(|| SteerError::List(channel.clone()))?;
+            let (_, roots) = retained::channel(&mut link, &channel).await.map_err(SteerError::from)?;
+            let (release, bytes) =
+                sign_again(&start.signing, &channel, (&payload, None), &roots, Some(&rollout), &[]).await?;
             keep(&mut link, &channel.topic(), bytes).await?;
             link.close().await;
             begin(start, &release, &rollout)

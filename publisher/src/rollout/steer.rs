@@ -10,10 +10,11 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
-    ChannelName, NodeId, Rollout, Topic, UpdateList,
+    ChannelName, Digest, NodeId, Rollout, Topic, UpdateList,
     list::Release,
     node::{Info, State},
     rollout::Percent,
+    signed::Distrust,
     topic::{NodeSubject, ROOTS, RolloutSubject},
 };
 use tokio::time::Instant;
@@ -26,11 +27,10 @@ use super::{
 use crate::{
     limits,
     link::{Link, LinkError, Refusal, Signal},
-    plan::relist,
-    publish::{PublishError, backoff},
-    reissue::believed,
+    plan::{PlanError, relist},
+    publish::backoff,
     retained::{self, AskError},
-    signing::{Authority, Signing, SigningError, newest, signer, usable},
+    signing::{Authority, Signing, SigningError},
     status::NodeStatus,
 };
 
@@ -45,7 +45,7 @@ pub struct Steering {
     pub begin: Option<Record>,
     /// What is wanted of the rollout that is under way.
     pub order: Option<Order>,
-    /// Whether lists are signed, and with what.
+    /// What lists are signed with, where the channel has keys.
     pub signing: Signing,
 }
 
@@ -145,9 +145,20 @@ pub enum SteerError {
         /// Who.
         holder: String,
     },
-    /// There can be no next list, or nobody to sign it, or it is not what somebody signed who may.
+    /// There can be no next list.
     #[error(transparent)]
-    Issue(Box<PublishError>),
+    Plan(#[from] PlanError),
+    /// The next list cannot be signed.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+    /// What is retained is not what somebody signed who may, and is not signed again.
+    #[error("what channel `{channel}` retains is not signed again: {problem}")]
+    Untrusted {
+        /// The channel.
+        channel: ChannelName,
+        /// Why not.
+        problem: Distrust,
+    },
     /// The broker does not take what was published.
     #[error("the broker refused to retain `{topic}`: {refusal}")]
     Refused {
@@ -172,12 +183,6 @@ impl From<LinkError> for SteerError {
     }
 }
 
-impl From<PublishError> for SteerError {
-    fn from(error: PublishError) -> Self {
-        SteerError::Issue(error.into())
-    }
-}
-
 impl SteerError {
     /// What to do about it.
     #[must_use]
@@ -192,8 +197,11 @@ impl SteerError {
             SteerError::NoAnswer { .. } => Some("try again: when it is gone, the broker says so".to_owned()),
             SteerError::GaveUp { .. } => Some("run again to go on from there".to_owned()),
             SteerError::Refused { refusal, .. } => refusal.hint(),
-            SteerError::Issue(error) => error.hint(),
-            SteerError::List(_) | SteerError::Order { .. } => None,
+            SteerError::Signing(error) => error.hint(),
+            SteerError::Untrusted { .. } => Some(
+                "see `mpypi verify`, and who else can write to this broker; then publish again".to_owned(),
+            ),
+            SteerError::List(_) | SteerError::Order { .. } | SteerError::Plan(_) => None,
         }
     }
 
@@ -257,6 +265,29 @@ pub async fn look(broker: &Endpoint, channel: &ChannelName) -> Result<(Standings
     Ok((standings, known))
 }
 
+/// The list that takes the place of `present`, with the packages of `from`, or its own.
+///
+/// # Errors
+/// What is retained is not believed, or cannot be signed.
+pub(super) async fn sign_again(
+    signing: &Signing,
+    channel: &ChannelName,
+    (present, from): (&Bytes, Option<&Bytes>),
+    roots: &BTreeMap<u64, Bytes>,
+    rollout: Option<&Rollout>,
+    revoked: &[u64],
+) -> Result<(Release, Bytes), SteerError> {
+    let now = wall();
+    let list = UpdateList::parse(present).map_err(|_| SteerError::List(channel.clone()))?;
+    let (authority, signing) = Authority::any(signing, channel, Some(&list), roots, now)?;
+    let source = authority
+        .believed(from.unwrap_or(present), channel)
+        .map_err(|problem| SteerError::Untrusted { channel: channel.clone(), problem })?;
+    let bond = (authority.epoch, Some(Digest::of(present)));
+    let (release, bytes) = relist(&list, &source, rollout, revoked, bond, now)?;
+    Ok((release, authority.sign(&signing, &bytes).await?))
+}
+
 /// What is to be done beside steering.
 struct Wish {
     begin: Option<Record>,
@@ -275,8 +306,7 @@ async fn attempt(
     let topic = steering.channel.rollout(RolloutSubject::Lease);
     let link = Link::connect_clearing(&steering.broker, &topic, limits::LEASE_KEEP_ALIVE).await?;
     *connected = true;
-    let signing = steering.signing.clone();
-    let mut run = Run { link, known: Known::new(steering.channel.clone()), signing, started: now() };
+    let mut run = Run { link, known: Known::new(steering.channel.clone()), started: now() };
     run.known.read_all(&mut run.link).await?;
     if let Some(holder) = run.known.lease.clone() {
         lease.heard(Duration::ZERO, holder.as_bytes());
@@ -294,7 +324,7 @@ async fn attempt(
         for payload in std::mem::take(&mut run.known.heard) {
             lease.heard(at, &payload);
         }
-        if let Some(standings) = run.turn(lease, wish, observer).await? {
+        if let Some(standings) = run.turn(&steering.signing, lease, wish, observer).await? {
             if lease.other().is_none() {
                 run.publish(&topic, Bytes::new()).await?;
             }
@@ -309,7 +339,6 @@ async fn attempt(
 struct Run {
     link: Link,
     known: Known,
-    signing: Signing,
     started: Instant,
 }
 
@@ -317,6 +346,7 @@ impl Run {
     /// Does what is to be done now; says how it ended, if it did.
     async fn turn(
         &mut self,
+        signing: &Signing,
         lease: &mut Lease,
         wish: &mut Wish,
         observer: &mut impl Observer,
@@ -363,7 +393,7 @@ impl Run {
             Next::Over => return Ok(Some(standings)),
             Next::Record(record) => self.record(*record, observer).await?,
             Next::Step(rollout) => {
-                let (release, bytes) = self.known.issue(&self.signing, None, Some(&rollout), &[]).await?;
+                let (release, bytes) = self.relist(signing, None, Some(&rollout), &[]).await?;
                 self.publish_list(bytes).await?;
                 let (sequence, percent) = (release.sequence, Some(rollout.percent));
                 observer.event(Event::Published { sequence, percent });
@@ -372,8 +402,7 @@ impl Run {
                 let record = record.clone();
                 match self.history(base).await? {
                     Some(before) => {
-                        let issued = self.known.issue(&self.signing, Some(&before), None, &revoked);
-                        let (release, bytes) = issued.await?;
+                        let (release, bytes) = self.relist(signing, Some(before), None, &revoked).await?;
                         self.publish_list(bytes).await?;
                         let sequence = release.sequence;
                         observer.event(Event::Published { sequence, percent: None });
@@ -436,18 +465,36 @@ impl Run {
         if let Some((present, Ok(parsed))) = &self.known.list
             && let Some(release) = parsed.release()
         {
-            let (sequence, present) = (release.sequence, present.clone());
-            self.publish(&self.known.channel.history(sequence), present).await?;
-            if let Some(old) = sequence.checked_sub(limits::HISTORY) {
-                self.publish(&self.known.channel.history(old), Bytes::new()).await?;
-            }
+            let (history, present) = (self.known.channel.history(release.sequence), present.clone());
+            self.publish(&history, present).await?;
         }
         self.publish(&topic, list.clone()).await?;
         self.known.take(&topic, list);
         Ok(())
     }
 
-    /// The list of this sequence, from the channel's history.
+    /// The next list, signed where the channel has keys: what it has now, or another list of its history, once more. A broker
+    /// is not believed: what is signed again was signed by somebody who may.
+    async fn relist(
+        &mut self,
+        signing: &Signing,
+        from: Option<Bytes>,
+        rollout: Option<&Rollout>,
+        revoked: &[u64],
+    ) -> Result<(Release, Bytes), SteerError> {
+        let mut roots = BTreeMap::new();
+        for (topic, payload) in retained::all(&mut self.link, &[format!("{ROOTS}+")]).await? {
+            match Topic::parse(&topic) {
+                Ok(Topic::Root(version)) => _ = roots.insert(version, payload),
+                _ => self.known.take(&topic, payload),
+            }
+        }
+        let channel = self.known.channel.clone();
+        let payload = self.known.payload().cloned().ok_or_else(|| SteerError::List(channel.clone()))?;
+        sign_again(signing, &channel, (&payload, from.as_ref()), &roots, rollout, revoked).await
+    }
+
+    /// The payload of the list of this sequence, from the channel's history.
     async fn history(&mut self, sequence: u64) -> Result<Option<Bytes>, SteerError> {
         let wanted = self.known.channel.history(sequence);
         let mut found = None;
@@ -506,7 +553,6 @@ pub struct Known {
     /// What is retained of the rollout.
     pub record: Option<Result<Record, serde_json::Error>>,
     list: Option<(Bytes, Result<UpdateList, ()>)>,
-    roots: BTreeMap<u64, Bytes>,
     /// What nodes said.
     pub nodes: BTreeMap<NodeId, NodeStatus>,
     lease: Option<String>,
@@ -522,7 +568,6 @@ impl Known {
             channel,
             record: None,
             list: None,
-            roots: BTreeMap::new(),
             nodes: BTreeMap::new(),
             lease: None,
             heard: VecDeque::new(),
@@ -551,7 +596,6 @@ impl Known {
         let mut filters: Vec<String> =
             subjects.into_iter().map(|subject| self.channel.rollout(subject)).collect();
         filters.push(self.channel.topic());
-        filters.push(format!("{ROOTS}+"));
         let subjects = [NodeSubject::Info, NodeSubject::State, NodeSubject::Online];
         filters.extend(subjects.map(Known::node_filter));
         for (topic, payload) in retained::all(link, &filters).await? {
@@ -581,7 +625,6 @@ impl Known {
                 }
                 RolloutSubject::Order => self.orders.extend(serde_json::from_slice::<Order>(&payload)),
             },
-            Ok(Topic::Root(number)) => drop(self.roots.insert(number, payload)),
             Ok(Topic::Node(id, subject)) => {
                 let node = self.nodes.entry(id).or_default();
                 match subject {
@@ -593,37 +636,6 @@ impl Known {
             }
             _ => {}
         }
-    }
-
-    /// The list that takes the place of the channel's: with the packages of that, or of `from`, signed if anybody signs for
-    /// the channel. What is not from somebody who may sign is not signed on.
-    ///
-    /// # Errors
-    /// See [`PublishError`].
-    pub async fn issue(
-        &self,
-        signing: &Signing,
-        from: Option<&Bytes>,
-        rollout: Option<&Rollout>,
-        revoked: &[u64],
-    ) -> Result<(Release, Bytes), PublishError> {
-        let (channel, now) = (&self.channel, wall());
-        let present = self.payload().ok_or_else(|| PublishError::Empty { channel: channel.clone() })?;
-        let mut signing = signing.clone();
-        let mut root = None;
-        if let Signing::With(keys, key) = &mut signing {
-            root = newest(&keys.roots().map_err(SigningError::from)?.0, &self.roots);
-            if key.is_none() {
-                *key = usable(keys, root.as_ref(), channel).map_err(SigningError::from)?;
-            }
-            // On a channel without roots, whoever signed so far.
-            let before = self.list().and_then(signer).and_then(|name| name.parse().ok());
-            *key = key.take().or(before.filter(|key| keys.key(key).is_ok()));
-        }
-        let authority = Authority::find(&signing, None, channel, self.list(), &self.roots, now)?;
-        let from = believed(from.unwrap_or(present), channel, root.as_ref(), &authority)?;
-        let (release, bytes) = relist(present, &from, authority.epoch, rollout, revoked, now)?;
-        Ok((release, authority.sign(&signing, &bytes).await?))
     }
 
     fn parts(&self) -> Result<(&Record, &UpdateList), SteerError> {

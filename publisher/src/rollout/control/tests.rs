@@ -104,7 +104,7 @@ impl World {
     fn update(&mut self) {
         let release = self.list.release().unwrap().clone();
         let rollout = Rollout::of(&release).unwrap();
-        let bad = release.revoked.clone();
+        let bad = revoked(&release);
         for (number, (id, node)) in self.nodes.iter_mut().enumerate() {
             let state = node.state.clone().unwrap();
             let had = state.sequence.unwrap();
@@ -237,7 +237,7 @@ fn the_release_before_is_put_back_where_that_is_wanted_and_nobody_keeps_the_bad_
     assert_eq!((world.record.status, world.harm()), (Status::RolledBack, (0, 0)));
     let release = world.list.release().unwrap();
     assert_eq!(release.version, "1.0");
-    assert_eq!(release.revoked, (2..release.sequence).collect::<Vec<_>>());
+    assert_eq!(revoked(release), (2..release.sequence).collect::<Vec<_>>());
 }
 
 #[test]
