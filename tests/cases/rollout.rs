@@ -167,7 +167,7 @@ fn the_release_before_is_put_back_by_itself_where_that_is_wanted() {
     let (list, now) = list(&server);
     let release = list.release().unwrap();
     assert_eq!((release.version.as_str(), now), ("1.0", None));
-    let revoked: Vec<u64> = serde_json::from_value(release.extra["revoked"].clone()).unwrap();
+    let revoked = release.revoked.clone();
     assert_eq!(revoked, (2..release.sequence).collect::<Vec<_>>());
 }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use mpypi_protocol::{ChannelName, Digest, Entry, FilePath, PackageId, Topic, UpdateList, topic::CHANNELS};
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList, root::SignedRoot,
+    topic::CHANNELS,
+};
 use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -21,7 +24,7 @@ use super::{
 use crate::{
     bus::SharedSubscriptions,
     clock::{self, Now},
-    door::{Admitted, Kind, Present, admit, may_replace},
+    door::{Admitted, Kind, Present, admit, may_be_believed, may_follow, may_replace},
     limits::Limits,
     mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
@@ -136,6 +139,8 @@ pub struct Writer {
     subscriptions: SharedSubscriptions,
     sessions: Sessions,
     channels: HashMap<ChannelName, ChannelState>,
+    /// The newest root retained.
+    root: Option<Root>,
     version: u64,
     /// Blobs that lost their last record, and when they go.
     forgotten: HashMap<Digest, Instant>,
@@ -163,6 +168,7 @@ struct Pause {
 /// What the writer must know of a channel to judge its next list.
 #[derive(Debug)]
 struct ChannelState {
+    epoch: u64,
     sequence: Option<u64>,
     digest: Digest,
     packages: HashSet<PackageId>,
@@ -171,6 +177,7 @@ struct ChannelState {
 impl ChannelState {
     fn of(list: &UpdateList, digest: Digest) -> ChannelState {
         ChannelState {
+            epoch: list.release().map_or(0, |release| release.epoch),
             sequence: list.release().map(|release| release.sequence),
             digest,
             packages: list.packages().map(|(id, _)| id).collect(),
@@ -198,6 +205,7 @@ impl Writer {
             subscriptions,
             sessions,
             channels: HashMap::new(),
+            root: None,
             version: 0,
             forgotten: HashMap::new(),
             metrics: Arc::default(),
@@ -247,7 +255,20 @@ impl Writer {
                 Err(error) => tracing::error!(%channel, %error, "the channel's retained list is damaged"),
             }
         }
-        Ok(())
+        self.root = None;
+        loop {
+            let next = self.root.as_ref().map_or(1, |root| root.version().saturating_add(1));
+            let topic = mpypi_protocol::root::topic(next);
+            let Some(value) = records.get(topic.as_str())? else { return Ok(()) };
+            let payload = self.index.bytes(&Record::read(&topic, value.value())?.body)?;
+            let follows =
+                SignedRoot::parse(&payload).ok().and_then(|root| may_follow(self.root.as_ref(), &root).ok());
+            let Some(root) = follows else {
+                tracing::error!(topic, "a retained root does not follow from the one before it");
+                return Ok(());
+            };
+            self.root = Some(root);
+        }
     }
 
     fn load_sessions(&mut self, now: Now) -> Result<(), IndexError> {
@@ -616,16 +637,26 @@ impl Writer {
         free: &mut u64,
     ) -> Result<Result<u64, Refusal>, IndexError> {
         let Admitted { publish, kind, digest } = admitted;
+        let mut followed = None;
         match kind {
             Kind::Live => return Ok(Ok(0)),
             Kind::List(channel, list) => {
                 let present = self.channels.get(channel);
                 let digest = digest.unwrap_or(Digest::EMPTY);
+                let known = present.is_some_and(|present| present.digest == digest);
+                let believed = may_be_believed(self.root.as_ref(), channel, &publish.payload, now.unix_ms);
+                if let (false, Err(refusal)) = (known, believed) {
+                    return Ok(Err(refusal));
+                }
                 let mut failure = None;
                 let verdict = may_replace(
                     list,
                     &digest,
-                    present.map(|present| Present { sequence: present.sequence, digest: &present.digest }),
+                    present.map(|present| Present {
+                        epoch: present.epoch,
+                        sequence: present.sequence,
+                        digest: &present.digest,
+                    }),
                     |id| match tables.has(&id.topic(), now) {
                         Ok(has) => Ok(has),
                         Err(error) => {
@@ -647,7 +678,29 @@ impl Writer {
                     return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
                 }
             }
-            Kind::Package(_) | Kind::Retained => {}
+            Kind::History(channel, sequence) if !publish.payload.is_empty() => {
+                let is_present = |state: &&ChannelState| state.sequence == Some(*sequence);
+                let present = self.channels.get(channel).filter(is_present).map(|state| Some(state.digest));
+                let kept = tables.read(&publish.topic)?;
+                let body = body(publish, digest.as_ref());
+                if present.is_some_and(|present| present != *digest)
+                    || kept.is_some_and(|kept| kept.body != body)
+                {
+                    let text = "the past does not change: release {sequence} was another list";
+                    let text = text.replace("{sequence}", &sequence.to_string());
+                    return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+                }
+            }
+            Kind::Root(root) => {
+                let kept = tables.read(&publish.topic)?;
+                if kept.is_none_or(|kept| kept.body != body(publish, digest.as_ref())) {
+                    match may_follow(self.root.as_ref(), root) {
+                        Ok(root) => followed = Some(root),
+                        Err(refusal) => return Ok(Err(refusal)),
+                    }
+                }
+            }
+            Kind::History(..) | Kind::Package(_) | Kind::Retained => {}
         }
         if publish.payload.is_empty() {
             if let Some(old) = tables.remove(&publish.topic)? {
@@ -706,6 +759,10 @@ impl Writer {
         let record = Record { version: self.version, qos: publish.qos as u8, body, properties, expires_ms };
         tables.insert(&publish.topic, &record)?;
         tables.notes.saw(&publish.topic, now.unix_ms)?;
+        if let Some(root) = followed {
+            tracing::info!(version = root.version(), "a root of trust is in force");
+            self.root = Some(root);
+        }
         if let (Kind::List(channel, list), Some(digest)) = (kind, digest) {
             for entry in list.entries() {
                 if let Entry::Src(src) = entry {
