@@ -348,7 +348,7 @@ fn what_a_channel_has_is_rolled_out_by_its_name_as_channel_toml_says_for_a_folde
     let after = list(&server).0;
     assert!(after.packages().eq(before.packages()));
     let unknown = run("mpypi", &["rollout", "moon", "--broker", &server.url()]).expect_code(1);
-    assert!(unknown.stderr.contains("no release: publish its folder"), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("channel `moon`"), "{}", unknown.stderr);
 }
 
 #[test]
