@@ -61,7 +61,7 @@ enum Command {
     /// Make, list, rotate, revoke and export keys, and the roots that say who may sign
     Keys(keys::Args),
     /// Publish a release to few devices first, and stop by itself when it goes wrong
-    Rollout(rollout::Args),
+    Rollout(Box<rollout::Args>),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -132,7 +132,7 @@ impl Cli {
             Command::Log(args) => log::run(args).await,
             Command::Verify(args) => verify::run(args).await,
             Command::Keys(args) => keys::run(args).await,
-            Command::Rollout(args) => rollout::run(args).await,
+            Command::Rollout(args) => rollout::run(*args).await,
             Command::Install(args) => install::run(args).await,
         }
     }

@@ -51,7 +51,7 @@ pub enum Trust {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// The broker retains what the folder holds.
-    UpToDate(Release),
+    UpToDate(Box<Release>),
     /// A new list.
     Publish(Box<Plan>),
 }
@@ -154,7 +154,7 @@ pub fn decide(
         && wanted.version.as_ref().is_none_or(|version| *version == release.version)
         && is_fresh(release, wanted.expires_days, now)
     {
-        return Ok(Decision::UpToDate(release.clone()));
+        return Ok(Decision::UpToDate(Box::new(release.clone())));
     }
 
     let last = match release {

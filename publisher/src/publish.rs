@@ -495,7 +495,7 @@ impl<O: Observer> Run<'_, O> {
                 Decision::UpToDate(release) => {
                     link.close().await;
                     self.judge(present.as_ref(), &[]);
-                    return Ok(self.up_to_date(release));
+                    return Ok(self.up_to_date(*release));
                 }
                 Decision::Publish(plan) => self.plan.insert((present.clone(), *plan)).1.clone(),
             },
@@ -688,7 +688,7 @@ impl<O: Observer> Run<'_, O> {
             return Ok(decision);
         }
         if let Decision::UpToDate(release) = decision {
-            self.stands = Some(release);
+            self.stands = Some(*release);
         }
         Ok(decide(present.as_ref(), &wanted, Trust::Nothing, self.now)?)
     }

@@ -114,7 +114,7 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
             link.close().await;
             let packages = wanted.entries.len();
             let of = before.map(|release| release.sequence);
-            return Ok(Reissued { release, of, packages, published: false });
+            return Ok(Reissued { release: *release, of, packages, published: false });
         }
         Decision::Publish(plan) => *plan,
     };

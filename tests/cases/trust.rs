@@ -561,6 +561,43 @@ fn a_deliberate_rollback_is_a_new_release_of_what_was() {
     }
 }
 
+/// Each step of a rollout is a list of its own: signed, and only where what it says again was signed.
+#[test]
+fn each_step_of_a_rollout_is_signed_and_nothing_is_signed_that_nobody_signed() {
+    let mut trial = Trial::new();
+    let (pin, url) = (trial.world.text("root.json"), trial.server.url());
+    let fleet = ["fleet", "--pin", &pin, "--broker", &url, "--nodes", "4", "--confirm-after", "20ms"];
+    let _fleet = mpypi_tests::Running::start("mpypi-agent", &fleet);
+    let deadline = mpypi_tests::Deadline::new();
+    let runs = |attacker: &mut Client, sequence: u64| {
+        (1..=4).all(|number| {
+            let state = attacker.retained(&format!("mpypi/nodes/device-{number}/state"));
+            let state = state.and_then(|message| State::parse(&message.payload).ok());
+            state.is_some_and(|state| state.sequence == Some(sequence) && state.phase.to_string() == "idle")
+        })
+    };
+    while !runs(&mut trial.attacker, 1) {
+        deadline.check("the fleet does not start");
+    }
+    trial.world.write("dev/src/main.py", "print(2)\n");
+    let folder = trial.world.text("dev");
+    let outcome = trial.mpypi(&["rollout", &folder, "--steps", "50%,100%", "--wait", "1s", "--json"]);
+    assert_eq!(outcome.expect_code(0).json()["status"], "done");
+    let list = UpdateList::parse(&trial.present()).unwrap();
+    let sequence = list.release().unwrap().sequence;
+    assert!(sequence >= 4, "a list for nobody, for half, for all: {sequence}");
+    while !runs(&mut trial.attacker, sequence) {
+        deadline.check("the fleet does not take the release");
+    }
+    trial.mpypi(&["verify", "dev"]).expect_code(0);
+    // The broker offers something else to be rolled out: it gets no signature.
+    let forged = trial.list(sequence + 1, "", &src("main.py", b"evil"), Some("stable-2026"));
+    trial.retain("mpypi/channels/dev", &forged);
+    let output = trial.mpypi(&["rollout", "dev", "--steps", "100%", "--wait", "1s"]).expect_code(1);
+    assert!(output.stderr.contains("is not signed again: unknown-key"), "{}", output.stderr);
+    assert_eq!(trial.present(), forged);
+}
+
 #[test]
 fn our_broker_refuses_at_its_door_what_devices_would_refuse() {
     let world = World::new();

@@ -278,7 +278,8 @@ pub(super) async fn sign_again(
     revoked: &[u64],
 ) -> Result<(Release, Bytes), SteerError> {
     let now = wall();
-    let list = UpdateList::parse(present).map_err(|_| SteerError::List(channel.clone()))?;
+    let list = UpdateList::parse(present).ok().filter(|list| list.release().is_some());
+    let list = list.ok_or_else(|| SteerError::List(channel.clone()))?;
     let (authority, signing) = Authority::any(signing, channel, Some(&list), roots, now)?;
     let source = authority
         .believed(from.unwrap_or(present), channel)
