@@ -47,7 +47,7 @@ enum Command {
     /// Update devices with projectMM to a channel's firmware
     Push(push::Args),
     /// Publish a release to few devices first, and stop by itself when it goes wrong
-    Rollout(rollout::Args),
+    Rollout(Box<rollout::Args>),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -85,7 +85,7 @@ impl Cli {
             Command::Status(args) => status::run(args).await,
             Command::Rehearse(args) => rehearse::run(args).await,
             Command::Push(args) => push::run(args).await,
-            Command::Rollout(args) => rollout::run(args).await,
+            Command::Rollout(args) => rollout::run(*args).await,
             Command::Install(args) => install::run(args).await,
         }
     }
