@@ -72,6 +72,7 @@ bench: ## The broker beside mosquitto and nginx, and ten thousand devices; BENCH
 	cargo bench -p mpypi-tests --bench http -- $(BENCH)
 	cargo bench -p mpypi-tests --bench readers -- $(BENCH)
 	cargo bench -p mpypi-tests --bench fleet -- $(BENCH)
+	cargo bench -p mpypi-tests --bench things -- $(BENCH)
 
 .PHONY: bench-broker
 bench-broker: bench

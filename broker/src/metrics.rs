@@ -55,6 +55,8 @@ pub struct Metrics {
     pub lagging: Counter,
     /// Lists that Mpy-BLOX nodes got otherwise than they were published.
     pub mpyblox_adapted: Counter,
+    /// Answers held back from devices that ask without a pause.
+    pub things_held: Counter,
     /// Lists that were sent once to a Mpy-BLOX node.
     pub mpyblox_errands: Counter,
     /// Commits of the index, by how many messages each held.
@@ -172,6 +174,7 @@ impl Default for Metrics {
             stuck: Counter::default(),
             lagging: Counter::default(),
             mpyblox_adapted: Counter::default(),
+            things_held: Counter::default(),
             mpyblox_errands: Counter::default(),
             commit_messages: Histogram::new(messages),
             commit_seconds: Histogram::new(seconds),
@@ -290,7 +293,7 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
         gauge(&mut out, "disk_size_bytes", "Size of the index's disk", size);
     }
     gauge(&mut out, "disk_full", "1 while messages are refused for want of space", gauges.is_full.into());
-    let counts: [(&str, &str, &Counter); 14] = [
+    let counts: [(&str, &str, &Counter); 15] = [
         ("connections_total", "Connections accepted", &metrics.connections),
         ("connections_turned_away_total", "Connections closed at once: too many", &metrics.turned_away),
         ("connections_without_connect_total", "Connections without a CONNECT", &metrics.strangers),
@@ -303,6 +306,11 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
         ("stuck_total", "Connections closed because nobody took their bytes", &metrics.stuck),
         ("lagging_total", "Times a client had to read again from the index", &metrics.lagging),
         ("mpyblox_lists_adapted_total", "Lists changed for a Mpy-BLOX node", &metrics.mpyblox_adapted),
+        (
+            "things_held_total",
+            "Answers held back from devices that ask without a pause",
+            &metrics.things_held,
+        ),
         ("mpyblox_errands_total", "Lists sent once to a Mpy-BLOX node", &metrics.mpyblox_errands),
         ("commits_failed_total", "Commits of the index that failed", &metrics.commits_failed),
     ];

@@ -9,13 +9,13 @@ The states, reports and decisions are those of agent-sim/src/update.rs:
 What is done is cut into phases, each a module with `async def run(agent)`, which returns the name of the next
 one:
 
-    start → dial → greet → listen → arrive → judge → believe → decide → survey → listen → gather → unpack →
-                     ↑      ↑ ↓                        ↓                            ↓
-                  confirm ← ┴─┴→ roots, told          turn                         fail     plan → commit
+    start → dial → greet → listen → arrive → judge → survey → listen → gather → unpack → plan → commit
+                     ↑      ↑ ↓                ↓                 ↓
+                  confirm ← ┴─┴→ roots, told  turn              fail
 
-`roots` takes in who may sign, `told` what time it is, `turn` waits for a rollout; and `leave` where a device restarts, or has looked once. Where memory is short, a phase and what it needs are in
-memory only while it runs; this module, `blocking`, `limits` and `refusal` stay, with a connection `mqtt` and
-`report`. A connection is lost and made again in any phase, without disturbing what is under way.
+`pin` and `roots` see to it who may sign, `told` what time it is, `turn` whose turn it is; `leave` comes where a
+device restarts, or has looked once. Where memory is short, a phase and what it needs are in memory only while it
+runs; this module, `blocking`, `limits` and `refusal` stay, with a connection `mqtt` and `report`. A connection is lost and made again in any phase, without disturbing what is under way.
 """
 
 import gc
@@ -151,7 +151,7 @@ class Agent:
         self.keys = keys
         self.labels = labels
         self.utc_offset = utc_offset
-        # Where keys are roots: see `roots.begin`.
+        # Where keys are roots: see `pin`.
         self.roots = None
         self.confirm_after = confirm_after
         self.log = log

@@ -9,11 +9,11 @@ import binascii
 from micropython import const
 
 from . import bounds
-from .lists import bad, is_time
 from .nested import Entries
 from .refusal import Refused
 from .rsa import ALGORITHM
-from .words import channel_problem, consists
+from .tokens import bad
+from .words import channel_problem, consists, is_time
 
 # The newest root that this device believes.
 ROOT = "/.mpypi/root.json"

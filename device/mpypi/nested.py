@@ -1,7 +1,7 @@
 """JSON with arrays and objects in it: roots, and what a release says beside texts and numbers."""
 
 from . import bounds, limits
-from .lists import Reader, bad, is_whole, unescaped
+from .tokens import Reader, bad, is_whole, unescaped
 
 _ROLLOUT = ("id", "percent", "only", "not-before", "window", "jitter", "optional", "base")
 

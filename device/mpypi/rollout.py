@@ -6,8 +6,7 @@ from micropython import const
 
 from . import bounds
 from .clock import seconds
-from .lists import is_time
-from .words import consists
+from .words import is_time
 
 _DAY = const(86400)
 

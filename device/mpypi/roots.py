@@ -3,9 +3,8 @@
 import hashlib
 import os
 
-from . import boot, bounds, keys, rsa
-from .files import write
-from .records import copy
+from . import bounds, keys, rsa
+from .files import sync, write
 from .refusal import Refused
 
 
@@ -36,38 +35,12 @@ async def run(agent):
         return "listen"
     # [5.3.8]: kept before it is used.
     os.rename(part, path)
-    boot.sync()
+    sync()
     roots[:2] = number, topic(number)
     agent.tell("believing root %d" % number)
     # [5.3.9]: on to the next; then the list once more, which may be what this root is for.
     await agent.ask_for_list()
     return "listen"
-
-
-def begin(agent):
-    """The newest root is the one that was kept, or the one that this device pins.
-
-    What `agent.roots` then is: the version of the newest root; the topic where the next one would be; how often the
-    list was asked for and did not come yet; the nonce of the question for the time; the seconds that the clock is
-    behind the answer.
-    """
-    path = agent.root + keys.ROOT
-    kept = pinned = 0
-    try:
-        kept = version(path)
-    except (OSError, Refused):
-        pass  # There is none yet, or the flash lost it.
-    try:
-        pinned = version(agent.keys)
-        if pinned > kept:
-            check(agent.keys)
-            copy(agent.keys, path)
-            boot.sync()
-    except (OSError, Refused):
-        if not kept:
-            raise
-    newest = max(kept, pinned)
-    agent.roots = [newest, topic(newest), 0, None, None]
 
 
 def topic(version):

@@ -99,11 +99,15 @@ def check(path, keys):
     if found is None:
         raise Refused("unsigned", "the list has no signature, and this device takes none without")
     offset, _, digest = found
-    from . import lists
+    from . import keys as others
 
-    entry = lists.tail(path, offset)
-    if entry["type"] != "signature":
-        raise Refused("bad-signature", "what ends the list is no signature")
+    entry = None
+    for found in others.read(path, offset):
+        if entry:
+            raise Refused("bad-list", "something else than `]` follows the signature")
+        entry = found
+        if entry["type"] != "signature":
+            raise Refused("bad-signature", "what ends the list is no signature")
     if entry["alg"] != ALGORITHM:
         raise Refused("bad-signature", "this device knows `%s`, not `%s`" % (ALGORITHM, entry["alg"]))
     modulus = keys.get(entry["key"])

@@ -9,14 +9,6 @@ async def run(agent):
     store = Store(agent.root)
     found, seen = store.boot()
     agent.root = store.root
-    if isinstance(agent.keys, str):
-        with open(agent.keys, "rb") as file:
-            kind = file.read(1)
-        if kind == b"[":
-            # Not plain keys, but a root that says whose they are.
-            from . import roots
-
-            roots.begin(agent)
     agent.folder = store.root + "/.mpypi/"
     agent.head = store.head
     if found == "restart":
@@ -31,4 +23,9 @@ async def run(agent):
         agent.rest_on_refused(seen)
     else:
         agent.rest()
+    if isinstance(agent.keys, str):
+        with open(agent.keys, "rb") as file:
+            if file.read(1) == b"[":
+                # Not plain keys, but a root that says whose they are.
+                return "pin"
     return "dial"

@@ -3,9 +3,9 @@
 from . import bounds, clock, keys, rsa
 from .files import write
 from .judge import now
-from .lists import is_time
 from .nested import Entries
 from .refusal import Refused
+from .words import is_time
 
 
 async def run(agent):

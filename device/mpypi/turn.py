@@ -2,23 +2,19 @@
 
 import time
 
-from . import clock, judge, limits, nested
+from . import limits
+from .agent import tidy
 from .refusal import Refused
-from .store import Store
 
 
 async def run(agent):
     """A list is believed that says who is to take it, or that a release is bad."""
     summary, seen, path = agent.arrived
     agent.arrived = None
-    store = Store(agent.root)
-    store.load()
-    try:
-        found = nested.release(path)
-    except Refused:
-        agent.show("failed", seen)
-        raise
-    head, before = store.head, store.seen or {}
+    # One after the other in memory: what it says, what that means, what is kept of it.
+    found = _read(agent, seen, path)
+    tidy()
+    head = agent.head
     # What runs is bad: it is left at once, and never gone back to.
     bad = (
         head.get("sequence") in found.get("revoked", ())
@@ -31,6 +27,13 @@ async def run(agent):
         if ordered:
             agent.order = None
         held = _why(agent, found["rollout"], seen, head, ordered)
+        tidy()
+    from . import judge
+    from .store import Store
+
+    store = Store(agent.root)
+    store.load()
+    before = store.seen or {}
     if "refused" in before and "rollout" in seen and before.get("rollout") == seen["rollout"]:
         # All lists of one rollout have the same packages.
         seen["refused"] = before["refused"]
@@ -43,10 +46,20 @@ async def run(agent):
     return "listen"
 
 
+def _read(agent, seen, path):
+    from . import nested
+
+    try:
+        return nested.release(path)
+    except Refused:
+        agent.show("failed", seen)
+        raise
+
+
 def _why(agent, found, seen, head, ordered):
     """Why a release has to wait: a text, in how many seconds to look again, and the sequence of what a device with
     nothing installed takes meanwhile (or `None`). `None` if it is this device's turn."""
-    from . import rollout
+    from . import clock, judge, rollout
 
     try:
         plan = rollout.read(found)

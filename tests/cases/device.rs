@@ -946,7 +946,7 @@ fn mebibyte(world: &World, wheel: bool) {
 }
 
 /// Runs a device with a heap of this size until it is idle; `more` goes to its script. Returns all that it said.
-fn small(path: &str, heap: &str, arguments: &[&str]) -> String {
+pub(crate) fn small(path: &str, heap: &str, arguments: &[&str]) -> String {
     let path = format!(".frozen:{path}");
     let heap = format!("heapsize={heap}");
     let script = script("small.py");

@@ -16,8 +16,8 @@ use mpypi_tests::{Client, Server, World, micropython, run};
 use serde_json::{Value, json};
 
 use crate::device::{
-    await_state, compiled, files, idle, info, openssl, python, release, result, said, script, src, start,
-    state, update, wheel,
+    await_state, compiled, files, idle, info, openssl, python, release, result, said, script, small, src,
+    start, state, update, wheel,
 };
 
 const ALGORITHM: &str = "rsa3072-pkcs1v15-sha256";
@@ -883,6 +883,29 @@ fn what_a_board_took_back_is_not_tried_again_in_the_next_step_of_its_rollout() {
     }
     siege.roll_out(9, json!({"id": "00000000000000ff", "percent": 100}), json!({}));
     assert!(!siege.holds(9, json!({})));
+}
+
+#[test]
+fn roots_and_rollouts_fit_in_a_heap_of_96_kib() {
+    let mut siege = Siege::lay();
+    let delegations = [("dev", "channel-2", 0)];
+    let second =
+        RootOf { version: 2, expires: FAR, delegations: &delegations, signers: &["root-1", "root-2"] };
+    let second = second.payload(&siege.world);
+    siege.put("mpypi/keys/root/2", second.as_bytes());
+    let content = vec![b'#'; 100_000];
+    let entry = src("main.py", &content);
+    retain_package(&mut siege.broker, &entry, &content);
+    let mut release = siege.release(6);
+    let only = "node ~ b* and not (version >= 6 or label.room = kitchen)";
+    release["rollout"] = json!({"id": ID, "percent": 100, "only": only, "jitter": 0});
+    release["revoked"] = json!([3]);
+    siege.serve(&[release, entry], "channel-2");
+    let (root, pinned) = (siege.world.text("root"), siege.world.text("pinned.json"));
+    let compiled = compiled(&siege.world);
+    let said = small(&compiled, "96k", &[&siege.server.url(), &root, "-", &pinned]);
+    assert!(said.contains("believing root 2") && !said.contains("no-memory"), "{said}");
+    assert_eq!(files(&siege.world)["main.py"], content);
 }
 
 /// What verifying may take beside the agent's modules, in bytes.

@@ -31,5 +31,7 @@ mod rehearsal;
 mod rollout;
 mod sessions;
 mod things;
+mod things_http;
+mod things_sdk;
 mod tls;
 mod wheels;

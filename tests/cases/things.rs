@@ -11,12 +11,12 @@ const ATTRIBUTES: &str = "v1/devices/me/attributes";
 const TELEMETRY: &str = "v1/devices/me/telemetry";
 
 /// A broker with one device on channel `dev`, and its token.
-fn broker_with_device(world: &World, more: &[&str]) -> (Server, String) {
+pub(crate) fn broker_with_device(world: &World, more: &[&str]) -> (Server, String) {
     let token = add_device(world, "kitchen", more);
-    (Server::start(world), token)
+    (Server::start_with(world, &["--http", "127.0.0.1:0"]), token)
 }
 
-fn add_device(world: &World, node: &str, more: &[&str]) -> String {
+pub(crate) fn add_device(world: &World, node: &str, more: &[&str]) -> String {
     let data = world.text("data");
     let mut arguments = vec!["device", "add", node, "--channel", "dev", "--data", &data];
     arguments.extend(more);
@@ -24,14 +24,14 @@ fn add_device(world: &World, node: &str, more: &[&str]) -> String {
 }
 
 /// Publishes this image as a release of channel `dev`.
-fn publish(world: &World, server: &Server, version: &str, image: &[u8]) {
+pub(crate) fn publish(world: &World, server: &Server, version: &str, image: &[u8]) {
     world.write("dev/channel.toml", format!("version = \"{version}\"\n"));
     world.write("dev/firmware/thing.bin", image);
     run("mpypi", &["publish", &world.text("dev"), "--broker", &server.url()]).expect_code(0);
 }
 
 /// Bytes that are like no others.
-fn image(seed: u64, size: usize) -> Vec<u8> {
+pub(crate) fn image(seed: u64, size: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     (0..size).map(|_| random.u8(..)).collect()
 }
@@ -80,7 +80,16 @@ impl Thing {
     }
 }
 
-fn parsed<T>(client: &mut Client, topic: &str, parse: impl Fn(&[u8]) -> T) -> T {
+/// Waits until a node is said to be there, or not.
+fn wait_online(client: &mut Client, node: &str, online: &[u8]) {
+    let deadline = Deadline::new();
+    let topic = format!("mpypi/nodes/{node}/online");
+    while client.retained(&topic).is_none_or(|message| message.payload != online) {
+        deadline.check("the node is not said to be there, or gone");
+    }
+}
+
+pub(crate) fn parsed<T>(client: &mut Client, topic: &str, parse: impl Fn(&[u8]) -> T) -> T {
     parse(&client.retained(topic).expect("a retained message").payload)
 }
 
@@ -196,7 +205,7 @@ fn thousands_of_devices_are_provided_for_by_a_file() {
     let thing = Thing::connect(&server, token);
     let own = Thing::connect(&server, "aT3kJw0bq8Zr1MxCv5Ln");
     let mut client = Client::connect(server.address, "looks");
-    assert_eq!(client.retained(&format!("mpypi/nodes/{name}/online")).unwrap().payload, b"1");
+    wait_online(&mut client, name, b"1");
     drop((thing, own));
     for (name, problem) in
         [("short", "a token of 9 bytes should have 16 to 128"), ("kitchen/7", "`kitchen/7`")]
@@ -215,7 +224,7 @@ fn a_device_is_a_node_like_every_other_and_its_version_stays_a_text() {
     publish(&world, &server, "1.10", &first);
     let mut client = Client::connect(server.address, "looks");
     let mut thing = Thing::connect(&server, &token);
-    assert_eq!(client.retained("mpypi/nodes/kitchen/online").unwrap().payload, b"1");
+    wait_online(&mut client, "kitchen", b"1");
     let state = |client: &mut Client| {
         parsed(client, "mpypi/nodes/kitchen/state", |bytes| State::parse(bytes).unwrap())
     };
@@ -253,10 +262,7 @@ fn a_device_is_a_node_like_every_other_and_its_version_stays_a_text() {
     assert_eq!(thing.attributes(&keys), json!({"client": {"fw_title": "dev", "fw_version": "1.10"}}));
     let mut client = Client::connect(server.address, "looks");
     drop(thing);
-    let deadline = Deadline::new();
-    while client.retained("mpypi/nodes/kitchen/online").unwrap().payload != b"0" {
-        deadline.check("the node is offline");
-    }
+    wait_online(&mut client, "kitchen", b"0");
 }
 
 #[test]
@@ -338,4 +344,79 @@ fn software_comes_from_a_channel_of_its_own() {
     assert_eq!(read, json!({"shared": shared}));
     let answer = thing.ask("v2/sw/request/1/chunk/0", "4");
     assert_eq!((answer.topic.as_str(), &answer.payload[..]), ("v2/sw/response/1/chunk/0", &b"soft"[..]));
+}
+
+/// The broker's memory in kB.
+fn memory(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn many_devices_that_download_at_once_cost_no_copy_each() {
+    const DEVICES: usize = 64;
+    let world = World::new();
+    let data = world.text("data");
+    let list: String = (0..DEVICES).map(|n| format!("thing-{n},dev\n")).collect();
+    let list = world.write("list.csv", list);
+    let import = ["device", "import", list.to_str().unwrap(), "--data", &data];
+    let made = run("mpypi-broker", &import).expect_code(0).stdout;
+    let server = Server::start(&world);
+    let image = image(1, 1024 * 1024);
+    publish(&world, &server, "1", &image);
+    let things: Vec<Thing> =
+        made.lines().map(|line| Thing::connect(&server, line.split_once(',').unwrap().1)).collect();
+    let before = memory(&server);
+    std::thread::scope(|scope| {
+        for (n, mut thing) in things.into_iter().enumerate() {
+            let (image, server) = (&image, &server);
+            scope.spawn(move || {
+                let mut fetched = Vec::new();
+                for index in 0.. {
+                    match thing.chunk(1, index, "16384") {
+                        piece if piece.is_empty() => break,
+                        piece => fetched.extend(piece),
+                    }
+                }
+                assert!(fetched == *image);
+                // Some ask for all of it again and again, and read nothing.
+                if n % 8 == 0 {
+                    for index in 0..1000 {
+                        let topic = format!("v2/fw/request/{index}/chunk/0");
+                        thing.0.post(&topic, b"", 0, false);
+                    }
+                    let grown = memory(server).saturating_sub(before);
+                    assert!(grown < 48 * 1024, "{grown} kB");
+                }
+            });
+        }
+    });
+    let grown = memory(&server).saturating_sub(before);
+    assert!(grown < 48 * 1024, "{grown} kB");
+}
+
+#[test]
+fn a_rollout_holds_a_device_back_until_its_turn() {
+    let world = World::new();
+    let (server, token) = broker_with_device(&world, &[]);
+    publish(&world, &server, "1", &image(1, 5000));
+    let mut client = Client::connect(server.address, "publisher");
+    let list = client.retained("mpypi/channels/dev").unwrap().payload;
+    let list: Vec<Value> = serde_json::from_slice(&list).unwrap();
+    let step = |client: &mut Client, sequence: u64, percent: u32| {
+        let mut list = list.clone();
+        list[0]["sequence"] = sequence.into();
+        list[0]["rollout"] = json!({"id": "0123456789abcdef", "percent": percent});
+        assert!(client.retain("mpypi/channels/dev", Value::Array(list).to_string().as_bytes()));
+    };
+    let mut thing = Thing::connect(&server, &token);
+    assert_eq!(thing.0.subscribe(ATTRIBUTES, 1), 1);
+    step(&mut client, 2, 0);
+    let gone: Value = serde_json::from_slice(&thing.0.message().unwrap().payload).unwrap();
+    assert!(gone["deleted"].as_array().unwrap().contains(&json!("fw_version")), "{gone}");
+    assert_eq!(thing.attributes(&json!({})), json!({}));
+    step(&mut client, 3, 100);
+    let told: Value = serde_json::from_slice(&thing.0.message().unwrap().payload).unwrap();
+    assert_eq!(told["fw_version"], "1");
 }

@@ -8,7 +8,7 @@ not verified: the modules alone are brought in.
 
 import sys
 
-from mpypi import boot, files, keys, lists, refusal, rsa
+from mpypi import boot, files, keys, refusal, rsa
 
 what, folder = sys.argv[1:3]
 old = folder + "/1.json"

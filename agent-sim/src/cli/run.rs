@@ -9,7 +9,7 @@ use mpypi_agent_sim::{
 };
 use mpypi_protocol::{NodeId, limits};
 
-use super::{Common, Failure, Mpy, endpoint, face, parse_mpy, print, run_fleet};
+use super::{Common, Failure, endpoint, face, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -28,11 +28,14 @@ pub enum Face {
     Simple,
     /// Packages and firmware.
     Downloads,
+    /// ThingsBoard's device API, and GitHub's beside it.
+    ThingsBoard,
 }
 
 impl Face {
     /// All of them.
-    pub const ALL: [Face; 5] = [Face::Broker, Face::Promoter, Face::Mip, Face::Simple, Face::Downloads];
+    pub const ALL: [Face; 6] =
+        [Face::Broker, Face::Promoter, Face::Mip, Face::Simple, Face::Downloads, Face::ThingsBoard];
 
     /// What it is called in metrics.
     #[must_use]
@@ -43,6 +46,7 @@ impl Face {
             Face::Mip => "mip",
             Face::Simple => "simple",
             Face::Downloads => "downloads",
+            Face::ThingsBoard => "thingsboard",
         }
     }
 }

@@ -59,6 +59,14 @@ impl File {
         self
     }
 
+    /// The answer with these bytes alone, for clients that do not ask for a range in HTTP's way.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn piece(self, gateway: &Gateway, bytes: Range<u64>) -> Result<Response, Problem> {
+        send(gateway, self.payload, StatusCode::OK, self.headers, vec![Part::Range(bytes)])
+    }
+
     /// The answer to a GET with these headers. To a HEAD it is the same, whose body is left out.
     ///
     /// # Errors

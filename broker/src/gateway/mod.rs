@@ -9,6 +9,7 @@
 //! | [`body`] | bodies that come in, within bounds of size and time |
 //! | [`file`] | files that go out: validators, [ranges](range), pieces from disk to socket |
 //! | [`publish`] | what comes in over HTTP goes to the index's writer, as from any client |
+//! | [`query`] | parameters |
 //! | [`count`] | requests and bytes by face |
 //! | [`health`] | `/healthz` and `/metrics` |
 //!
@@ -23,6 +24,7 @@ pub mod health;
 pub mod listen;
 pub mod problem;
 pub mod publish;
+pub mod query;
 pub mod range;
 pub mod site;
 

@@ -9,9 +9,14 @@ use axum::{
     response::Response,
 };
 use mpypi_protocol::ChannelName;
+use tower_service::Service as _;
 
 use super::{Gateway, Here, Problem, Routes, caller, count::Face, health};
-use crate::faces::{downloads, mip, promoter, simple, upload};
+use crate::faces::{
+    downloads, mip, promoter, simple,
+    thingsboard::{self, github::Hosts},
+    upload,
+};
 
 /// What a listener shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +52,7 @@ impl Site {
 
     /// All its routes.
     pub(super) fn router(&self, gateway: &Arc<Gateway>) -> Router {
+        let is_main = *self == Site::Main;
         let mount = |face, door, routes| mount(gateway, face, door, routes);
         let routes = match self {
             Site::Main => {
@@ -54,6 +60,8 @@ impl Site {
                 Router::new()
                     .merge(mount(Face::Broker, Door::Open, health::open_routes()))
                     .merge(login(Face::Broker, health::routes()))
+                    .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::http::routes()))
+                    .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::github::routes()))
                     .merge(login(Face::Downloads, downloads::packages()))
                     .merge(login(Face::Downloads, here_and_by_channel(downloads::firmware())))
                     .merge(login(Face::Mip, here_and_by_channel(Router::new().nest("/mip", mip::routes()))))
@@ -70,7 +78,17 @@ impl Site {
                     .fallback(promoter::not_found)
             }
         };
-        routes.with_state(gateway.clone())
+        let hosts = Hosts::new(gateway);
+        let by_host = move |request: Request, next: Next| {
+            let other = hosts.find(request.headers()).filter(|_| is_main);
+            async move {
+                match other {
+                    Some(mut host) => host.call(request).await.unwrap_or_else(|never| match never {}),
+                    None => next.run(request).await,
+                }
+            }
+        };
+        routes.with_state(gateway.clone()).layer(middleware::from_fn(by_host))
     }
 }
 

@@ -6,17 +6,21 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
+use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, NodeId, PackageId, UpdateList,
+    ChannelName, Digest, FilePath, NodeId, PackageId, UpdateList,
     list::Firmware,
     node::{Info, State},
+    rollout,
     topic::NodeSubject,
 };
 use serde_json::{Map, Value};
 
 use super::{
     ask::{Kind, Report},
-    checksum::Algorithm,
+    checksum::{Algorithm, git_blob},
+    http::{Pace, Told},
     package::{Content, Offer, Package, Wanted},
     report,
     session::Assigned,
@@ -27,12 +31,15 @@ use crate::{
     connection::Shared,
     index::{Index, IndexError, blobs::CHUNK},
     message::{Message, Payload, Refusal},
+    mpyblox::plan,
     packet::Reason,
     sys,
 };
 
 /// Checksums that are remembered; when there are more, all are worked out anew.
 const SUMS: usize = 4096;
+/// Git names of files that are remembered; when there are more, all are worked out anew.
+const BLOBS: usize = 64 * 1024;
 /// How often a node's message is tried again that somebody else changed at the same time.
 const TRIES: usize = 8;
 
@@ -43,6 +50,12 @@ pub struct Desk {
     offers: Mutex<HashMap<ChannelName, (u64, Arc<Offer>)>>,
     /// Held to look up or put in one.
     sums: Mutex<HashMap<(Digest, Algorithm), String>>,
+    /// By content. Held to look up or put in one.
+    blobs: Mutex<HashMap<Digest, String>>,
+    /// Slows those who ask without a pause.
+    pub pace: Pace,
+    /// What was told to those who wait for news by HTTP.
+    pub told: Told,
     /// Held while a checksum is worked out, so that a fleet that asks for it has it worked out once.
     working: tokio::sync::Mutex<()>,
 }
@@ -69,6 +82,10 @@ impl Desk {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn blobs(&self) -> MutexGuard<'_, HashMap<Digest, String>> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sums(&self) -> MutexGuard<'_, HashMap<(Digest, Algorithm), String>> {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,13 +95,13 @@ impl Desk {
 ///
 /// # Errors
 /// The index fails.
-pub async fn assigned(shared: &Shared, device: &Device) -> Result<Arc<Assigned>, IndexError> {
+pub async fn assigned(shared: &Shared, node: &NodeId, device: &Device) -> Result<Arc<Assigned>, IndexError> {
     let mut assigned = Assigned::default();
     for (kind, channel) in
         [(Kind::Firmware, Some(&device.channel)), (Kind::Software, device.software.as_ref())]
     {
         let Some(channel) = channel else { continue };
-        let Some(package) = package(shared, device, channel)? else { continue };
+        let Some(package) = package(shared, node, device, channel)? else { continue };
         let checksum = match &package.content {
             Content::Image { digest, payload } => sum(shared, device.checksum, digest, payload).await?,
             Content::Url(_) => String::new(),
@@ -99,8 +116,16 @@ pub async fn assigned(shared: &Shared, device: &Device) -> Result<Arc<Assigned>,
     Ok(Arc::new(assigned))
 }
 
-fn package(shared: &Shared, device: &Device, channel: &ChannelName) -> Result<Option<Package>, IndexError> {
+fn package(
+    shared: &Shared,
+    node: &NodeId,
+    device: &Device,
+    channel: &ChannelName,
+) -> Result<Option<Package>, IndexError> {
     let Some(offer) = shared.things.offer(&shared.index, channel)? else { return Ok(None) };
+    if !is_turn(shared, &offer, node, device)? {
+        return Ok(None);
+    }
     let (content, image) = match offer.wanted(device.target.as_deref()) {
         Wanted::Image(image) => match stored(&shared.index, image)? {
             Some(payload) => (Content::Image { digest: image.digest, payload }, Some(image)),
@@ -110,6 +135,21 @@ fn package(shared: &Shared, device: &Device, channel: &ChannelName) -> Result<Op
         Wanted::Nothing => return Ok(None),
     };
     Ok(Some(offer.package(content, image)))
+}
+
+/// Whether it is the device's turn to take a release that goes to some first: it cannot tell itself.
+fn is_turn(shared: &Shared, offer: &Offer, node: &NodeId, device: &Device) -> Result<bool, IndexError> {
+    if !offer.release.release().is_some_and(|release| release.extra.contains_key(rollout::KEY)) {
+        return Ok(true);
+    }
+    let now_ms = clock::now().unix_ms;
+    let message = shared.index.get(&node.topic(NodeSubject::Info), now_ms)?;
+    let bytes = message.map(|message| shared.index.payload(&message.payload)).transpose()?;
+    let before = bytes.and_then(|bytes| Info::parse(&bytes).ok());
+    let own = report::attributes(before.as_ref());
+    let info = report::info(before, device, own, None);
+    let wall = i64::try_from(now_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    Ok(plan::is_turn(&offer.release, node.as_str(), &info, wall, false))
 }
 
 fn stored(index: &Index, image: &Firmware) -> Result<Option<Payload>, IndexError> {
@@ -146,6 +186,72 @@ async fn sum(
     }
     sums.insert(key, sum.clone());
     Ok(sum)
+}
+
+/// A file of a channel, as git knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitFile {
+    /// Its path.
+    pub path: FilePath,
+    /// Its git name.
+    pub sha: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The files of a channel, as git knows them; none if nothing was published. Those that are new are read once.
+///
+/// # Errors
+/// The index fails.
+pub async fn git_files(
+    shared: &Arc<Shared>,
+    channel: &ChannelName,
+) -> Result<Option<Vec<GitFile>>, IndexError> {
+    let Some(offer) = shared.things.offer(&shared.index, channel)? else { return Ok(None) };
+    let _alone = shared.things.working.lock().await;
+    let worker = shared.clone();
+    let work = tokio::task::spawn_blocking(move || {
+        offer.files.iter().map(|(path, digest)| git_file(&worker, path, digest)).collect()
+    });
+    let failed = |error| IndexError::Folder { path: "blobs".to_owned(), source: io::Error::other(error) };
+    let files: Result<_, IndexError> = work.await.map_err(failed)?;
+    files.map(Some)
+}
+
+fn git_file(shared: &Shared, path: &FilePath, digest: &Digest) -> Result<GitFile, IndexError> {
+    let Some(payload) = file(&shared.index, path, digest)? else {
+        return Err(IndexError::Folder { path: path.to_string(), source: io::ErrorKind::NotFound.into() });
+    };
+    let size = payload.len();
+    let known = shared.things.blobs().get(digest).cloned();
+    let sha = match known {
+        Some(known) => known,
+        None => {
+            let mut content = Reading::new(shared.index.clone(), payload);
+            let sha = git_blob(size, &mut content)
+                .map_err(|source| IndexError::Folder { path: format!("blobs/{digest}"), source })?;
+            let mut blobs = shared.things.blobs();
+            if blobs.len() >= BLOBS {
+                blobs.clear();
+            }
+            blobs.insert(*digest, sha.clone());
+            sha
+        }
+    };
+    Ok(GitFile { path: path.clone(), sha, size })
+}
+
+/// The bytes of a channel's file.
+///
+/// # Errors
+/// The index fails.
+pub fn file(index: &Index, path: &FilePath, digest: &Digest) -> Result<Option<Payload>, IndexError> {
+    if *digest == Digest::EMPTY {
+        // What is empty cannot be retained.
+        return Ok(Some(Payload::Inline(Bytes::new())));
+    }
+    let topic = PackageId::Src(path.clone(), *digest).topic();
+    Ok(index.get(&topic, clock::now().unix_ms)?.map(|message| message.payload))
 }
 
 /// Reads a payload, in pieces.

@@ -36,10 +36,14 @@ pub struct Link {
     node: NodeId,
     device: Device,
     session: Session,
-    /// The topics of its channels.
-    channels: Vec<String>,
-    /// Under which the link, beside its client, listens to them.
-    listener: SessionId,
+    _listener: Listener,
+}
+
+/// Hears, beside any client, of new lists of a device's channels. Stops when it is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    topics: Vec<String>,
+    id: SessionId,
     subscriptions: SharedSubscriptions,
 }
 
@@ -77,29 +81,10 @@ impl Link {
         device: Device,
         mailbox: &Arc<Mailbox>,
     ) -> Result<Link, IndexError> {
-        let listener = shared.registry.next_id();
-        let channels = std::iter::once(&device.channel).chain(&device.software).map(|name| name.topic());
-        let options = SubscriptionOptions {
-            qos: Qos::AtMostOnce,
-            no_local: false,
-            retain_as_published: true,
-            retain_handling: RetainHandling::DoNotSend,
-            identifier: Some(NEWS),
-        };
-        let channels: Vec<String> = channels.collect();
-        for channel in &channels {
-            let receiver = Receiver { mailbox: mailbox.clone(), options, since: shared.tickets.next() };
-            shared
-                .subscriptions
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(channel, listener, receiver);
-        }
-        let subscriptions = shared.subscriptions.clone();
-        // From here on dropping it takes the subscriptions back.
-        let session = Session::new(Arc::default());
-        let mut link = Link { node, device, session, channels, listener, subscriptions };
-        link.session = Session::new(desk::assigned(shared, &link.device).await?);
+        // Before looking: what changes between the two is then seen twice, never missed.
+        let listener = Listener::begin(shared, &device, mailbox);
+        let session = Session::new(desk::assigned(shared, &node, &device).await?);
+        let link = Link { node, device, session, _listener: listener };
         link.say_online(shared, "1").await;
         Ok(link)
     }
@@ -115,7 +100,7 @@ impl Link {
     /// # Errors
     /// The index fails.
     pub async fn look_again(&mut self, shared: &Shared) -> Result<Vec<Answer>, IndexError> {
-        Ok(self.session.assign(desk::assigned(shared, &self.device).await?))
+        Ok(self.session.assign(desk::assigned(shared, &self.node, &self.device).await?))
     }
 
     /// Takes a message of the device. `most` bytes fit into an answer.
@@ -164,11 +149,35 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Listener {
+    /// Has the news come into `mailbox`.
+    #[must_use]
+    pub fn begin(shared: &Shared, device: &Device, mailbox: &Arc<Mailbox>) -> Listener {
+        let id = shared.registry.next_id();
+        let topics: Vec<String> =
+            std::iter::once(&device.channel).chain(&device.software).map(|name| name.topic()).collect();
+        let options = SubscriptionOptions {
+            qos: Qos::AtMostOnce,
+            no_local: false,
+            retain_as_published: true,
+            retain_handling: RetainHandling::DoNotSend,
+            identifier: Some(NEWS),
+        };
+        let mut subscriptions = shared.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        for topic in &topics {
+            let receiver = Receiver { mailbox: mailbox.clone(), options, since: shared.tickets.next() };
+            subscriptions.insert(topic, id, receiver);
+        }
+        drop(subscriptions);
+        Listener { topics, id, subscriptions: shared.subscriptions.clone() }
+    }
+}
+
+impl Drop for Listener {
     fn drop(&mut self) {
         let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        for channel in &self.channels {
-            subscriptions.remove(channel, self.listener);
+        for topic in &self.topics {
+            subscriptions.remove(topic, self.id);
         }
     }
 }

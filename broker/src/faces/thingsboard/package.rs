@@ -13,6 +13,8 @@ pub struct Offer {
     version: Option<String>,
     /// The number of its release, if it has one.
     pub sequence: Option<u64>,
+    /// The list's release alone: it says whose turn it is.
+    pub release: UpdateList,
     images: Vec<Firmware>,
     /// Its files, for those who update from a git repository.
     pub files: Vec<(FilePath, Digest)>,
@@ -64,6 +66,11 @@ impl Offer {
             channel,
             version: list.release().map(|release| release.version.clone()),
             sequence: list.release().map(|release| release.sequence),
+            // What stood in a list stands alone, too.
+            release: list
+                .release()
+                .and_then(|release| UpdateList::new(vec![Entry::Release(release.clone())]).ok())
+                .unwrap_or_default(),
             images: Vec::new(),
             files: Vec::new(),
         };

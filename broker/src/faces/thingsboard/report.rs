@@ -115,7 +115,7 @@ pub fn state(
     };
     let sequence = package.and_then(|package| package.sequence);
     let same = before.filter(|before| before.version == version && before.sequence == sequence);
-    let starts = word == "DOWNLOADING" && !before.is_some_and(|before| said(before) == Some(word));
+    let starts = word == "DOWNLOADING" && before.is_none_or(|before| said(before) != Some(word));
     let attempt = same.map_or(0, |before| before.attempt) + u32::from(starts);
     let total = package.and_then(Package::size).unwrap_or_default();
     let has_all = !matches!(phase, Phase::Downloading | Phase::Failed);
