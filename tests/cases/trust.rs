@@ -877,7 +877,15 @@ fn of_ten_thousand_mutations_of_a_signed_list_none_is_believed_that_says_somethi
     fs::create_dir_all(folder).unwrap();
     let part = folder.join(format!("mutations.{}", std::process::id()));
     fs::write(&part, lines.join("\n") + "\n").unwrap();
-    fs::rename(part, folder.join("mutations.jsonl")).unwrap();
+    let path = folder.join("mutations.jsonl");
+    fs::rename(part, &path).unwrap();
+    // MicroPython says the same of every one.
+    let words = crate::device_trust::words(&world, &path);
+    assert_eq!(words.len(), lines.len() - 1);
+    for (word, line) in words.iter().zip(&lines[1..]) {
+        let is_believed = line.contains("\"believed\":true");
+        assert_eq!(word == "believed", is_believed, "MicroPython says {word}: {line}");
+    }
 }
 
 /// One change, and what kind of change it is.
