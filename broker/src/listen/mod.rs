@@ -263,10 +263,9 @@ impl Listener {
 /// wait in the socket of a client that reads little, and until a third of them has gone it looks like one that
 /// reads nothing.
 pub(crate) fn limit_unsent(socket: &TcpStream) {
-    /// Bytes that wait in a socket: with the 64 KiB that are under way at once, a piece of a package, which then
-    /// leaves in one call. Half of them gone is progress: at 10 KB/s, every 10 s.
+    /// Bytes that wait in a socket. Half of them gone is progress: at 10 KB/s, every 7 s.
     #[cfg(target_os = "linux")]
-    const UNSENT: u32 = 200 * 1024;
+    const UNSENT: u32 = 128 * 1024;
     #[cfg(target_os = "linux")]
     if let Err(error) = socket2::SockRef::from(socket).set_tcp_notsent_lowat(UNSENT) {
         tracing::debug!(%error, "cannot limit what waits in a socket");
