@@ -7,14 +7,14 @@
 //! | [`caller`] | who asks, by the broker's users, and what they may |
 //! | [`problem`] | how a refusal is told: `application/problem+json`, with a hint |
 //! | [`body`] | bodies that come in, within bounds of size and time |
-//! | [`file`] | files that go out: validators, [ranges](range), pieces from disk to socket |
+//! | [`file`](mod@file) | files that go out: validators, [ranges](range), pieces from disk to socket |
 //! | [`publish`] | what comes in over HTTP goes to the index's writer, as from any client |
 //! | [`query`] | parameters |
 //! | [`count`] | requests and bytes by face |
 //! | [`health`] | `/healthz` and `/metrics` |
 //!
 //! A face is a module in [`faces`](crate::faces) with its `routes()`, mounted in [`site`], where its callers are
-//! asked who they are; its handlers then ask their [`Caller`](caller::Caller) what it may.
+//! asked who they are; its handlers then ask their [`Caller`] what it may.
 
 pub mod body;
 pub mod caller;
