@@ -1,27 +1,30 @@
 //! Whether to believe an update list.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, Rollout, Runtime, UpdateList,
-    list::{Firmware, Src, Wheel},
+    ChannelName, Digest, Entry, Rollout, Runtime, UpdateList, Verified,
+    list::{Firmware, Release, Src, Wheel},
     rollout::RolloutError,
     wheel::normalized_name,
 };
 
 use crate::{journal::Seen, refusal::Refusal};
 
-/// A list that this device may apply: for its channel, not expired, not older than what it has seen, and with a
-/// wheel that runs here for every package. Only [`Accepted::judge`] makes one.
+/// A list that this device may apply: of somebody it believes, for its channel, not expired, not older than what it has
+/// seen, and with a wheel that runs here for every package. Only [`Accepted::judge`] makes one.
 #[derive(Debug, Clone)]
 pub struct Accepted {
     channel: ChannelName,
     list: Arc<UpdateList>,
     digest: Digest,
+    /// When it was made, or a list before it of the same epoch, if that says later.
+    created: Option<Timestamp>,
     wheels: Arc<[Wheel]>,
     sources: Arc<[Src]>,
     /// Whether it is the device's own choice, see [`Accepted::composed`].
@@ -38,28 +41,38 @@ pub enum Composed {
 }
 
 impl Accepted {
-    /// Judges a list, the digest of whose payload is `digest`. `runtime` is what the device runs; `seen` is the
-    /// newest list accepted before; `wall` what the device's clock says, if it has one that is set.
+    /// Judges a list. `runtime` is what the device runs; `seen` is the newest list accepted before; `now` the time, as far
+    /// as the device knows it.
     ///
     /// # Errors
     /// Says why the list is refused.
     pub fn judge(
-        list: UpdateList,
-        digest: Digest,
+        verified: Verified,
         channel: &ChannelName,
         runtime: &Runtime,
         seen: Option<&Seen>,
-        wall: Option<Timestamp>,
+        now: Option<Timestamp>,
     ) -> Result<Accepted, Refusal> {
+        let (digest, list) = (verified.digest(), verified.into_list());
+        if let Some(release) = list.release().filter(|release| release.channel != *channel) {
+            let found = release.channel.clone();
+            return Err(Refusal::WrongChannel { expected: channel.clone(), found });
+        }
         let seen = seen.filter(|seen| seen.channel == *channel);
+        // Of a later epoch, everything is newer; of an earlier one, nothing.
+        let epochs = |release: &Release| release.epoch.cmp(&seen.map_or(0, |seen| seen.epoch));
+        match list.release().map(epochs) {
+            Some(Ordering::Greater) => return Accepted::current(list, digest, channel, runtime, None, now),
+            Some(Ordering::Less) => {
+                let (seen, found) =
+                    (seen.map_or(0, |seen| seen.epoch), list.release().map_or(0, |r| r.epoch));
+                return Err(Refusal::OldEpoch { seen, found });
+            }
+            _ => {}
+        }
+        // TUF 1.0, 5.5.5 and 5.6.4: a version that was seen never goes back.
         let highest = seen.and_then(|seen| seen.sequence);
         match (list.release(), highest) {
-            (Some(release), _) if release.channel != *channel => {
-                return Err(Refusal::WrongChannel {
-                    expected: channel.clone(),
-                    found: release.channel.clone(),
-                });
-            }
             (Some(release), Some(seen)) if release.sequence < seen => {
                 return Err(Refusal::Older { seen, found: release.sequence });
             }
@@ -71,7 +84,20 @@ impl Accepted {
             (None, Some(seen)) => return Err(Refusal::Unsequenced { seen }),
             _ => {}
         }
-        if let (Some(release), Some(now)) = (list.release(), wall)
+        Accepted::current(list, digest, channel, runtime, seen.and_then(|seen| seen.created), now)
+    }
+
+    /// A list that is new enough, if it has not expired and fits.
+    fn current(
+        list: UpdateList,
+        digest: Digest,
+        channel: &ChannelName,
+        runtime: &Runtime,
+        floor: Option<Timestamp>,
+        now: Option<Timestamp>,
+    ) -> Result<Accepted, Refusal> {
+        // TUF 1.0, 5.4.4, 5.5.6 and 5.6.5: who withholds what is newer gets no further than the expiry.
+        if let (Some(release), Some(now)) = (list.release(), now)
             && let Some(expires) = release.expires.filter(|expires| *expires <= now)
         {
             return Err(Refusal::Expired { sequence: release.sequence, expires, now });
@@ -82,10 +108,12 @@ impl Accepted {
             _ => None,
         });
         let sources = sources.collect();
+        let created = list.release().and_then(|release| release.created).max(floor);
         Ok(Accepted {
             channel: channel.clone(),
             list: Arc::new(list),
             digest,
+            created,
             wheels,
             sources,
             composed: None,
@@ -149,8 +177,10 @@ impl Accepted {
     pub fn seen(&self) -> Seen {
         Seen {
             channel: self.channel.clone(),
+            epoch: self.list.release().map_or(0, |release| release.epoch),
             sequence: self.sequence(),
             version: self.version(),
+            created: self.created,
             list: self.digest,
             rollout: self.rollout().ok().flatten().map(|rollout| rollout.id),
             refused: None,
@@ -168,8 +198,7 @@ impl Accepted {
     /// Whether it says that the release of this sequence is bad.
     #[must_use]
     pub fn revokes(&self, sequence: u64) -> bool {
-        let revoked = self.list.release().and_then(|release| release.extra.get("revoked")?.as_array());
-        revoked.is_some_and(|revoked| revoked.iter().any(|bad| bad.as_u64() == Some(sequence)))
+        self.list.release().is_some_and(|release| release.revoked.contains(&sequence))
     }
 
     /// Bytes of all packages that it has for this device, as far as it says.
@@ -242,22 +271,57 @@ pub(crate) fn is_local(wheel: &Wheel) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use mpypi_protocol::{Root, Trust, root::SignedRoot};
+    use serde_json::Value;
+
     use super::*;
 
     fn judge(list: &str, seen: Option<(Option<u64>, &str)>, now: Option<&str>) -> Result<Accepted, String> {
         let channel = ChannelName::new("dev").unwrap();
         let seen = seen.map(|(sequence, list)| Seen {
             channel: channel.clone(),
+            epoch: 0,
             sequence,
             version: None,
+            created: None,
             list: Digest::of(list.as_bytes()),
             rollout: None,
             refused: None,
         });
         let now = now.map(|now| now.parse().unwrap());
-        let digest = Digest::of(list.as_bytes());
-        let list = UpdateList::parse(list.as_bytes()).map_err(|error| error.to_string())?;
-        Accepted::judge(list, digest, &channel, &runtime(), seen.as_ref(), now).map_err(|error| error.word())
+        let list = Trust::Anyone.verify(&channel, list.as_bytes(), now).map_err(|error| error.to_string())?;
+        Accepted::judge(list, &channel, &runtime(), seen.as_ref(), now).map_err(|error| error.word())
+    }
+
+    #[test]
+    fn the_golden_lists_are_believed_or_refused_as_the_vectors_say() {
+        let vectors: Value = serde_json::from_str(include_str!("../../protocol/vectors/roots.json")).unwrap();
+        let cases = |key: &str| vectors[key].as_array().unwrap().clone();
+        assert!(cases("lists").len() > 30);
+        for case in cases("lists").into_iter().chain(cases("hosts")) {
+            let text = |key: &str| case[key].as_str().unwrap();
+            let root =
+                SignedRoot::parse(vectors["roots"][text("root")].as_str().unwrap().as_bytes()).unwrap();
+            let trust = Trust::Root(Root::pin(root).unwrap().into());
+            let channel = ChannelName::new(text("channel")).unwrap();
+            let seen = case["seen"].as_object().map(|seen| Seen {
+                channel: channel.clone(),
+                epoch: seen["epoch"].as_u64().unwrap(),
+                sequence: seen["sequence"].as_u64(),
+                version: None,
+                created: None,
+                list: Digest::EMPTY,
+                rollout: None,
+                refused: None,
+            });
+            let now = case["now"].as_str().map(|now| now.parse().unwrap());
+            let found = trust
+                .verify(&channel, text("text").as_bytes(), now)
+                .map_err(Refusal::from)
+                .and_then(|list| Accepted::judge(list, &channel, &runtime(), seen.as_ref(), now));
+            let word = found.as_ref().err().map(Refusal::word);
+            assert_eq!(word.as_deref(), case["refused"].as_str(), "{}: {found:?}", case["name"]);
+        }
     }
 
     /// An ESP32 with MicroPython 1.23 or later.
@@ -313,14 +377,16 @@ mod tests {
         let list = release(5).replace("dev", "stable");
         let seen = Seen {
             channel: ChannelName::new("dev").unwrap(),
+            epoch: 1,
             sequence: Some(9),
             version: None,
+            created: None,
             list: Digest::EMPTY,
             rollout: None,
             refused: None,
         };
-        let list = UpdateList::parse(list.as_bytes()).unwrap();
-        assert!(Accepted::judge(list, Digest::EMPTY, &other, &runtime(), Some(&seen), None).is_ok());
+        let list = Trust::Anyone.verify(&other, list.as_bytes(), None).unwrap();
+        assert!(Accepted::judge(list, &other, &runtime(), Some(&seen), None).is_ok());
     }
 
     #[test]

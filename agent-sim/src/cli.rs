@@ -5,15 +5,19 @@ mod fleet;
 mod run;
 
 use std::{
+    collections::BTreeMap,
     io::{self, IsTerminal, Write},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mpypi_agent_sim::face::http::Faces;
 use mpypi_agent_sim::fleet::{Bars, FleetOptions, Lines, Summary, View};
 use mpypi_client::{BrokerArgs, Endpoint, args::parse_time, trust::TrustError};
+use mpypi_protocol::{Root, Trust, root::SignedRoot, signed};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +50,14 @@ struct Common {
     /// The channel to follow.
     #[arg(long, default_value = "dev")]
     channel: mpypi_protocol::ChannelName,
+    /// Believe only lists that this root, or one that follows from it, lets somebody sign: a file that
+    /// `mpypi keys export` wrote.
+    #[arg(long, value_name = "FILE")]
+    pin: Option<PathBuf>,
+    /// Believe only lists that one of these keys signed: a JSON object of moduli in hexadecimal, by name, as
+    /// `mpypi keys export --plain` writes.
+    #[arg(long, value_name = "FILE", conflicts_with = "pin")]
+    keys: Option<PathBuf>,
     /// How long a new release must run before it is confirmed, as 500ms or 2s.
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = parse_time)]
     confirm_after: Duration,
@@ -122,6 +134,28 @@ fn endpoint(args: BrokerArgs) -> Result<Endpoint, Failure> {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     Ok(endpoint)
+}
+
+impl Common {
+    /// Whose lists the devices believe.
+    fn trust(&self) -> anyhow::Result<Trust> {
+        let read =
+            |path: &PathBuf| std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()));
+        match (&self.pin, &self.keys) {
+            (Some(path), _) => {
+                let root = SignedRoot::parse(&read(path)?).and_then(Root::pin);
+                let root = root.with_context(|| format!("`{}` is no root to pin", path.display()))?;
+                Ok(Trust::Root(root.into()))
+            }
+            (None, Some(path)) => {
+                let what = || format!("`{}` is no file of keys", path.display());
+                let keys: BTreeMap<String, String> =
+                    serde_json::from_slice(&read(path)?).with_context(what)?;
+                Ok(Trust::Keys(signed::plain_keys(keys).with_context(what)?.into()))
+            }
+            (None, None) => Ok(Trust::Anyone),
+        }
+    }
 }
 
 /// Runs a fleet until it is done or a signal comes; shows its progress, and meanwhile the faces of a device.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mpypi_protocol::{
-    ChannelName, NodeId, Runtime,
+    ChannelName, NodeId, Runtime, Trust,
     node::{Info, Phase, Uname},
     tag,
 };
@@ -132,6 +132,12 @@ impl<F: Flash> Device<F> {
         self
     }
 
+    /// The same device, which believes lists of nobody else.
+    #[must_use]
+    pub fn believing(self, trust: Trust) -> Device<F> {
+        Device { updater: self.updater.believing(trust), ..self }
+    }
+
     /// Switches it on.
     ///
     /// # Errors
@@ -212,8 +218,8 @@ impl<F: Flash> Device<F> {
     }
 
     fn booted(&self, boot: Boot) -> Event {
-        let seen = self.store.seen().cloned();
-        Event::Booted(Box::new(Start { boot, running: self.running(), seen }))
+        let (seen, root) = (self.store.seen().cloned(), self.store.root().cloned());
+        Event::Booted(Box::new(Start { boot, running: self.running(), seen, root }))
     }
 
     fn running(&self) -> Running {
@@ -233,6 +239,7 @@ impl<F: Flash> Device<F> {
                 self.store.remember(seen)?;
                 Answer::Noted
             }
+            Action::KeepRoot(root) => Answer::RootKept(self.store.keep_root(&root).map(|()| root)),
             Action::Refuse(error) => {
                 self.store.refuse(error)?;
                 Answer::Noted

@@ -19,7 +19,7 @@ use std::{
 };
 
 use mpypi_client::{Endpoint, Meter};
-use mpypi_protocol::{ChannelName, Digest};
+use mpypi_protocol::{ChannelName, Digest, Trust};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,8 @@ pub struct FleetOptions {
     pub broker: Endpoint,
     /// The channel all of it follows.
     pub channel: ChannelName,
+    /// Whose lists it believes.
+    pub trust: Trust,
     /// Its nodes.
     pub members: Vec<Member>,
     /// The times its nodes go by.
@@ -139,6 +141,7 @@ pub async fn run(
             broker: options.broker.metered(meters[index].clone()),
             node: member.node,
             channel: options.channel.clone(),
+            trust: options.trust.clone(),
             hardware: member.hardware.clone(),
             desk: member.desk.clone(),
             traits: member.traits,

@@ -13,7 +13,10 @@ use std::{
     io,
 };
 
-use mpypi_protocol::{ChannelName, Digest, FilePath, list::Wheel, rollout::RolloutId};
+use jiff::Timestamp;
+use mpypi_protocol::{
+    ChannelName, Digest, FilePath, Root, limits as wire, list::Wheel, rollout::RolloutId, root::SignedRoot,
+};
 use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
@@ -42,6 +45,9 @@ pub const PLAN: &str = ".mpypi/plan.jsonl";
 
 /// What [`INSTALLED`] will say when the journal is done.
 pub const NEXT: &str = ".mpypi/next.jsonl";
+
+/// The newest root that was verified, to the letter as it came.
+pub const ROOT: &str = ".mpypi/root.json";
 
 /// A list as it arrives, on a device that has no memory for it.
 pub const LIST_PART: &str = ".mpypi/list.part";
@@ -108,12 +114,18 @@ pub struct Folder(pub FilePath);
 pub struct Seen {
     /// The channel it was for. The sequences of another channel mean nothing to this one.
     pub channel: ChannelName,
-    /// Its sequence; nothing below it is accepted any more.
+    /// Its epoch; nothing of an earlier one is accepted any more.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub epoch: u64,
+    /// Its sequence; nothing of its epoch below it is accepted any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
     /// Its version, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// When it was made: it is at least so late.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time")]
+    pub created: Option<Timestamp>,
     /// The digest of its payload.
     pub list: Digest,
     /// The rollout it is a step of. All steps have the same packages: what was refused of one is refused of the next.
@@ -272,6 +284,25 @@ impl Operation {
     }
 }
 
+fn is_first(epoch: &u64) -> bool {
+    *epoch == 0
+}
+
+/// Times in records are as in lists.
+mod time {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+        time.map(|time| time.to_string()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| text.parse()).transpose().map_err(D::Error::custom)
+    }
+}
+
 /// Where a staged file is.
 #[must_use]
 pub fn staged(digest: &Digest, copy: u32) -> String {
@@ -422,6 +453,26 @@ pub fn read_record<T: DeserializeOwned>(
 /// Of the file system; the old record is then still there.
 pub fn write_record(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> io::Result<()> {
     write_beside(flash, path, &text(record, &[] as &[PlanLine])?)
+}
+
+/// Reads `root.json`. One that cannot be read is none: the walk begins again at the root that is pinned.
+///
+/// # Errors
+/// Of the file system.
+pub fn read_root(flash: &impl Flash) -> io::Result<Option<SignedRoot>> {
+    match flash::read_all(flash, ROOT, wire::ROOT as u64) {
+        Ok(bytes) => Ok(bytes.and_then(|bytes| SignedRoot::parse(&bytes).ok())),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces `root.json`, as [`replace`] does with records.
+///
+/// # Errors
+/// Of the file system; the old one is then still there.
+pub fn replace_root(flash: &mut impl Flash, root: &Root) -> io::Result<()> {
+    write_beside(flash, ROOT, root.payload())
 }
 
 /// Takes the room for the records to come.

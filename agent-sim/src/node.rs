@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::{Endpoint, Line, LineError, V4};
 use mpypi_protocol::{
-    ChannelName, NodeId, Topic, limits as wire,
+    ChannelName, NodeId, Topic, Trust, limits as wire,
     node::{Phase, State},
     package::PACKAGES,
     topic::NodeSubject,
@@ -43,6 +43,8 @@ pub struct NodeOptions {
     pub node: NodeId,
     /// The channel it follows.
     pub channel: ChannelName,
+    /// Whose lists it believes.
+    pub trust: Trust,
     /// What it is.
     pub hardware: Hardware,
     /// What it was told about itself.
@@ -141,9 +143,10 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
-    let NodeOptions { node, channel, hardware, traits, timing, seed, .. } = options.clone();
+    let NodeOptions { node, channel, trust, hardware, traits, timing, seed, .. } = options.clone();
     let confirm_after = timing.confirm_after;
-    let mut device = Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits);
+    let mut device =
+        Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits).believing(trust);
     let mut asks = None;
     if let Some(desk) = &options.desk {
         device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
@@ -326,6 +329,7 @@ impl NodeOptions {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
             Topic::Package(id) => Some(Event::Package { id, payload }),
+            Topic::Root(number) => Some(Event::Root { number, payload }),
             // As with orders, what is retained is old.
             Topic::Other(topic) if !retained && self.mac().is_some_and(|mac| mac.set() == topic) => {
                 Some(Event::WantsFirmware)

@@ -3,7 +3,9 @@
 use std::io;
 
 use jiff::Timestamp;
-use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError, rollout::RolloutError};
+use mpypi_protocol::{
+    ChannelName, Digest, PackageId, list::ListError, rollout::RolloutError, root::RootError, signed::Distrust,
+};
 
 use crate::{journal::RecordError, limits, wheel::WheelError};
 
@@ -23,6 +25,20 @@ pub enum Refusal {
         expected: ChannelName,
         /// The channel the list names.
         found: ChannelName,
+    },
+    /// The list is not of whom this device believes.
+    #[error("{}", chain(.0))]
+    Distrust(#[source] Distrust),
+    /// A root does not follow from the one this device has.
+    #[error("bad-root: {}", chain(.0))]
+    BadRoot(#[source] RootError),
+    /// The list is of an earlier epoch than one that was seen.
+    #[error("rollback: epoch {found} is older than {seen}, which this device has seen")]
+    OldEpoch {
+        /// The highest epoch seen.
+        seen: u64,
+        /// The list's.
+        found: u64,
     },
     /// The list is older than one that was seen.
     #[error("rollback: sequence {found} is older than {seen}, which this device has seen")]
@@ -210,6 +226,9 @@ impl Refusal {
             Refusal::WrongSize { .. } | Refusal::WrongHash { .. } => Verdict::Refetch,
             Refusal::BadList(_)
             | Refusal::WrongChannel { .. }
+            | Refusal::Distrust(_)
+            | Refusal::BadRoot(_)
+            | Refusal::OldEpoch { .. }
             | Refusal::Older { .. }
             | Refusal::Reused { .. }
             | Refusal::Unsequenced { .. }
@@ -249,6 +268,16 @@ impl Refusal {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Refusal::NoSpace { needed, free },
             _ => Refusal::Storage(error),
+        }
+    }
+}
+
+impl From<Distrust> for Refusal {
+    fn from(distrust: Distrust) -> Self {
+        match distrust {
+            Distrust::List(error) => Refusal::BadList(error),
+            Distrust::WrongChannel { expected, found } => Refusal::WrongChannel { expected, found },
+            other => Refusal::Distrust(other),
         }
     }
 }

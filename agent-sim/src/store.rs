@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `installed.jsonl` | what came from the channel: `channel`, `sequence`, `version`, `list`, `rollout`; then `{"wheel":name,"version":…,"digest":…}`, with `"local":true` if no list brought it; then `{"file":path,"digest":…,"wheel":name}`, sorted by path and wheel, once for each wheel that brings the file, and without `wheel` for a src file; then `{"folder":path}` for each folder made, sorted as if a `/` ended the path |
 //! | `seen.json` | the newest list accepted: see [`Seen`] |
+//! | `root.json` | the newest root that was verified, to the letter as it came; replaced as `seen.json` is |
 //! | `journal.json` | the release being put in place, or back: `step`, `boots`, `keep`, `reason`, `seen`; absent at rest |
 //! | `plan.jsonl` | its operations: `{"folder":path}` to be made, sorted likewise; then, numbered from 0, `{"put":path,"digest":…,"copy":n,"had":bool}` and `{"remove":path}`, each of another path; meaningless without a journal |
 //! | `next.jsonl` | what `installed.jsonl` will be; meaningless without a journal |
@@ -56,7 +57,8 @@ use std::{
 };
 
 use mpypi_protocol::{
-    Digest, FilePath, PackageId, digest::Hasher, limits as wire, list::Wheel, wheel::normalized_name,
+    Digest, FilePath, PackageId, Root, digest::Hasher, limits as wire, list::Wheel, root::SignedRoot,
+    wheel::normalized_name,
 };
 
 use crate::{
@@ -65,7 +67,8 @@ use crate::{
     install::{is_file, make_folders, redo, remove_folders, undo},
     journal::{
         self, AGENT, FOLDER, Folder, INSTALLED, Installed, InstalledWheel, JOURNAL, Journal, LIST_PART, NEXT,
-        OLD, Operation, PLAN, Plan, RESERVE, RecordError, Refused, SEEN, STAGING, Seen, Step, old, staged,
+        OLD, Operation, PLAN, Plan, RESERVE, ROOT, RecordError, Refused, SEEN, STAGING, Seen, Step, old,
+        staged,
     },
     limits,
     refusal::Refusal,
@@ -78,6 +81,7 @@ pub struct Store<F> {
     flash: F,
     installed: Installed,
     seen: Option<Seen>,
+    root: Option<SignedRoot>,
     journal: Option<Journal>,
     /// What `staging/` holds under its own digest, with its size.
     verified: BTreeMap<Digest, u64>,
@@ -154,7 +158,7 @@ impl<F: Flash> Store<F> {
     /// A device that is switched off: [`reboot`](Store::reboot) comes before anything else.
     pub fn off(flash: F) -> Store<F> {
         let installed = Installed::default();
-        Store { flash, installed, seen: None, journal: None, verified: BTreeMap::new() }
+        Store { flash, installed, seen: None, root: None, journal: None, verified: BTreeMap::new() }
     }
 
     /// Starts a device: finishes or takes back what a journal says, and clears what no journal names.
@@ -175,6 +179,7 @@ impl<F: Flash> Store<F> {
         self.verified.clear();
         self.installed = journal::read_installed(&self.flash, INSTALLED)?.unwrap_or_default();
         self.seen = journal::read_seen(&self.flash)?;
+        self.root = journal::read_root(&self.flash)?;
         self.journal = journal::read_journal(&self.flash)?;
         self.make_folders()?;
         let Some(mut journal) = self.journal.take() else {
@@ -237,6 +242,12 @@ impl<F: Flash> Store<F> {
         self.seen.as_ref()
     }
 
+    /// The newest root that was verified on this device, if it ever was given one.
+    #[must_use]
+    pub fn root(&self) -> Option<&SignedRoot> {
+        self.root.as_ref()
+    }
+
     /// The flash.
     #[must_use]
     pub fn flash(&self) -> &F {
@@ -255,6 +266,14 @@ impl<F: Flash> Store<F> {
     /// Of the flash.
     pub fn remember(&mut self, seen: Seen) -> Result<(), Refusal> {
         Ok(self.write_seen(seen)?)
+    }
+
+    /// Keeps a root that was verified: none before it is believed from now on, also after a restart.
+    ///
+    /// # Errors
+    /// Of the flash.
+    pub fn keep_root(&mut self, root: &Root) -> Result<(), Refusal> {
+        Ok(journal::replace_root(&mut self.flash, root)?)
     }
 
     /// Notes that the list last accepted is not to be tried again, and drops what was fetched for it.
@@ -591,7 +610,7 @@ impl<F: Flash> Store<F> {
         if let Ok(plan) = journal::read_plan(&self.flash) {
             remove_folders(&mut self.flash, plan.folders.iter())?;
         }
-        let new = [SEEN, JOURNAL].map(|record| format!("{record}.new"));
+        let new = [SEEN, JOURNAL, ROOT].map(|record| format!("{record}.new"));
         for path in [RESERVE, PLAN, NEXT].into_iter().chain(new.iter().map(String::as_str)) {
             if is_file(&self.flash, path)? {
                 self.flash.remove(path)?;

@@ -9,18 +9,20 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, NodeId, PackageId, Rollout, Runtime, UpdateList,
+    ChannelName, Digest, Entry, NodeId, PackageId, Rollout, Root, Runtime, Trust, UpdateList,
     limits::SUBSCRIBE_FILTERS,
     list::Command,
     node::{Phase, State},
     query::Facts,
     rollout::{Consent, Moment, RolloutId},
+    root::{self, SignedRoot},
     topic::NodeSubject,
 };
 
@@ -51,6 +53,13 @@ pub enum Event {
         payload: Bytes,
         /// What the device's clock says, if it has one that is set.
         wall: Option<Timestamp>,
+    },
+    /// A root arrived.
+    Root {
+        /// As which number it is retained.
+        number: u64,
+        /// Its bytes.
+        payload: Bytes,
     },
     /// A package arrived.
     Package {
@@ -87,6 +96,8 @@ pub struct Start {
     pub running: Running,
     /// The newest list accepted before.
     pub seen: Option<Seen>,
+    /// The newest root verified before.
+    pub root: Option<SignedRoot>,
 }
 
 /// How a list arrived.
@@ -150,7 +161,9 @@ pub struct Report {
 pub enum Action {
     /// Note the newest list accepted.
     Remember(Seen),
-    /// Note that it is not to be tried again.
+    /// Keep a root that was verified.
+    KeepRoot(Arc<Root>),
+    /// Note that the list is not to be tried again.
     Refuse(String),
     /// Forget that.
     Forgive,
@@ -175,6 +188,8 @@ pub enum Action {
 pub enum Answer {
     /// Noted.
     Noted,
+    /// The root is kept, or cannot be.
+    RootKept(Result<Arc<Root>, Refusal>),
     /// What must be fetched.
     Surveyed(Vec<Need>),
     /// The package is verified.
@@ -222,6 +237,7 @@ impl Default for Timing {
 pub struct Updater {
     node: NodeId,
     channel: ChannelName,
+    trust: Trust,
     runtime: Runtime,
     traits: Traits,
     cmd: String,
@@ -336,6 +352,7 @@ impl Updater {
         Updater {
             node: node.clone(),
             channel,
+            trust: Trust::Anyone,
             runtime,
             traits: Traits::default(),
             cmd: node.topic(NodeSubject::Cmd),
@@ -390,6 +407,12 @@ impl Updater {
         self.connected
     }
 
+    /// The same, which believes lists of nobody else. A root is where its walk begins, unless it got further before.
+    #[must_use]
+    pub fn believing(self, trust: Trust) -> Updater {
+        Updater { trust, ..self }
+    }
+
     /// Tells the device about itself.
     pub fn set_traits(&mut self, traits: Traits) {
         self.traits = traits;
@@ -431,6 +454,7 @@ impl Updater {
             Event::Connected => self.greet(now, out),
             Event::Disconnected => self.disconnected(out),
             Event::List { source, payload, wall } => self.list(now, source, payload, wall, out),
+            Event::Root { number, payload } => self.root(number, &payload, out),
             Event::Package { id, payload } => self.package(now, &id, payload, out),
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
             Event::Done(answer) => self.done(now, answer, out),
@@ -448,9 +472,14 @@ impl Updater {
     }
 
     fn booted(&mut self, now: Duration, start: Start, out: &mut Effects) {
-        let Start { boot, running, seen } = start;
+        let Start { boot, running, seen, root } = start;
         self.running = running;
         self.seen = seen;
+        if let (Trust::Root(pinned), Some(root)) = (&self.trust, root)
+            && root.draft().version > pinned.version()
+        {
+            self.trust = Trust::Root(Root::trusted(root).into());
+        }
         // Whether it is its turn, the list says that comes next.
         self.held = None;
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
@@ -470,6 +499,46 @@ impl Updater {
         // same list once more would give it new ones, for ever.
         if self.connected && !recovers {
             out.push(Effect::Introduce);
+            self.ask_for_root(out);
+            out.push(Effect::Subscribe(vec![self.channel.topic()]));
+        }
+    }
+
+    /// Asks for the root after the present one, before the list that may need it. It stays asked for: a root that is
+    /// published while the device is connected arrives by itself.
+    fn ask_for_root(&self, out: &mut Effects) {
+        if let Trust::Root(root) = &self.trust {
+            out.push(Effect::Subscribe(vec![root::topic(root.version().saturating_add(1))]));
+        }
+    }
+
+    fn root(&mut self, number: u64, payload: &Bytes, out: &mut Effects) {
+        let Trust::Root(root) = &self.trust else { return };
+        // Nothing is what a cleared topic says; an earlier number was asked for before.
+        if payload.is_empty() || number <= root.version() {
+            return;
+        }
+        match SignedRoot::parse(payload).and_then(|next| root.next(number, next)) {
+            // It is on flash before it is believed: after a restart, too, nothing before it counts.
+            Ok(next) => out.push(Effect::Store(Action::KeepRoot(next.into()))),
+            Err(error) => {
+                let refusal = Refusal::BadRoot(error);
+                out.push(Effect::Log(format!("root {number} is refused: {}", refusal.text())));
+                if matches!(self.activity, Activity::Resting) {
+                    self.show_failed(&refusal);
+                }
+            }
+        }
+    }
+
+    /// Goes on with a root that is kept.
+    fn go_on_with(&mut self, root: Arc<Root>, out: &mut Effects) {
+        out.push(Effect::Log(format!("root {} is believed from now on", root.version())));
+        out.push(Effect::Unsubscribe(vec![root::topic(root.version())]));
+        self.trust = Trust::Root(root);
+        if self.connected {
+            self.ask_for_root(out);
+            // Whoever signed the newest list may do so no longer, or may do so now.
             out.push(Effect::Subscribe(vec![self.channel.topic()]));
         }
     }
@@ -479,6 +548,7 @@ impl Updater {
         self.check_later(now);
         self.published = None;
         out.push(Effect::Introduce);
+        self.ask_for_root(out);
         out.push(Effect::Subscribe(vec![self.cmd.clone(), self.channel.topic()]));
         if let Activity::Fetching { open, stall_at, .. } = &mut self.activity {
             *stall_at = now + self.timing.stall;
@@ -529,6 +599,8 @@ impl Updater {
                 return;
             }
         };
+        // Orders need no signature: all they can do is to have the device look again, restart, or take back what it has
+        // not confirmed.
         if source == Source::Cmd {
             for entry in list.entries() {
                 if let Entry::Command(command, _) = entry {
@@ -547,7 +619,7 @@ impl Updater {
             | Activity::Pausing { .. }
                 if self.may_judge(source) =>
             {
-                self.judge(now, list, Digest::of(&payload), source, (now, wall), out);
+                self.judge(now, list, &payload, source, (now, wall), out);
             }
             Activity::Resting
             | Activity::Surveying(_)
@@ -620,23 +692,39 @@ impl Updater {
         }
     }
 
+    /// What time it is, as far as it is known: no earlier than the newest list was made.
+    fn time(&self, wall: Option<Timestamp>) -> Option<Timestamp> {
+        let seen = self.seen.as_ref().filter(|seen| seen.channel == self.channel);
+        wall.max(seen.and_then(|seen| seen.created))
+    }
+
     /// Judges a list that came `at` a time, when the clock said `wall`.
     fn judge(
         &mut self,
         now: Duration,
         list: UpdateList,
-        digest: Digest,
+        payload: &Bytes,
         source: Source,
         (at, wall): (Duration, Option<Timestamp>),
         out: &mut Effects,
     ) {
+        let (digest, time) = (Digest::of(payload), self.time(wall));
         let name = list.release().map(|release| (release.sequence, release.version.clone()));
         let empty = name.is_none() && list.packages().next().is_none();
-        let release =
-            match Accepted::judge(list, digest, &self.channel, &self.runtime, self.seen.as_ref(), wall) {
-                Ok(release) => release,
-                Err(refusal) => return self.refuse_list(&refusal, name, digest, out),
-            };
+        let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);
+        let accepted = verified.and_then(|verified| {
+            Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
+        });
+        let release = match accepted {
+            Ok(release) => release,
+            Err(refusal) => {
+                // A new root took away the right to sign what is being fetched.
+                if self.job().is_some_and(|job| job.release.digest() == digest) {
+                    self.abandon(out);
+                }
+                return self.refuse_list(&refusal, name, digest, out);
+            }
+        };
         if self.job().is_some_and(|job| job.release.digest() == digest) {
             return;
         }
@@ -768,10 +856,11 @@ impl Updater {
         if !is_wanted || payload.is_empty() || !matches!(self.activity, Activity::Resting) {
             return;
         }
-        // It is older than what this node has seen, and may have expired: the newest list vouches for it by its name.
-        let judge =
-            |list| Accepted::judge(list, Digest::of(payload), &self.channel, &self.runtime, None, None);
-        let release = UpdateList::parse(payload).map_err(Refusal::BadList).and_then(judge);
+        // It is older than what this node has seen, and may have expired: the newest list vouches for it by its name. But
+        // somebody has signed it who may.
+        let judge = |list| Accepted::judge(list, &self.channel, &self.runtime, None, None);
+        let verified = self.trust.verify(&self.channel, payload, None).map_err(Refusal::from);
+        let release = verified.and_then(judge);
         let release = release.and_then(|release| match release.sequence() {
             Some(found) if found == sequence => Ok(release),
             found => {
@@ -896,6 +985,14 @@ impl Updater {
     }
 
     fn done(&mut self, now: Duration, answer: Answer, out: &mut Effects) {
+        let answer = match answer {
+            Answer::RootKept(Ok(root)) => return self.go_on_with(root, out),
+            Answer::RootKept(Err(refusal)) => {
+                out.push(Effect::Log(format!("cannot keep a root: {}", refusal.text())));
+                return;
+            }
+            answer => answer,
+        };
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
         self.activity = match (answer, before) {
             (Answer::Surveyed(needs), Activity::Surveying(job)) => {
@@ -1066,7 +1163,7 @@ impl Updater {
             if self.running.list != Some(digest) {
                 // People see that the last one arrived before the next one starts.
                 out.push(Effect::Report(self.shown.clone()));
-                self.judge(now, list, digest, source, (at, wall), out);
+                self.judge(now, list, &payload, source, (at, wall), out);
             }
         }
     }

@@ -1,7 +1,11 @@
 //! The door: what may become part of the index. Policy only; the index asks it, inside the transaction.
 
+use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, PackageId, Topic, UpdateList, limits, package::LegacyId, topic,
+    ChannelName, Digest, Entry, PackageId, Root, Topic, Trust, UpdateList, limits,
+    package::LegacyId,
+    root::{RootError, SignedRoot},
+    topic,
 };
 
 use crate::{
@@ -26,6 +30,10 @@ pub struct Admitted {
 pub enum Kind {
     /// A channel's new list.
     List(ChannelName, Box<UpdateList>),
+    /// A list that a channel had, or has.
+    History(ChannelName, u64),
+    /// A root of trust.
+    Root(Box<SignedRoot>),
     /// A package whose bytes hash to its topic's digest.
     Package(PackageId),
     /// A request to forget a package.
@@ -39,6 +47,8 @@ pub enum Kind {
 /// What a channel holds at present.
 #[derive(Debug, Clone, Copy)]
 pub struct Present<'a> {
+    /// The epoch of its release.
+    pub epoch: u64,
     /// The sequence of its release, if its list has one.
     pub sequence: Option<u64>,
     /// The digest of the list's payload.
@@ -67,8 +77,10 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
         _ => None,
     };
     let kind = match meaning {
-        Topic::Channel(_) | Topic::Package(_) if !publish.retain => {
-            return invalid("lists and packages are retained: publish with the retain flag".to_owned());
+        Topic::Channel(_) | Topic::History(..) | Topic::Root(_) | Topic::Package(_) if !publish.retain => {
+            return invalid(
+                "lists, packages and roots are retained: publish with the retain flag".to_owned(),
+            );
         }
         // A channel without its list would have its devices remove everything.
         Topic::Channel(_) if publish.properties.expiry.is_some() => {
@@ -95,10 +107,32 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
                 _ => Kind::List(channel, Box::new(list)),
             },
             Err(error) => {
-                let mut text = chain(&error);
-                text.truncate(text.floor_char_boundary(limits::TOPIC));
-                return invalid(format!("not an update list: {text}"));
+                return invalid(format!("not an update list: {}", short(&error)));
             }
+        },
+        // What was trusted can be replaced by what follows from it, and by nothing else.
+        Topic::Root(version) if publish.payload.is_empty() || publish.properties.expiry.is_some() => {
+            return invalid(format!(
+                "root {version} stays: what replaces it is root {}",
+                version.saturating_add(1)
+            ));
+        }
+        Topic::Root(version) => match SignedRoot::parse(&publish.payload) {
+            Ok(root) if root.draft().version == version => Kind::Root(Box::new(root)),
+            Ok(root) => return invalid(format!("the root says it is root {}", root.draft().version)),
+            Err(error) => return invalid(format!("bad-root: {}", short(&error))),
+        },
+        Topic::History(channel, sequence) if publish.payload.is_empty() => Kind::History(channel, sequence),
+        Topic::History(channel, sequence) => match UpdateList::parse(&publish.payload) {
+            Ok(list)
+                if list
+                    .release()
+                    .is_some_and(|release| release.channel == channel && release.sequence == sequence) =>
+            {
+                Kind::History(channel, sequence)
+            }
+            Ok(_) => return invalid(format!("the list is not release {sequence} of channel `{channel}`")),
+            Err(error) => return invalid(format!("not an update list: {}", short(&error))),
         },
         Topic::Package(id) if publish.payload.is_empty() => Kind::ForgetPackage(id),
         Topic::Package(id) => Kind::Package(id),
@@ -133,6 +167,49 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
     Ok(Admitted { publish, kind, digest })
 }
 
+/// An error with its causes, as long as an answer may be.
+fn short(error: &dyn std::error::Error) -> String {
+    let mut text = chain(error);
+    text.truncate(text.floor_char_boundary(limits::TOPIC));
+    text
+}
+
+/// The root that is believed once `root` is retained, where `newest` was until now. The first one is believed because
+/// whoever may write roots here put it there: devices believe what was given to them, not what a broker has.
+///
+/// # Errors
+/// It does not follow.
+pub fn may_follow(newest: Option<&Root>, root: &SignedRoot) -> Result<Root, Refusal> {
+    let version = root.draft().version;
+    let follows = match newest {
+        Some(newest) => newest.next(version, root.clone()),
+        None if version == 1 => Root::pin(root.clone()),
+        None => Err(RootError::Version { expected: 1, found: version }),
+    };
+    follows
+        .map_err(|error| Refusal::new(Reason::PayloadFormatInvalid, format!("bad-root: {}", short(&error))))
+}
+
+/// Whether the list `payload` of `channel` is signed by one whom `root` lets sign, where it lets somebody. `now` is in
+/// milliseconds since 1970.
+///
+/// # Errors
+/// Says why devices would not believe it.
+pub fn may_be_believed(
+    root: Option<&Root>,
+    channel: &ChannelName,
+    payload: &[u8],
+    now: u64,
+) -> Result<(), Refusal> {
+    let Some(root) = root.filter(|root| root.delegation(channel).is_some()) else { return Ok(()) };
+    let now = i64::try_from(now).ok().and_then(|now| Timestamp::from_millisecond(now).ok());
+    let verdict = Trust::Root(root.clone().into()).verify(channel, payload, now);
+    verdict.map(drop).map_err(|distrust| {
+        let text = format!("channel `{channel}` has keys: {}", short(&distrust));
+        Refusal::new(Reason::PayloadFormatInvalid, text)
+    })
+}
+
 /// Whether hashing and parsing this message takes long enough to do it off the network threads.
 #[must_use]
 pub fn is_heavy(publish: &Publish) -> bool {
@@ -156,7 +233,14 @@ pub fn may_replace(
         return Ok(()); // the same list again, as after a lost PUBACK
     }
     let invalid = |text: String| Err(Refusal::new(Reason::PayloadFormatInvalid, text));
+    let epoch = list.release().map_or(0, |release| release.epoch);
+    let before = present.map_or(0, |present| present.epoch);
     match (list.release().map(|release| release.sequence), present.and_then(|present| present.sequence)) {
+        (Some(_), Some(_)) if epoch < before => {
+            return invalid(format!("epoch {epoch} is before epoch {before}, which the channel has"));
+        }
+        // The root says which epoch it is: every number of it is newer.
+        (Some(_), Some(_)) if epoch > before => {}
         (Some(new), Some(old)) if new <= old => {
             return invalid(format!("release {new} is not newer than release {old}, which the channel has"));
         }
@@ -244,7 +328,7 @@ mod tests {
     #[test]
     fn a_sequence_never_repeats_or_goes_back() {
         let digest = Digest::of(b"old");
-        let present = Some(Present { sequence: Some(7), digest: &digest });
+        let present = Some(Present { epoch: 0, sequence: Some(7), digest: &digest });
         let try_list = |list: &UpdateList| may_replace(list, &Digest::of(b"new"), present, |_| Ok(true));
         assert!(try_list(&list(Some(8), "")).is_ok());
         assert!(try_list(&list(Some(7), "")).is_err());

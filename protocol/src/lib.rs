@@ -10,6 +10,9 @@
 //! | [`package`] | package ids and their topics |
 //! | [`topic`] | what an MQTT topic means to us, topic names and filters |
 //! | [`list`] | update lists and their entries |
+//! | [`key`] | public keys and what they signed |
+//! | [`root`] | whose signatures count: the chain of roots |
+//! | [`signed`] | what a signature covers, and which lists are believed |
 //! | [`rollout`] | whose turn it is to take a release |
 //! | [`query`] | which nodes a rollout is for |
 //! | [`node`] | what a device says about itself |
@@ -22,6 +25,7 @@
 pub mod address;
 pub mod digest;
 pub mod greeting;
+pub mod key;
 pub mod limits;
 pub mod list;
 pub mod node;
@@ -29,16 +33,21 @@ pub mod package;
 pub mod path;
 pub mod query;
 pub mod rollout;
+pub mod root;
+pub mod signed;
 pub mod tag;
 pub mod topic;
 pub mod wheel;
 
 pub use address::BrokerUrl;
 pub use digest::Digest;
+pub use key::{KeyId, PublicKey};
 pub use list::{Entry, UpdateList};
 pub use package::PackageId;
 pub use path::FilePath;
 pub use query::Query;
 pub use rollout::Rollout;
+pub use root::Root;
+pub use signed::{Trust, Verified};
 pub use tag::{Runtime, Tag};
 pub use topic::{ChannelName, NodeId, Topic};

@@ -39,6 +39,30 @@ pub const NODE_MESSAGE: usize = 64 * 1024;
 /// Most filters in one SUBSCRIBE: what every known broker accepts (AWS IoT allows eight).
 pub const SUBSCRIBE_FILTERS: usize = 8;
 
+/// Longest name of a key, in bytes.
+pub const KEY_NAME: usize = 64;
+
+/// Largest root, in bytes: a device of a few KiB keeps it and walks over it.
+pub const ROOT: usize = 32 * 1024;
+
+/// Most keys in one root.
+pub const ROOT_KEYS: usize = 32;
+
+/// Most delegations in one root.
+pub const DELEGATIONS: usize = 64;
+
+/// Most signatures of one root.
+pub const ROOT_SIGNATURES: usize = 16;
+
+/// Most releases that a list revokes.
+pub const REVOKED: usize = 64;
+
+/// Largest answer to a challenge, in bytes.
+pub const TIME_ANSWER: usize = 4096;
+
+/// Longest nonce of a challenge, in bytes.
+pub const NONCE: usize = 64;
+
 /// Longest query of a rollout, in bytes of UTF-8.
 pub const QUERY: usize = 512;
 

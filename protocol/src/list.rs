@@ -53,6 +53,12 @@ pub struct Release {
     pub created: Option<Timestamp>,
     /// When devices must stop believing that this list is the newest.
     pub expires: Option<Timestamp>,
+    /// Counts before `sequence` does: whoever raises it, in a new root, makes every sequence before old.
+    pub epoch: u64,
+    /// The digest of the list that this one replaced: the chain of the channel's history.
+    pub previous: Option<Digest>,
+    /// Sequences of releases that must not run any more.
+    pub revoked: Vec<u64>,
     /// Other keys, `rollout` among them: see [`Rollout::of`](crate::rollout::Rollout::of).
     pub extra: Map<String, Value>,
 }
@@ -356,7 +362,7 @@ impl Entry {
         }
     }
 
-    fn from_value(value: Value) -> Result<Entry, Problem> {
+    pub(crate) fn from_value(value: Value) -> Result<Entry, Problem> {
         let mut fields = match value {
             Value::Object(map) => Fields(map),
             other => return Err(Problem::NotAnObject(type_name(&other))),
@@ -381,6 +387,9 @@ impl Entry {
                 version: fields.text("version")?,
                 created: fields.time("created")?,
                 expires: fields.time("expires")?,
+                epoch: fields.number("epoch")?.unwrap_or(0),
+                previous: fields.optional_digest("previous")?,
+                revoked: fields.numbers("revoked", limits::REVOKED)?,
                 extra: fields.0,
             }),
             "wheel" => Entry::Wheel(Wheel {
@@ -422,7 +431,7 @@ impl Entry {
         })
     }
 
-    fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         let mut map = Map::new();
         let mut put = |key: &str, value: Option<Value>| {
             if let Some(value) = value {
@@ -441,6 +450,12 @@ impl Entry {
                 put("version", text(&release.version));
                 put("created", release.created.map(|time| time.to_string().into()));
                 put("expires", release.expires.map(|time| time.to_string().into()));
+                put("epoch", Some(release.epoch).filter(|epoch| *epoch > 0).map(Value::from));
+                put("previous", release.previous.map(|digest| digest.to_string().into()));
+                put(
+                    "revoked",
+                    Some(&release.revoked).filter(|all| !all.is_empty()).map(|all| all.clone().into()),
+                );
                 &release.extra
             }
             Entry::Wheel(wheel) => {
@@ -481,10 +496,10 @@ impl Entry {
 }
 
 /// The keys of an entry that nobody has taken yet; what remains at the end is kept as `extra`.
-struct Fields(Map<String, Value>);
+pub(crate) struct Fields(pub(crate) Map<String, Value>);
 
 impl Fields {
-    fn string(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
+    pub(crate) fn string(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.0.shift_remove(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -500,11 +515,11 @@ impl Fields {
         Ok(text)
     }
 
-    fn text(&mut self, key: &'static str) -> Result<String, Problem> {
+    pub(crate) fn text(&mut self, key: &'static str) -> Result<String, Problem> {
         self.optional_text(key)?.ok_or(Problem::Missing(key))
     }
 
-    fn parsed<T>(
+    pub(crate) fn parsed<T>(
         &mut self,
         key: &'static str,
         parse: impl FnOnce(String) -> Result<T, String>,
@@ -517,7 +532,7 @@ impl Fields {
         self.parsed("pkg_sha256", |text| text.parse().map_err(|e: crate::digest::DigestError| e.to_string()))
     }
 
-    fn number(&mut self, key: &'static str) -> Result<Option<u64>, Problem> {
+    pub(crate) fn number(&mut self, key: &'static str) -> Result<Option<u64>, Problem> {
         match self.0.shift_remove(key) {
             None => Ok(None),
             Some(value) => match value.as_u64() {
@@ -530,7 +545,33 @@ impl Fields {
         }
     }
 
-    fn time(&mut self, key: &'static str) -> Result<Option<Timestamp>, Problem> {
+    fn optional_digest(&mut self, key: &'static str) -> Result<Option<Digest>, Problem> {
+        let parse =
+            |text: String| text.parse().map_err(|error: crate::digest::DigestError| error.to_string());
+        let digest = self.string(key)?.map(parse).transpose();
+        digest.map_err(|reason| Problem::Value { key, reason })
+    }
+
+    pub(crate) fn array(&mut self, key: &'static str, most: usize) -> Result<Option<Vec<Value>>, Problem> {
+        match self.0.shift_remove(key) {
+            None => Ok(None),
+            Some(Value::Array(values)) if values.len() > most => {
+                Err(Problem::Value { key, reason: format!("{} are more than {most}", values.len()) })
+            }
+            Some(Value::Array(values)) => Ok(Some(values)),
+            Some(other) => Err(mismatch(key, "an array", &other)),
+        }
+    }
+
+    fn numbers(&mut self, key: &'static str, most: usize) -> Result<Vec<u64>, Problem> {
+        let number = |value: Value| {
+            let reason = format!("{value} is no whole number from 0");
+            value.as_u64().ok_or(Problem::Value { key, reason })
+        };
+        self.array(key, most)?.unwrap_or_default().into_iter().map(number).collect()
+    }
+
+    pub(crate) fn time(&mut self, key: &'static str) -> Result<Option<Timestamp>, Problem> {
         let Some(text) = self.string(key)? else { return Ok(None) };
         let time = if is_utc_time(&text) { text.parse().ok() } else { None };
         time.map(Some).ok_or_else(|| {

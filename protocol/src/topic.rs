@@ -15,6 +15,9 @@ pub const CHANNELS: &str = "mpypi/channels/";
 /// Where every node's topics start.
 pub const NODES: &str = "mpypi/nodes/";
 
+/// Where every root's topic starts.
+pub const ROOTS: &str = "mpypi/keys/root/";
+
 /// The name of a channel: letters, digits, `.`, `_` and `-`, first a letter or digit.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelName(String);
@@ -52,6 +55,10 @@ pub enum Topic {
     Package(PackageId),
     /// `mpypi/packages/<id>` in an earlier layout.
     Legacy(LegacyId),
+    /// `mpypi/channels/<channel>/history/<sequence>`: a list that the channel had, or has.
+    History(ChannelName, u64),
+    /// `mpypi/keys/root/<version>`: a root of trust.
+    Root(u64),
     /// `mpypi/nodes/<node>/<subject>`
     Node(NodeId, NodeSubject),
     /// Any other topic. Some of them may mean something to a later version.
@@ -82,6 +89,10 @@ pub enum NodeSubject {
     Cmd,
     /// Lines of text, not retained.
     Log,
+    /// A nonce, by which a node without a clock asks for the time; not retained.
+    Challenge,
+    /// The answer to it, see [`TimeAnswer`](crate::signed::TimeAnswer); not retained.
+    Time,
 }
 
 /// Why a topic name or filter is refused.
@@ -129,6 +140,12 @@ pub enum TopicError {
         topic: String,
         /// What is wrong with the name.
         problem: NameError,
+    },
+    /// Where a number is to be, something else.
+    #[error("topic `{topic}` should end in a whole number, from 1 for roots, without leading zeros")]
+    Number {
+        /// The topic as given.
+        topic: String,
     },
     /// Below `mpypi/packages/`, with a path that is none.
     #[error("topic `{topic}`: {problem}")]
@@ -276,6 +293,8 @@ impl fmt::Display for NodeSubject {
             NodeSubject::Online => "online",
             NodeSubject::Cmd => "cmd",
             NodeSubject::Log => "log",
+            NodeSubject::Challenge => "challenge",
+            NodeSubject::Time => "time",
         })
     }
 }
@@ -291,6 +310,18 @@ impl Topic {
             return ChannelName::new(channel)
                 .map(Topic::Channel)
                 .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
+        }
+        let history = name.strip_prefix(CHANNELS).and_then(|rest| rest.split_once("/history/"));
+        if let Some((channel, sequence)) = history.filter(|(_, sequence)| !sequence.contains('/')) {
+            let channel = ChannelName::new(channel)
+                .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem })?;
+            return Ok(Topic::History(channel, number(name, sequence)?));
+        }
+        if let Some(version) = name.strip_prefix(ROOTS).filter(|rest| !rest.contains('/')) {
+            return match number(name, version)? {
+                0 => Err(TopicError::Number { topic: name.to_owned() }),
+                version => Ok(Topic::Root(version)),
+            };
         }
         let rollout = name.strip_prefix(CHANNELS).and_then(|rest| rest.split_once("/rollout"));
         if let Some((channel, end)) = rollout {
@@ -314,6 +345,8 @@ impl Topic {
                 "online" => NodeSubject::Online,
                 "cmd" => NodeSubject::Cmd,
                 "log" => NodeSubject::Log,
+                "challenge" => NodeSubject::Challenge,
+                "time" => NodeSubject::Time,
                 _ => return Ok(Topic::Other(name.to_owned())),
             };
             return NodeId::new(node)
@@ -322,6 +355,12 @@ impl Topic {
         }
         Ok(Topic::Other(name.to_owned()))
     }
+}
+
+/// The one way to write a number: two topics never mean the same.
+fn number(topic: &str, text: &str) -> Result<u64, TopicError> {
+    let number: Option<u64> = text.parse().ok();
+    number.filter(|number| number.to_string() == text).ok_or(TopicError::Number { topic: topic.to_owned() })
 }
 
 fn parse_package(topic: &str, id: &str) -> Result<Topic, TopicError> {
@@ -363,6 +402,8 @@ impl fmt::Display for Topic {
             Topic::Rollout(channel, subject) => f.write_str(&channel.rollout(*subject)),
             Topic::Package(id) => f.write_str(&id.topic()),
             Topic::Legacy(id) => f.write_str(&id.topic()),
+            Topic::History(channel, sequence) => f.write_str(&channel.history(*sequence)),
+            Topic::Root(version) => f.write_str(&crate::root::topic(*version)),
             Topic::Node(node, subject) => f.write_str(&node.topic(*subject)),
             Topic::Other(name) => f.write_str(name),
         }

@@ -165,10 +165,11 @@ fn release() -> impl Strategy<Value = Release> {
                 .prop_map(|(seconds, nanoseconds)| jiff::Timestamp::new(seconds, nanoseconds).unwrap()),
         )
     };
-    (name(), any::<u64>(), short_text(), time(), time(), extra()).prop_map(
-        |(channel, sequence, version, created, expires, extra)| {
+    let trust = (any::<u64>(), option::of(digest()), proptest::collection::vec(any::<u64>(), 0..4));
+    (name(), any::<u64>(), short_text(), time(), time(), trust, extra()).prop_map(
+        |(channel, sequence, version, created, expires, (epoch, previous, revoked), extra)| {
             let channel = ChannelName::new(channel).unwrap();
-            Release { channel, sequence, version, created, expires, extra }
+            Release { channel, sequence, version, created, expires, epoch, previous, revoked, extra }
         },
     )
 }

@@ -6,12 +6,15 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    Digest, FilePath, PackageId, Query, Rollout, Topic, UpdateList,
+    Digest, FilePath, PackageId, PublicKey, Query, Rollout, Root, Topic, Trust, UpdateList,
+    key::Algorithm,
     list::ListError,
     node::{Info, NodeError, State},
     package::LegacyId,
     query::Facts,
     rollout::{Moment, Percent, RolloutId, Window},
+    root::{RootError, SignedRoot},
+    signed::{TimeAnswer, plain_keys},
     tag::{Code, Runtime, Tag, platform},
     topic::{NodeSubject, RolloutSubject, check_filter, check_name, matches},
     wheel::{RecordLine, dist_info, parse_headers, parse_record, write_record},
@@ -92,6 +95,10 @@ fn topics() {
             Topic::Legacy(LegacyId::Digest(digest)) => json!({ "kind": "legacy_digest", "digest": digest }),
             Topic::Legacy(LegacyId::Src(path)) => json!({ "kind": "legacy_src", "path": path }),
             Topic::Legacy(LegacyId::Path(path)) => json!({ "kind": "legacy_path", "path": path }),
+            Topic::History(channel, sequence) => {
+                json!({ "kind": "history", "channel": channel, "sequence": sequence })
+            }
+            Topic::Root(version) => json!({ "kind": "root", "version": version }),
             Topic::Node(node, subject) => {
                 let subject = match subject {
                     NodeSubject::Info => "info",
@@ -99,6 +106,8 @@ fn topics() {
                     NodeSubject::Online => "online",
                     NodeSubject::Cmd => "cmd",
                     NodeSubject::Log => "log",
+                    NodeSubject::Challenge => "challenge",
+                    NodeSubject::Time => "time",
                 };
                 json!({ "kind": "node", "node": node, "subject": subject })
             }
@@ -224,6 +233,97 @@ fn tags() {
 fn runtime(case: &Value) -> Runtime {
     let mpy = case["mpy"].as_u64().map(|number| number.try_into().unwrap());
     Runtime { mpy, platform: text(case, "platform").to_owned() }
+}
+
+#[test]
+fn signatures_of_lists() {
+    let path = format!("{}/vectors/signatures.json", env!("CARGO_MANIFEST_DIR"));
+    let vectors: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    // Devices are given keys by their modulus; one of 2048 bits is none, and so nobody has signed with it.
+    let good = |(name, hex): (&String, &Value)| (name.clone(), hex.as_str().unwrap().to_owned());
+    let keys = vectors["keys"].as_object().unwrap().iter().map(good);
+    let keys = plain_keys(keys.filter(|(name, _)| name != "short")).unwrap();
+    let trust = Trust::Keys(keys.into());
+    let channel = "dev".parse().unwrap();
+    for case in cases("signatures.json", "lists") {
+        let found = trust.verify(&channel, text(&case, "text").as_bytes(), None).err();
+        let mut expected = case["refused"].as_str();
+        if text(&case, "name") == "a key of 2048 bits" {
+            expected = Some("unknown-key");
+        }
+        assert_eq!(found.as_ref().map(|error| error.word()), expected, "{}: {found:?}", case["name"]);
+    }
+}
+
+#[test]
+fn keys_that_are_no_keys() {
+    let modulus = |size| PublicKey::new(Algorithm::Rsa3072, vec![0xff; size]);
+    assert!(modulus(384).is_ok() && modulus(383).is_err() && modulus(256).is_err() && modulus(512).is_err());
+    assert!(PublicKey::new(Algorithm::Rsa3072, [vec![0x7f], vec![0xff; 383]].concat()).is_err());
+    assert!(PublicKey::new(Algorithm::Ed25519, vec![1; 31]).is_err());
+}
+
+/// A root of the vectors by its name, as it came.
+fn root(name: &Value) -> Result<SignedRoot, RootError> {
+    let path = format!("{}/vectors/roots.json", env!("CARGO_MANIFEST_DIR"));
+    let vectors: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    SignedRoot::parse(text(&vectors["roots"], name.as_str().unwrap()).as_bytes())
+}
+
+fn word<T>(result: &Result<T, RootError>) -> Value {
+    json!(result.as_ref().err().map(|_| "bad-root"))
+}
+
+#[test]
+fn roots() {
+    for case in cases("roots.json", "pins") {
+        let pinned = root(&case["root"]).and_then(Root::pin);
+        assert_eq!(word(&pinned), case["refused"], "{case}: {pinned:?}");
+    }
+    for case in cases("roots.json", "steps") {
+        let from = Root::trusted(root(&case["from"]).unwrap());
+        let number = case["number"].as_u64().unwrap();
+        let next = root(&case["to"]).and_then(|to| from.next(number, to));
+        assert_eq!(word(&next), case["refused"], "{case}: {:?}", next.err());
+    }
+    for case in cases("roots.json", "walks") {
+        let mut at = root(&case["pin"]).and_then(Root::pin).unwrap();
+        let refused = loop {
+            let number = at.version() + 1;
+            match &case["retained"][number.to_string()] {
+                Value::Null => break Value::Null,
+                name => match root(name).and_then(|root| at.next(number, root)) {
+                    Ok(next) => at = next,
+                    error => break word(&error),
+                },
+            }
+        };
+        assert_eq!((json!(at.version()), &refused), (case["version"].clone(), &case["refused"]), "{case}");
+    }
+}
+
+#[test]
+fn a_root_is_written_as_it_is_read() {
+    for name in ["1", "4", "channels", "ed25519"] {
+        let root = root(&json!(name)).unwrap();
+        let written = root.draft().signed(&[]).unwrap();
+        assert_eq!(written.draft(), root.draft(), "{name}");
+        let signed = root.draft().covered().unwrap();
+        assert!(signed.starts_with(br#"[{"type":"root","version":"#), "{name}");
+    }
+}
+
+#[test]
+fn answers_to_challenges() {
+    for case in cases("roots.json", "times") {
+        let root = Root::trusted(root(&case["root"]).unwrap());
+        let answer = TimeAnswer::verify(text(&case, "text").as_bytes(), &root, None);
+        let asked = |answer: &TimeAnswer| {
+            answer.node.as_str() == text(&case, "node") && answer.nonce == text(&case, "nonce")
+        };
+        let time = answer.as_ref().ok().filter(|answer| asked(answer)).map(|answer| answer.time.to_string());
+        assert_eq!(json!(time), case["time"], "{}: {answer:?}", case["name"]);
+    }
 }
 
 #[test]

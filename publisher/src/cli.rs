@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use mpypi_client::BrokerArgs;
-use mpypi_protocol::ChannelName;
+use mpypi_protocol::{ChannelName, KeyId};
 
 use crate::{
-    commands::{install, publish, push, rehearse, rollout, status, watch},
+    commands::{install, keys, log, publish, push, rehearse, reissue, rollout, status, verify, watch},
+    keys::Keys,
     publish::Harm,
+    signing::Signing,
 };
 
 /// Publish folders of MicroPython code to devices, through any MQTT broker.
@@ -26,6 +28,8 @@ Examples:
   mpypi watch channels/dev                publish at every change
   mpypi rehearse channels/dev --against stable
                                           what the release does to a hundred simulated devices
+  mpypi rollback dev --to 41              go back, deliberately, to what release 41 was
+  mpypi keys new dev-2026                 make a key that signs a channel's releases
   mpypi rollout channels/dev --steps 1%,10%,100%
                                           publish to few devices first, and go on while all is well
   mpypi status dev                        show the release of a channel and its devices
@@ -46,8 +50,18 @@ enum Command {
     Rehearse(rehearse::Args),
     /// Update devices with projectMM to a channel's firmware
     Push(push::Args),
+    /// Publish an earlier release of a channel again, under a new number
+    Rollback(reissue::RollbackArgs),
+    /// Publish what one channel has on another: the very same bytes
+    Promote(reissue::PromoteArgs),
+    /// Show the lists that a channel had, who signed them, and whether their chain is whole
+    Log(log::Args),
+    /// Check everything about a channel: roots, signature, history, every package
+    Verify(verify::Args),
+    /// Make, list, rotate, revoke and export keys, and the roots that say who may sign
+    Keys(keys::Args),
     /// Publish a release to few devices first, and stop by itself when it goes wrong
-    Rollout(rollout::Args),
+    Rollout(Box<rollout::Args>),
     /// Put a first wheel on a device that runs Mpy-BLOX
     Install(install::Args),
 }
@@ -62,9 +76,37 @@ pub(crate) struct Source {
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) channel: Option<ChannelName>,
+    /// The key that signs the list [default: `key` in channel.toml]
+    #[arg(long = "sign-with", value_name = "KEY")]
+    pub(crate) signer: Option<KeyId>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
     /// Publish even what would leave devices that run Mpy-BLOX waiting or starting again for ever
     #[arg(long)]
     force: bool,
+}
+
+/// Where keys are.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KeyArgs {
+    /// The key folder
+    #[arg(long, value_name = "DIR", default_value = "keys", env = "MPYPI_KEYS")]
+    keys: PathBuf,
+    /// A file whose first line is the passphrase of private keys [default: MPYPI_KEY_PASSPHRASE, or asked for]
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+impl KeyArgs {
+    /// The key folder.
+    pub(crate) fn folder(&self) -> Keys {
+        Keys::new(&self.keys, self.passphrase_file.clone())
+    }
+
+    /// Signing with a key of it.
+    pub(crate) fn signing(&self, key: Option<KeyId>) -> Signing {
+        Signing::With(self.folder(), key)
+    }
 }
 
 impl Source {
@@ -85,7 +127,12 @@ impl Cli {
             Command::Status(args) => status::run(args).await,
             Command::Rehearse(args) => rehearse::run(args).await,
             Command::Push(args) => push::run(args).await,
-            Command::Rollout(args) => rollout::run(args).await,
+            Command::Rollback(args) => reissue::rollback(args).await,
+            Command::Promote(args) => reissue::promote(args).await,
+            Command::Log(args) => log::run(args).await,
+            Command::Verify(args) => verify::run(args).await,
+            Command::Keys(args) => keys::run(args).await,
+            Command::Rollout(args) => rollout::run(*args).await,
             Command::Install(args) => install::run(args).await,
         }
     }

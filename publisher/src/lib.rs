@@ -16,6 +16,8 @@
 //! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
 //! | [`retained`] | what a broker has |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
+//! | [`keys`], [`signing`] | who can sign, who may, and the chain of roots |
+//! | [`history`], [`reissue`] | what a channel had, and how it has it again |
 //! | [`link`] | one MQTT connection |
 //! | [`rollout`] | a release for few nodes first, then for more, as long as it goes well |
 //!
@@ -29,7 +31,9 @@ pub mod channel;
 pub mod cli;
 pub mod compile;
 pub mod firmware;
+pub mod history;
 pub mod install;
+pub mod keys;
 pub mod limits;
 pub mod link;
 pub mod lint;
@@ -40,11 +44,14 @@ pub mod promoter;
 pub mod publish;
 pub mod push;
 pub mod rehearse;
+pub mod reissue;
 pub mod report;
 pub mod retained;
 pub mod rollout;
 pub mod settings;
+pub mod signing;
 pub mod status;
+pub mod verify;
 pub mod walk;
 pub mod watch;
 pub mod wheel;

@@ -117,3 +117,15 @@ pub const DEVICE_POLL: Duration = Duration::from_secs(1);
 
 /// Largest answer of it, in bytes.
 pub const DEVICE_ANSWER: u64 = 256 * 1024;
+
+/// A sign command may take so long: somebody may have to touch a token.
+pub const SIGN: Duration = Duration::from_secs(60);
+
+/// Most bytes that a sign command may answer with.
+pub const SIGNATURE: u64 = 4096;
+
+/// Lists of a channel that stay in its history when they are replaced; older ones are cleared.
+pub const HISTORY: u64 = 20;
+
+/// How long a root, or what it delegates, is believed unless told otherwise, in days.
+pub const ROOT_DAYS: u32 = 730;

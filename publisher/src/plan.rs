@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, PackageId, Rollout, UpdateList,
+    ChannelName, Digest, Entry, KeyId, PackageId, Rollout, UpdateList,
     list::{ListError, Release},
     rollout,
 };
 use serde::Serialize;
 
-use crate::wheel::pack::ANY;
+use crate::{signing::signer, wheel::pack::ANY};
 
 /// What the folder says a release should be.
 #[derive(Debug, Clone)]
@@ -24,6 +24,14 @@ pub struct Wanted {
     pub expires_days: Option<u32>,
     /// The release's sequence number; one more than the present one's if `None`.
     pub sequence: Option<u64>,
+    /// The epoch that its lists are of.
+    pub epoch: u64,
+    /// The digest of the present list's payload.
+    pub previous: Option<Digest>,
+    /// Releases that must not run any more.
+    pub revoked: Vec<u64>,
+    /// Who signs it, if anybody does.
+    pub signer: Option<KeyId>,
     /// Its packages, in order.
     pub entries: Vec<Entry>,
     /// Whose turn it is to take it; everybody's if `None`.
@@ -43,7 +51,7 @@ pub enum Trust {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// The broker retains what the folder holds.
-    UpToDate(Release),
+    UpToDate(Box<Release>),
     /// A new list.
     Publish(Box<Plan>),
 }
@@ -131,23 +139,34 @@ pub fn decide(
     let now = Timestamp::from_second(now.as_second())?;
     let release = present.and_then(UpdateList::release);
     let entries = |list: &UpdateList| -> Vec<Entry> {
-        list.entries().iter().filter(|entry| !matches!(entry, Entry::Release(_))).cloned().collect()
+        let is_package = |entry: &&Entry| !matches!(entry, Entry::Release(_) | Entry::Signature(_));
+        list.entries().iter().filter(is_package).cloned().collect()
     };
     let old = present.map(entries).unwrap_or_default();
     if let Some(release) = release
         && trust == Trust::List
         && old == wanted.entries
+        && release.epoch == wanted.epoch
+        && wanted.revoked.iter().all(|sequence| release.revoked.contains(sequence))
+        && wanted.signer.as_ref().map(KeyId::as_str) == present.and_then(signer)
         && release.extra.get(rollout::KEY) == wanted.rollout.as_ref().map(Rollout::to_value).as_ref()
         && wanted.sequence.is_none_or(|sequence| sequence == release.sequence)
         && wanted.version.as_ref().is_none_or(|version| *version == release.version)
         && is_fresh(release, wanted.expires_days, now)
     {
-        return Ok(Decision::UpToDate(release.clone()));
+        return Ok(Decision::UpToDate(Box::new(release.clone())));
     }
 
-    let last = release.map_or(0, |release| release.sequence);
+    let last = match release {
+        // Whoever used the numbers up, with a key that was stolen: in a new epoch they begin anew.
+        Some(release) if release.epoch < wanted.epoch && release.sequence == u64::MAX => 0,
+        Some(release) => release.sequence,
+        None => 0,
+    };
     let sequence = match wanted.sequence {
-        Some(sequence) if sequence <= last => {
+        Some(sequence)
+            if sequence <= last && release.is_some_and(|release| release.epoch >= wanted.epoch) =>
+        {
             return Err(PlanError::NotNewer { wanted: sequence, present: last });
         }
         Some(sequence) => sequence,
@@ -160,6 +179,9 @@ pub fn decide(
         version: wanted.version.clone().unwrap_or_else(|| sequence.to_string()),
         created: Some(now),
         expires: wanted.expires_days.map(|days| now.checked_add(days_of(days))).transpose()?,
+        epoch: wanted.epoch,
+        previous: wanted.previous,
+        revoked: wanted.revoked.clone(),
         extra: rollout.collect(),
     };
     let mut all = vec![Entry::Release(release.clone())];
@@ -183,7 +205,8 @@ pub fn decide(
     Ok(Decision::Publish(Box::new(Plan { release, list: bytes.into(), unknown, diff })))
 }
 
-/// A new list with the packages of `from`, to take the place of `present`: with another rollout, or none, and what is bad.
+/// A new list with the packages of `from`, to take the place of `present`: with another rollout, or none, and what is bad;
+/// of an epoch, and with the digest of the list that it replaces.
 ///
 /// # Errors
 /// See [`PlanError`].
@@ -192,6 +215,7 @@ pub fn relist(
     from: &UpdateList,
     rollout: Option<&Rollout>,
     revoked: &[u64],
+    (epoch, previous): (u64, Option<Digest>),
     now: Timestamp,
 ) -> Result<(Release, Bytes), PlanError> {
     let now = Timestamp::from_second(now.as_second())?;
@@ -203,15 +227,19 @@ pub fn relist(
     let mut extra = old.map(|old| old.extra.clone()).unwrap_or_default();
     extra.shift_remove(rollout::KEY);
     extra.extend(rollout.map(|rollout| (rollout::KEY.to_owned(), rollout.to_value())));
-    if !revoked.is_empty() {
-        extra.insert("revoked".to_owned(), revoked.to_vec().into());
-    }
+    let revoked = match (revoked, old) {
+        ([], Some(old)) => old.revoked.clone(),
+        (revoked, _) => revoked.to_vec(),
+    };
     let release = Release {
         channel: channel.ok_or(PlanError::NoRelease)?,
         sequence,
         version: old.map_or_else(|| sequence.to_string(), |old| old.version.clone()),
         created: Some(now),
         expires: life.map(|life| now.checked_add(life)).transpose()?,
+        epoch,
+        previous,
+        revoked,
         extra,
     };
     let mut all = vec![Entry::Release(release.clone())];
@@ -298,6 +326,10 @@ mod tests {
             version: None,
             expires_days: None,
             sequence: None,
+            epoch: 0,
+            previous: None,
+            revoked: Vec::new(),
+            signer: None,
             entries,
             rollout: None,
         }

@@ -14,17 +14,19 @@ use mpypi_protocol::{
     ChannelName, Digest, Entry, NodeId, PackageId, Rollout, UpdateList,
     list::{ListError, Release},
     node::Info,
+    signed::Distrust,
 };
 use tokio::sync::mpsc;
 
 use crate::{
     channel::{Cache, Channel, ChannelError, Package},
-    limits,
+    history, limits,
     link::{Link, LinkError, Refusal, Signal},
     lint::{Broker, Finding, Ground, Inside, Severity, lint},
     plan::{Decision, Diff, Plan, PlanError, Trust, Wanted, decide},
     report::count,
     retained::{self, AskError},
+    signing::{self, Authority, Signing, SigningError},
 };
 
 /// Where and how to publish.
@@ -42,6 +44,8 @@ pub struct Options {
     pub sequence: Option<u64>,
     /// What becomes of a release that would harm Mpy-BLOX nodes.
     pub harm: Harm,
+    /// Whether the list is signed, and with what.
+    pub signing: Signing,
     /// Whose turn it is to take the release; everybody's if `None`.
     pub rollout: Option<Rollout>,
 }
@@ -158,6 +162,9 @@ pub enum PublishError {
     /// The broker cannot be asked.
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// The list cannot be signed.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// It would harm Mpy-BLOX nodes.
     #[error("release {sequence} of channel `{channel}` would harm {}", nodes(findings))]
     Harmful {
@@ -167,6 +174,31 @@ pub enum PublishError {
         sequence: u64,
         /// How. At least one is a refusal.
         findings: Vec<Finding>,
+    },
+    /// The history has no such release.
+    #[error("channel `{channel}` keeps no release {sequence}")]
+    NoSuchRelease {
+        /// The channel.
+        channel: ChannelName,
+        /// The release.
+        sequence: u64,
+        /// Those it keeps.
+        kept: Vec<u64>,
+    },
+    /// A channel has nothing to take over.
+    #[error("channel `{channel}` has no release")]
+    Empty {
+        /// The channel.
+        channel: ChannelName,
+    },
+    /// What is to be published again is not believed.
+    #[error("what is to be published again is not believed: {0}")]
+    Untrusted(Distrust),
+    /// The broker lost packages.
+    #[error("the broker lost {} that the release needs, `{}` among them", count(packages.len(), "package"), packages[0])]
+    Lost {
+        /// Which. At least one.
+        packages: Vec<PackageId>,
     },
     /// The broker does not take a package.
     #[error("the broker refused package `{package}`: {refusal}")]
@@ -227,6 +259,7 @@ impl PublishError {
         match self {
             PublishError::Channel(error) => error.hint(),
             PublishError::Ask(error) => error.hint(),
+            PublishError::Signing(error) => error.hint(),
             PublishError::Harmful { .. } => {
                 Some(
                     "follow the remedies above, or publish it all the same with `--force`; a node that is gone is \
@@ -253,7 +286,15 @@ impl PublishError {
                         .to_owned(),
                 )
             }
-            PublishError::Plan(_) => None,
+            PublishError::NoSuchRelease { kept, .. } => {
+                let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
+                Some(match kept.is_empty() {
+                    true => "its history is empty: it begins with the second release".to_owned(),
+                    false => format!("it keeps {}", kept.join(", ")),
+                })
+            }
+            PublishError::Lost { .. } => Some("publish the folder again: what is missing is sent".to_owned()),
+            PublishError::Empty { .. } | PublishError::Untrusted(_) | PublishError::Plan(_) => None,
         }
     }
 
@@ -363,7 +404,9 @@ pub async fn publish_channel(
         options,
         observer,
         now,
+        authority: None,
         plan: None,
+        signed: false,
         ground: None,
         harm: None,
         lint: Vec::new(),
@@ -403,6 +446,10 @@ struct Run<'a, O> {
     options: &'a Options,
     observer: &'a mut O,
     now: Timestamp,
+    /// Who signs, once the broker was asked whether the channel has keys.
+    authority: Option<Authority>,
+    /// Whether the plan's list is signed, where it is to be.
+    signed: bool,
     /// What the channel retained when the plan was made, and the plan: it stays the same to the end.
     plan: Option<(Option<Bytes>, Plan)>,
     /// The Mpy-BLOX nodes that the release is judged for, once they were asked for.
@@ -431,7 +478,14 @@ impl<O: Observer> Run<'_, O> {
     async fn attempt(&mut self) -> Result<Outcome, PublishError> {
         let mut link = Link::connect(&self.options.broker).await?;
         self.connected = true;
-        let present = retained::list(&mut link, &self.channel.name).await?;
+        let (present, roots) = retained::channel(&mut link, &self.channel.name).await?;
+        if self.authority.is_none() {
+            let list = present.as_ref().and_then(|payload| UpdateList::parse(payload).ok());
+            let (named, name) = (self.channel.settings.key.as_ref(), &self.channel.name);
+            let signing = &self.options.signing;
+            let authority = Authority::find(signing, named, name, list.as_ref(), &roots, self.now)?;
+            self.authority = Some(authority);
+        }
         let answers = present.is_some();
         if self.ground.is_none() {
             self.ground = Some(self.nodes(&mut link, answers).await?);
@@ -441,7 +495,7 @@ impl<O: Observer> Run<'_, O> {
                 Decision::UpToDate(release) => {
                     link.close().await;
                     self.judge(present.as_ref(), &[]);
-                    return Ok(self.up_to_date(release));
+                    return Ok(self.up_to_date(*release));
                 }
                 Decision::Publish(plan) => self.plan.insert((present.clone(), *plan)).1.clone(),
             },
@@ -484,11 +538,13 @@ impl<O: Observer> Run<'_, O> {
                 findings: std::mem::take(&mut self.lint),
             });
         }
+        let plan = self.signed(plan).await?;
         if !missing.is_empty() {
             self.observer.event(Event::Sending { packages: missing.len(), bytes });
             self.send(&mut link, missing).await?;
         }
         self.observer.event(Event::Committing);
+        self.keep_history(&mut link, plan.release.sequence).await?;
         self.commit(&mut link, &plan).await?;
 
         let standing = retained::list(&mut link, &self.channel.name).await?;
@@ -502,6 +558,28 @@ impl<O: Observer> Run<'_, O> {
             }),
             _ => Err(self.raced(standing)),
         }
+    }
+
+    /// The plan with its list signed. It is signed once: after a lost connection, the same bytes go out.
+    async fn signed(&mut self, plan: Plan) -> Result<Plan, PublishError> {
+        if let (false, Some(authority)) = (self.signed, &self.authority) {
+            let list = authority.sign(&self.options.signing, &plan.list).await?;
+            if let Some((_, plan)) = &mut self.plan {
+                plan.list = list.clone();
+            }
+            self.signed = true;
+            return Ok(Plan { list, ..plan });
+        }
+        Ok(plan)
+    }
+
+    /// Makes sure that the list about to be replaced stays readable.
+    async fn keep_history(&mut self, link: &mut Link, next: u64) -> Result<(), PublishError> {
+        let base = self.plan.as_ref().and_then(|(base, _)| base.clone());
+        if let Some(warning) = history::keep(link, &self.channel.name, base.as_ref(), next).await? {
+            self.observer.event(Event::Warning(&warning));
+        }
+        Ok(())
     }
 
     /// The Mpy-BLOX nodes of the channel, and what concerns them.
@@ -557,6 +635,25 @@ impl<O: Observer> Run<'_, O> {
     }
 
     fn decide(&mut self, present: Option<&Bytes>) -> Result<Decision, PublishError> {
+        let authority = self.authority.clone();
+        let (epoch, signer) = authority.as_ref().map_or((0, None), |authority| {
+            (authority.epoch, authority.key.as_ref().map(|key| key.id.clone()))
+        });
+        let previous = signing::previous(present);
+        // A list that devices do not believe does not stand, whatever it says.
+        let stands = match (present, &authority, &signer) {
+            (Some(payload), Some(authority), Some(_)) => {
+                let verified = authority.trust.verify(&self.channel.name, payload, Some(self.now));
+                if let Err(error) = &verified
+                    && **payload != *b"[]"
+                {
+                    let warning = format!("devices do not believe what the channel retains: {error}");
+                    self.observer.event(Event::Warning(&warning));
+                }
+                verified.is_ok()
+            }
+            _ => true,
+        };
         let present = match present.map(|payload| UpdateList::parse(payload)).transpose() {
             Ok(list) => list,
             Err(error) => {
@@ -571,9 +668,16 @@ impl<O: Observer> Run<'_, O> {
             version: settings.version.clone(),
             expires_days: settings.expires_days,
             sequence: self.options.sequence,
+            epoch,
+            previous,
+            revoked: Vec::new(),
+            signer,
             entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
             rollout: self.options.rollout.clone(),
         };
+        if !stands {
+            return Ok(decide(present.as_ref(), &wanted, Trust::Nothing, self.now)?);
+        }
         let decision = decide(present.as_ref(), &wanted, Trust::List, self.now)?;
         // A Mpy-BLOX node waits for ever for what a broker lost, so others' brokers are asked for everything.
         let waits = self
@@ -584,7 +688,7 @@ impl<O: Observer> Run<'_, O> {
             return Ok(decision);
         }
         if let Decision::UpToDate(release) = decision {
-            self.stands = Some(release);
+            self.stands = Some(*release);
         }
         Ok(decide(present.as_ref(), &wanted, Trust::Nothing, self.now)?)
     }

@@ -26,6 +26,7 @@ use crate::{
     limits,
     plan::Trust,
     publish::{Harm, Mode, Observer, Options, PublishError, publish},
+    signing::Signing,
     status::status,
 };
 
@@ -115,6 +116,7 @@ pub async fn rehearse(rehearsal: &Rehearsal, observer: &mut impl Observer) -> Re
         trust: Trust::List,
         sequence: None,
         harm: Harm::Refused,
+        signing: Signing::Never,
         rollout: None,
     };
     // Whatever is wrong with the release shows before anything is started.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     commands::{Stopped, push::NotAll, rollout::RolloutFailure},
     install::{InstallError, Installed, Way},
+    keys::KeysError,
     lint::Finding,
     plan::{Change, Diff},
     publish::{Done, Outcome, PublishError},
@@ -157,6 +158,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<RehearsalError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<KeysError>() {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<StartError>() {

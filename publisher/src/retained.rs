@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 use mpypi_protocol::{
     ChannelName, Digest, NodeId, PackageId, Topic,
-    limits::SUBSCRIBE_FILTERS,
+    limits::{ROOT, SUBSCRIBE_FILTERS},
     node::{Info, State},
-    topic::NodeSubject,
+    topic::{NodeSubject, ROOTS},
 };
 
 use crate::{
@@ -37,6 +37,14 @@ pub enum AskError {
 /// # Errors
 /// See [`AskError`].
 pub async fn list(link: &mut Link, channel: &ChannelName) -> Result<Option<Bytes>, AskError> {
+    list_beside(link, channel, |_, _| {}).await
+}
+
+async fn list_beside(
+    link: &mut Link,
+    channel: &ChannelName,
+    mut beside: impl FnMut(&str, Bytes),
+) -> Result<Option<Bytes>, AskError> {
     let filter = channel.topic();
     let mut found = None;
     let mut subscribed = false;
@@ -48,6 +56,7 @@ pub async fn list(link: &mut Link, channel: &ChannelName) -> Result<Option<Bytes
         };
         match signal {
             Some(Signal::Message { topic, payload }) if topic == filter => found = Some(payload),
+            Some(Signal::Message { topic, payload }) => beside(&topic, payload),
             Some(Signal::Subscribed(accepted)) if !accepted.contains(&true) => {
                 return Err(AskError::Refused { topic: filter });
             }
@@ -61,9 +70,50 @@ pub async fn list(link: &mut Link, channel: &ChannelName) -> Result<Option<Bytes
     loop {
         match link.next().await? {
             Signal::Message { topic, payload } if topic == filter => found = Some(payload),
+            Signal::Message { topic, payload } => beside(&topic, payload),
             Signal::Unsubscribed => return Ok(found.filter(|payload| !payload.is_empty())),
             _ => {}
         }
+    }
+}
+
+/// What `channel` retains now, and the roots that the broker retains, by version. On a broker that does not let us read
+/// roots there are none.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn channel(
+    link: &mut Link,
+    channel: &ChannelName,
+) -> Result<(Option<Bytes>, BTreeMap<u64, Bytes>), AskError> {
+    let filter = format!("{ROOTS}+");
+    let mut roots = BTreeMap::new();
+    // What is retained there comes before the answer to what is asked for next.
+    link.subscribe(std::slice::from_ref(&filter));
+    loop {
+        match link.next().await? {
+            Signal::Message { topic, payload } => note_root(&mut roots, &topic, payload),
+            Signal::Subscribed(_) => break,
+            _ => {}
+        }
+    }
+    let list = list_beside(link, channel, |topic, payload| note_root(&mut roots, topic, payload)).await?;
+    link.unsubscribe(&filter);
+    loop {
+        match link.next().await? {
+            Signal::Message { topic, payload } => note_root(&mut roots, &topic, payload),
+            Signal::Unsubscribed => return Ok((list, roots)),
+            _ => {}
+        }
+    }
+}
+
+fn note_root(roots: &mut BTreeMap<u64, Bytes>, topic: &str, payload: Bytes) {
+    if let Ok(Topic::Root(version)) = Topic::parse(topic)
+        && !payload.is_empty()
+        && payload.len() <= ROOT
+    {
+        roots.insert(version, payload);
     }
 }
 

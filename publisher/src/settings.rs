@@ -8,7 +8,7 @@ use std::{
 
 use mpypi_client::args::parse_time;
 use mpypi_protocol::{
-    ChannelName, Query, Tag, limits,
+    ChannelName, KeyId, Query, Tag, limits,
     rollout::{Percent, Window},
 };
 use toml::Value;
@@ -31,6 +31,8 @@ pub struct Settings {
     pub tag: Option<String>,
     /// `compile`, `targets`, `optimize`, `line-numbers`: what becomes of the Python source in wheels.
     pub compile: Option<Compile>,
+    /// `key`: the name of the key that signs the channel's lists.
+    pub key: Option<KeyId>,
     /// `ignore`: patterns as in `.gitignore`, relative to the channel's folder.
     pub ignore: Vec<String>,
     /// `[packages.NAME]`, `optional = true`: a wheel or an image that a device takes only if somebody there chose it.
@@ -129,10 +131,11 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 12] = [
+    pub const KEYS: [&'static str; 13] = [
         "name",
         "version",
         "tag",
+        "key",
         "compile",
         "targets",
         "optimize",
@@ -187,6 +190,12 @@ impl Settings {
                         ));
                     }
                     settings.tag = Some(tag);
+                }
+                "key" => {
+                    let name = value.as_str().ok_or_else(|| wrong("the name of a key".to_owned()))?;
+                    let key =
+                        KeyId::new(name).map_err(|error| wrong(format!("the name of a key: {error}")))?;
+                    settings.key = Some(key);
                 }
                 "compile" => match value.as_str() {
                     Some("mpy") => compiling.wanted = true,
@@ -541,12 +550,13 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let settings = parse(
-            "name = \"dev\"\nversion = \"1.4\"\ntag = \"mpy6-bytecode-esp32\"\nignore = [\"*.md\"]\nexpires = 90\n",
+            "name = \"dev\"\nversion = \"1.4\"\ntag = \"mpy6-bytecode-esp32\"\nignore = [\"*.md\"]\nexpires = 90\nkey = \"dev-2026\"\n",
         );
         let expected = Settings {
             name: Some(ChannelName::new("dev").unwrap()),
             version: Some("1.4".into()),
             tag: Some("mpy6-bytecode-esp32".into()),
+            key: Some(KeyId::new("dev-2026").unwrap()),
             compile: None,
             ignore: vec!["*.md".into()],
             expires_days: Some(90),
@@ -606,7 +616,14 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_an_error_that_says_what_belongs_there() {
-        for text in ["version = 1.4", "name = \"a b\"", "tag = \"esp32\"", "ignore = \"*\"", "expires = 0"] {
+        for text in [
+            "version = 1.4",
+            "name = \"a b\"",
+            "tag = \"esp32\"",
+            "ignore = \"*\"",
+            "expires = 0",
+            "key = \"a b\"",
+        ] {
             assert!(parse(text).unwrap_err().contains("should be"), "{text}");
         }
         assert!(parse("name = \"dev\"\nversion = ").unwrap_err().contains("line 2"));

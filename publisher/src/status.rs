@@ -79,7 +79,7 @@ impl Status {
                         NodeSubject::Info => node.info = Info::parse(&payload).ok(),
                         NodeSubject::State => node.state = State::parse(&payload).ok(),
                         NodeSubject::Online => node.online = Some(&*payload == b"1"),
-                        NodeSubject::Cmd | NodeSubject::Log => {}
+                        NodeSubject::Cmd | NodeSubject::Log | NodeSubject::Challenge | NodeSubject::Time => {}
                     }
                 }
                 _ => {}

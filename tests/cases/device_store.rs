@@ -14,7 +14,7 @@ use mpypi_agent_sim::{
     store::{Boot, Committed, Store},
 };
 use mpypi_protocol::{
-    ChannelName, Digest, FilePath, UpdateList,
+    ChannelName, Digest, FilePath, Trust,
     wheel::{RecordLine, dist_info, write_record},
 };
 use mpypi_tests::{Output, World, files_below, micropython, run};
@@ -436,11 +436,9 @@ fn wake<F: Flash>(flash: F) -> Store<F> {
 /// Installs a release with agent-sim's store.
 fn install<F: Flash>(store: &mut Store<F>, release: &Release, sequence: u64) -> Result<Committed, String> {
     let payload = release.list(sequence);
-    let list = UpdateList::parse(&payload).unwrap();
     let channel = ChannelName::new("dev").unwrap();
     let accepted = Accepted::judge(
-        list,
-        Digest::of(&payload),
+        Trust::Anyone.verify(&channel, &payload, None).unwrap(),
         &channel,
         &Hardware::default().runtime(),
         store.seen(),

@@ -34,4 +34,5 @@ mod things;
 mod things_http;
 mod things_sdk;
 mod tls;
+mod trust;
 mod wheels;

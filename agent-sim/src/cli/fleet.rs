@@ -144,6 +144,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     }
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
     let options = FleetOptions {
+        trust: args.common.trust()?,
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         members,

@@ -68,6 +68,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let node = args.node.unwrap_or_else(this_machine);
     let (desk, faces) = args.face.open(args.common.broker.trust.clone())?;
     let options = FleetOptions {
+        trust: args.common.trust()?,
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         seed: node

@@ -3,9 +3,9 @@
 //! | role | reads | writes |
 //! |---|---|---|
 //! | `admin` | everything | everything |
-//! | `publisher` | everything below `mpypi/` | channels and their rollouts, packages and every node's `cmd` |
+//! | `publisher` | everything below `mpypi/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time` |
 //! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
-//! | `node` | channels, packages, its own topics | its own `info`, `state`, `online`, `log` |
+//! | `node` | channels, packages, roots, its own topics | its own `info`, `state`, `online`, `log`, `challenge` |
 //! | guest over HTTP | one channel, packages by their digest | nothing |
 //!
 //! A rule file may narrow which channels a node reads.
@@ -72,14 +72,16 @@ impl Identity {
             (Identity::Publisher, topic) => matches!(
                 topic,
                 Topic::Channel(_)
+                    | Topic::History(..)
                     | Topic::Rollout(..)
                     | Topic::Package(_)
                     | Topic::Legacy(_)
-                    | Topic::Node(_, NodeSubject::Cmd)
+                    | Topic::Root(_)
+                    | Topic::Node(_, NodeSubject::Cmd | NodeSubject::Time)
             ),
-            // `cmd` is what others tell the node.
+            // `cmd` and `time` are what others tell the node.
             (Identity::Node(own, _), Topic::Node(node, subject)) => {
-                *own == node && subject != NodeSubject::Cmd
+                *own == node && !matches!(subject, NodeSubject::Cmd | NodeSubject::Time)
             }
             (Identity::Node(..), _) => false,
         }
@@ -102,7 +104,15 @@ impl Identity {
                     Channels::All => covers("mpypi/packages/#", filter),
                     Channels::Only(_) => covers("mpypi/packages/#", filter) && !filter.contains(['+', '#']),
                 };
-                channel || package || covers(&format!("mpypi/nodes/{own}/#"), filter)
+                // What a channel had before is read by those who may read the channel.
+                let history = match channels {
+                    Channels::All => covers("mpypi/channels/+/history/+", filter),
+                    Channels::Only(names) => {
+                        names.iter().any(|name| covers(&format!("{}/history/+", name.topic()), filter))
+                    }
+                };
+                let root = covers("mpypi/keys/root/+", filter);
+                channel || history || package || root || covers(&format!("mpypi/nodes/{own}/#"), filter)
             }
             Identity::Guest(channel) => {
                 channel.topic() == filter
@@ -176,6 +186,10 @@ mod tests {
             ("mpypi/nodes/kitchen/online", [true, false, false, true]),
             ("mpypi/nodes/kitchen/log", [true, false, false, true]),
             ("mpypi/nodes/kitchen/cmd", [true, true, false, false]),
+            ("mpypi/channels/dev/history/7", [true, true, false, false]),
+            ("mpypi/keys/root/2", [true, true, false, false]),
+            ("mpypi/nodes/kitchen/challenge", [true, false, false, true]),
+            ("mpypi/nodes/kitchen/time", [true, true, false, false]),
             ("mpypi/nodes/kitchen/other", [true, false, false, false]),
             ("mpypi/nodes/cellar/info", [true, false, false, false]),
             ("mpypi/nodes/cellar/cmd", [true, true, false, false]),
@@ -198,6 +212,10 @@ mod tests {
         let table: &[(&str, [bool; 5])] = &[
             ("mpypi/channels/stable", [true, true, true, true, true]),
             ("mpypi/channels/dev", [true, true, true, true, false]),
+            ("mpypi/channels/stable/history/7", [true, true, true, true, true]),
+            ("mpypi/channels/dev/history/7", [true, true, true, true, false]),
+            ("mpypi/keys/root/2", [true, true, true, true, true]),
+            ("mpypi/keys/#", [true, true, true, false, false]),
             ("mpypi/channels/+", [true, true, true, true, false]),
             ("mpypi/channels/#", [true, true, true, false, false]),
             ("mpypi/packages/wheel/x", [true, true, true, true, true]),

@@ -1,7 +1,7 @@
 //! Putting a backup back. Nothing is ever removed.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::OpenOptions,
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -105,6 +105,16 @@ fn is_channel(topic: &str) -> bool {
     matches!(Topic::parse(topic), Ok(Topic::Channel(_)))
 }
 
+/// In which turn a message is put back: packages first, then roots one after the other (they are sorted as texts, so those
+/// of equally many digits), then the lists that need both.
+fn turn(topic: &str) -> usize {
+    match Topic::parse(topic) {
+        Ok(Topic::Root(version)) => version.to_string().len(),
+        Ok(Topic::Channel(_)) => usize::MAX,
+        _ => 0,
+    }
+}
+
 /// Puts back what `planned` says, packages before the lists that name them, and the files of users and rules
 /// where there are none.
 ///
@@ -123,13 +133,14 @@ pub fn put_back(
     let mut upload = link.upload()?;
     let (mut sent, mut done) = (Vec::new(), Progress::default());
     let damaged = |problem: String| BackupError::Damaged { path: folder.to_owned(), problem };
-    for lists in [false, true] {
+    let turns: BTreeSet<usize> = contents.messages.iter().map(|kept| turn(&kept.topic)).collect();
+    for its_turn in turns {
         let mut verdicts = planned.verdicts.iter();
         let mut failed = None;
         each(folder, |line| {
             let Line::Message(kept) = line else { return Ok(()) };
             let (verdict, expected) = verdicts.next().ok_or("it was changed just now")?;
-            if !matches!(verdict, Verdict::Put | Verdict::Replace) || is_channel(&kept.topic) != lists {
+            if !matches!(verdict, Verdict::Put | Verdict::Replace) || turn(&kept.topic) != its_turn {
                 return Ok(());
             }
             let mut payload = open(folder, &kept)?;

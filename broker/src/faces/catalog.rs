@@ -46,6 +46,8 @@ pub struct Listed {
     pub version: u64,
     /// The list.
     pub list: UpdateList,
+    /// The digest of its payload, if somebody has published there.
+    pub digest: Option<Digest>,
 }
 
 /// Values that are made once.
@@ -99,7 +101,8 @@ impl Catalog {
         match index.get(&channel.topic(), clock::now().unix_ms)? {
             Some(message) => self.read(index, channel, &message),
             None => {
-                Ok(Arc::new(Listed { channel: channel.clone(), version: 0, list: UpdateList::default() }))
+                let (channel, list) = (channel.clone(), UpdateList::default());
+                Ok(Arc::new(Listed { channel, version: 0, list, digest: None }))
             }
         }
     }
@@ -134,9 +137,10 @@ impl Catalog {
         if let Some(listed) = self.lists.get(channel).filter(|listed| listed.version == message.version) {
             return Ok(listed);
         }
-        let list = UpdateList::parse(&index.payload(&message.payload)?)
-            .map_err(|error| Problem::internal(&error))?;
-        let listed = Listed { channel: channel.clone(), version: message.version, list };
+        let payload = index.payload(&message.payload)?;
+        let list = UpdateList::parse(&payload).map_err(|error| Problem::internal(&error))?;
+        let digest = Some(Digest::of(&payload));
+        let listed = Listed { channel: channel.clone(), version: message.version, list, digest };
         Ok(self.lists.put(channel.clone(), listed))
     }
 

@@ -214,6 +214,7 @@ async fn add(
         if let Some((content, place)) = content.take() {
             gateway.publish(PackageId::Wheel(wheel.digest).topic(), content, None, Some(place)).await?;
         }
+        keep(gateway, &listed).await?;
         let payload = Bytes::from(list.to_bytes());
         match gateway.publish(channel.topic(), payload, Some(listed.version), None).await {
             Ok(()) => {
@@ -230,6 +231,19 @@ async fn add(
     }
     Err(Problem::new(StatusCode::CONFLICT, format!("others publish to `{channel}` all the time"))
         .hint("try again later"))
+}
+
+/// Keeps the list that is about to be replaced in the channel's history, as publishers do.
+async fn keep(gateway: &Arc<Gateway>, listed: &Listed) -> Result<(), Problem> {
+    let Some(release) = listed.list.release() else { return Ok(()) };
+    let index = &gateway.shared.index;
+    let present = index.get(&listed.channel.topic(), clock::now().unix_ms)?;
+    // Otherwise somebody else replaced it, and the next attempt reads what is there now.
+    if let Some(message) = present.filter(|message| message.version == listed.version) {
+        let payload = index.payload(&message.payload)?;
+        gateway.publish(listed.channel.history(release.sequence), payload, None, None).await?;
+    }
+    Ok(())
 }
 
 /// The channel's list with a wheel, and its sequence; `None` if it has the wheel already.
@@ -292,6 +306,9 @@ fn next(listed: &Listed) -> Result<Option<Release>, Problem> {
             version: "1".to_owned(),
             created: now,
             expires: None,
+            epoch: 0,
+            previous: listed.digest,
+            revoked: Vec::new(),
             extra: Default::default(),
         };
         return Ok(listed.list.entries().is_empty().then_some(first));
@@ -310,11 +327,10 @@ fn next(listed: &Listed) -> Result<Option<Release>, Problem> {
             }
             _ => None,
         },
+        previous: listed.digest,
         ..old.clone()
     };
     // A new release to all, not the next step of the last one's rollout.
-    for key in ["rollout", "previous"] {
-        release.extra.shift_remove(key);
-    }
+    release.extra.shift_remove("rollout");
     Ok(Some(release))
 }

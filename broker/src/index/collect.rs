@@ -64,6 +64,10 @@ impl Index {
         let mut named = Named::default();
         for item in below(&records, CHANNELS)? {
             let (key, value) = item?;
+            // What a channel had before can be gone back to.
+            if !matches!(Topic::parse(key.value()), Ok(Topic::Channel(_) | Topic::History(..))) {
+                continue;
+            }
             // A list that cannot be read names who knows what: nothing may go then.
             let record = Record::read(key.value(), value.value())?;
             match UpdateList::parse(&self.bytes(&record.body)?) {

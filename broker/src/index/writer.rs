@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use mpypi_protocol::{ChannelName, Digest, Entry, FilePath, PackageId, Topic, UpdateList, topic::CHANNELS};
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList, root::SignedRoot,
+    topic::CHANNELS,
+};
 use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -21,7 +24,7 @@ use super::{
 use crate::{
     bus::SharedSubscriptions,
     clock::{self, Now},
-    door::{Admitted, Kind, Present, admit, may_replace},
+    door::{Admitted, Kind, Present, admit, may_be_believed, may_follow, may_replace},
     limits::Limits,
     mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
@@ -44,6 +47,9 @@ const BLOB_GRACE: Duration = Duration::from_secs(60);
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// How often expired messages and forgotten blobs are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
+/// How long nothing is written before the database is left as one that needs no repair if the process dies: then it
+/// opens at once, and otherwise only when all of it has been read.
+const REST: Duration = Duration::from_secs(2);
 /// Most expired messages removed at once; the rest waits for the next time.
 const SWEEP_MESSAGES: usize = 10_000;
 
@@ -133,6 +139,8 @@ pub struct Writer {
     subscriptions: SharedSubscriptions,
     sessions: Sessions,
     channels: HashMap<ChannelName, ChannelState>,
+    /// The newest root retained.
+    root: Option<Root>,
     version: u64,
     /// Blobs that lost their last record, and when they go.
     forgotten: HashMap<Digest, Instant>,
@@ -145,6 +153,8 @@ pub struct Writer {
     postponed: Vec<(SessionId, Change)>,
     /// Set after a failure for want of space.
     pause: Option<Pause>,
+    /// When the database was last written, if it has not been left at rest since.
+    unrested: Option<Instant>,
 }
 
 /// For how long the database is left alone.
@@ -158,6 +168,7 @@ struct Pause {
 /// What the writer must know of a channel to judge its next list.
 #[derive(Debug)]
 struct ChannelState {
+    epoch: u64,
     sequence: Option<u64>,
     digest: Digest,
     packages: HashSet<PackageId>,
@@ -166,6 +177,7 @@ struct ChannelState {
 impl ChannelState {
     fn of(list: &UpdateList, digest: Digest) -> ChannelState {
         ChannelState {
+            epoch: list.release().map_or(0, |release| release.epoch),
             sequence: list.release().map(|release| release.sequence),
             digest,
             packages: list.packages().map(|(id, _)| id).collect(),
@@ -193,6 +205,7 @@ impl Writer {
             subscriptions,
             sessions,
             channels: HashMap::new(),
+            root: None,
             version: 0,
             forgotten: HashMap::new(),
             metrics: Arc::default(),
@@ -200,6 +213,7 @@ impl Writer {
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
+            unrested: None,
         };
         writer.load(clock::now())?;
         Ok(writer)
@@ -241,11 +255,24 @@ impl Writer {
                 Err(error) => tracing::error!(%channel, %error, "the channel's retained list is damaged"),
             }
         }
-        Ok(())
+        self.root = None;
+        loop {
+            let next = self.root.as_ref().map_or(1, |root| root.version().saturating_add(1));
+            let topic = mpypi_protocol::root::topic(next);
+            let Some(value) = records.get(topic.as_str())? else { return Ok(()) };
+            let payload = self.index.bytes(&Record::read(&topic, value.value())?.body)?;
+            let follows =
+                SignedRoot::parse(&payload).ok().and_then(|root| may_follow(self.root.as_ref(), &root).ok());
+            let Some(root) = follows else {
+                tracing::error!(topic, "a retained root does not follow from the one before it");
+                return Ok(());
+            };
+            self.root = Some(root);
+        }
     }
 
     fn load_sessions(&mut self, now: Now) -> Result<(), IndexError> {
-        let transaction = self.index.store.begin_write()?;
+        let transaction = self.begin_write(now)?;
         self.sessions.load(&mut sessions::Tables::open(&transaction)?, now.unix_ms)?;
         transaction.commit()?;
         Ok(())
@@ -282,10 +309,24 @@ impl Writer {
         }
     }
 
+    fn begin_write(&mut self, now: Now) -> Result<WriteTransaction, IndexError> {
+        self.unrested = Some(now.instant);
+        self.index.store.begin_write()
+    }
+
+    /// When the database is to be left at rest; not before it can be written for sure.
+    fn rest_due(&self) -> Option<Instant> {
+        self.unrested.filter(|_| self.pause.is_none()).map(|since| since + REST)
+    }
+
     /// Does what is due by itself.
     fn look_after(&mut self, swept: &mut Instant, now: Now) -> Result<(), IndexError> {
         if !self.is_writable(now)? {
             return Ok(());
+        }
+        if self.rest_due().is_some_and(|due| due <= now.instant) {
+            self.index.store.rest()?;
+            self.unrested = None;
         }
         let is_swept = now.instant.duration_since(*swept) < SWEEP;
         if !is_swept || self.patience(now).is_zero() {
@@ -355,16 +396,17 @@ impl Writer {
     fn patience(&self, now: Now) -> Duration {
         let will =
             self.sessions.next_will().map(|due| Duration::from_millis(due.saturating_sub(now.unix_ms)));
+        let rest = self.rest_due().map(|due| due.saturating_duration_since(now.instant));
         let pause = self.pause.map(|pause| pause.until.saturating_duration_since(now.instant));
         // Nothing is due while nothing can be written.
-        will.map_or(SWEEP, |will| will.min(SWEEP)).max(pause.unwrap_or_default())
+        [will, rest].into_iter().flatten().fold(SWEEP, Duration::min).max(pause.unwrap_or_default())
     }
 
     fn expire_sessions(&mut self, now: Now) -> Result<(), IndexError> {
         if !self.sessions.is_due(now.unix_ms) {
             return Ok(());
         }
-        let transaction = self.index.store.begin_write()?;
+        let transaction = self.begin_write(now)?;
         {
             let mut tables = Tables::open(&transaction)?;
             self.sessions.expire(tables.sessions()?, now.unix_ms)?;
@@ -465,7 +507,7 @@ impl Writer {
     /// What becomes of each. An error means that nothing was kept.
     fn commit(&mut self, batch: &[Op], now: Now) -> Result<Vec<Outcome>, IndexError> {
         let start = clock::now().instant;
-        let mut transaction = self.index.store.begin_write()?;
+        let mut transaction = self.begin_write(now)?;
         if self.postponed.is_empty()
             && batch.iter().all(|op| matches!(op, Op::Change(_, change, _) if change.may_be_lost()))
         {
@@ -595,16 +637,26 @@ impl Writer {
         free: &mut u64,
     ) -> Result<Result<u64, Refusal>, IndexError> {
         let Admitted { publish, kind, digest } = admitted;
+        let mut followed = None;
         match kind {
             Kind::Live => return Ok(Ok(0)),
             Kind::List(channel, list) => {
                 let present = self.channels.get(channel);
                 let digest = digest.unwrap_or(Digest::EMPTY);
+                let known = present.is_some_and(|present| present.digest == digest);
+                let believed = may_be_believed(self.root.as_ref(), channel, &publish.payload, now.unix_ms);
+                if let (false, Err(refusal)) = (known, believed) {
+                    return Ok(Err(refusal));
+                }
                 let mut failure = None;
                 let verdict = may_replace(
                     list,
                     &digest,
-                    present.map(|present| Present { sequence: present.sequence, digest: &present.digest }),
+                    present.map(|present| Present {
+                        epoch: present.epoch,
+                        sequence: present.sequence,
+                        digest: &present.digest,
+                    }),
                     |id| match tables.has(&id.topic(), now) {
                         Ok(has) => Ok(has),
                         Err(error) => {
@@ -626,7 +678,29 @@ impl Writer {
                     return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
                 }
             }
-            Kind::Package(_) | Kind::Retained => {}
+            Kind::History(channel, sequence) if !publish.payload.is_empty() => {
+                let is_present = |state: &&ChannelState| state.sequence == Some(*sequence);
+                let present = self.channels.get(channel).filter(is_present).map(|state| Some(state.digest));
+                let kept = tables.read(&publish.topic)?;
+                let body = body(publish, digest.as_ref());
+                if present.is_some_and(|present| present != *digest)
+                    || kept.is_some_and(|kept| kept.body != body)
+                {
+                    let text = "the past does not change: release {sequence} was another list";
+                    let text = text.replace("{sequence}", &sequence.to_string());
+                    return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+                }
+            }
+            Kind::Root(root) => {
+                let kept = tables.read(&publish.topic)?;
+                if kept.is_none_or(|kept| kept.body != body(publish, digest.as_ref())) {
+                    match may_follow(self.root.as_ref(), root) {
+                        Ok(root) => followed = Some(root),
+                        Err(refusal) => return Ok(Err(refusal)),
+                    }
+                }
+            }
+            Kind::History(..) | Kind::Package(_) | Kind::Retained => {}
         }
         if publish.payload.is_empty() {
             if let Some(old) = tables.remove(&publish.topic)? {
@@ -685,6 +759,10 @@ impl Writer {
         let record = Record { version: self.version, qos: publish.qos as u8, body, properties, expires_ms };
         tables.insert(&publish.topic, &record)?;
         tables.notes.saw(&publish.topic, now.unix_ms)?;
+        if let Some(root) = followed {
+            tracing::info!(version = root.version(), "a root of trust is in force");
+            self.root = Some(root);
+        }
         if let (Kind::List(channel, list), Some(digest)) = (kind, digest) {
             for entry in list.entries() {
                 if let Entry::Src(src) = entry {
@@ -771,7 +849,7 @@ impl Writer {
         if expired.is_empty() && due.is_empty() {
             return Ok(());
         }
-        let transaction = self.index.store.begin_write()?;
+        let transaction = self.begin_write(now)?;
         let mut unnamed = Vec::new();
         {
             let mut tables = Tables::open(&transaction)?;

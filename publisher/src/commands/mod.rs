@@ -1,11 +1,15 @@
 //! The subcommands, one file each.
 
 pub(crate) mod install;
+pub(crate) mod keys;
+pub(crate) mod log;
 pub(crate) mod publish;
 pub(crate) mod push;
 pub(crate) mod rehearse;
+pub(crate) mod reissue;
 pub(crate) mod rollout;
 pub(crate) mod status;
+pub(crate) mod verify;
 pub(crate) mod watch;
 
 use std::io::{self, Write, stderr};

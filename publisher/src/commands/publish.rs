@@ -53,6 +53,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
+    let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
         broker: endpoint(args.source.broker)?,
         channel: args.source.channel,
@@ -60,6 +61,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         trust: if args.repair { Trust::Nothing } else { Trust::List },
         sequence: args.sequence,
         harm,
+        signing,
         rollout: None,
     };
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });

@@ -9,13 +9,14 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use mpypi_client::BrokerArgs;
 use mpypi_protocol::{
-    ChannelName, Query,
+    ChannelName, KeyId, Query,
     rollout::{Percent, Window},
 };
 use serde_json::{Value, json};
 
 use super::{Stopped, endpoint, interrupted, print};
 use crate::{
+    cli::KeyArgs,
     progress::{Lines, Progress},
     publish::Harm,
     report::{count, painted, say, wants_color},
@@ -83,6 +84,11 @@ struct Watch {
     channel: ChannelName,
     #[command(flatten)]
     broker: BrokerArgs,
+    /// The key that signs lists [default: one of the folder that may]
+    #[arg(long = "sign-with", value_name = "KEY")]
+    signer: Option<KeyId>,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -131,6 +137,11 @@ struct Begin {
     /// Publish even what would leave devices that run Mpy-BLOX waiting or starting again for ever
     #[arg(long)]
     force: bool,
+    /// The key that signs lists [default: `key` in channel.toml, then one of the folder that may]
+    #[arg(long = "sign-with", value_name = "KEY")]
+    signer: Option<KeyId>,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// Start although this broker cannot hold back devices that run Mpy-BLOX
     #[arg(long)]
     yes: bool,
@@ -221,6 +232,11 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
     }
     let policy = settings.policy().map_err(RolloutFailure::Policy)?;
     let broker = endpoint(begin.broker)?;
+    let signer = match &target {
+        Target::Folder(folder) => begin.signer.or(Settings::load(folder)?.key),
+        Target::Present(_) => begin.signer,
+    };
+    let signing = begin.keys.signing(signer);
     let mut wanted = Start {
         broker: broker.clone(),
         target,
@@ -228,6 +244,7 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
         policy,
         harm: if begin.force { Harm::Forced } else { Harm::Refused },
         unheld: if begin.yes { Unheld::Accepted } else { Unheld::Refused },
+        signing: signing.clone(),
     };
     let mut progress = Progress::new(if begin.json { Lines::Hidden } else { Lines::Shown });
     let started = tokio::select! {
@@ -245,7 +262,8 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
     progress.clear();
     let Some(started) = started else { return Err(Stopped::BeforeTheList.into()) };
     let Started { channel, begin: record } = started?;
-    let standings = steered(Steering { broker, channel, begin: record, order: None }, begin.json).await?;
+    let standings =
+        steered(Steering { broker, channel, begin: record, order: None, signing }, begin.json).await?;
     finish(standings, begin.json, &[Status::Done])
 }
 
@@ -266,7 +284,8 @@ fn agrees(nodes: usize) -> io::Result<bool> {
 
 async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
     let broker = endpoint(watch.broker)?;
-    let steering = Steering { broker, channel: watch.channel, begin: None, order: Some(order) };
+    let signing = watch.keys.signing(watch.signer);
+    let steering = Steering { broker, channel: watch.channel, begin: None, order: Some(order), signing };
     let standings = steered(steering, watch.json).await?;
     let wanted: &[Status] = match order {
         Order::Pause => &[Status::Paused],

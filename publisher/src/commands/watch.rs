@@ -32,6 +32,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
+    let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
         broker: endpoint(args.source.broker)?,
         channel: args.source.channel,
@@ -39,6 +40,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         trust: Trust::List,
         sequence: None,
         harm,
+        signing,
         rollout: None,
     };
     let lines = if args.json { Lines::Hidden } else { Lines::Shown };

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
     ChannelName, Entry, NodeId, Rollout, UpdateList,
+    limits::REVOKED,
     list::Release,
     node::{Info, Phase, State},
     query::Facts,
@@ -113,7 +114,9 @@ impl View<'_> {
             Status::RollingBack => match (self.step(), record.base) {
                 (Some(_), Some(base)) => {
                     let last = self.sequence().max(record.first);
-                    Next::PutBack { base, revoked: (record.first..=last).collect() }
+                    // The latest are those that nodes run.
+                    let first = record.first.max(last.saturating_add(1).saturating_sub(REVOKED as u64));
+                    Next::PutBack { base, revoked: (first..=last).collect() }
                 }
                 (Some(_), None) => {
                     let reason = "there is no release before it".to_owned();
@@ -367,8 +370,7 @@ fn exceeds(bad: usize, most: Percent, all: usize) -> bool {
 /// The sequences that a release says are bad.
 #[must_use]
 pub fn revoked(release: &Release) -> Vec<u64> {
-    let values = release.extra.get("revoked").and_then(|revoked| revoked.as_array());
-    values.into_iter().flatten().filter_map(serde_json::Value::as_u64).collect()
+    release.revoked.clone()
 }
 
 /// The nodes of a channel that run Mpy-BLOX: they cannot tell whose turn it is.

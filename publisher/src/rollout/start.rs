@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
     ChannelName, Rollout, UpdateList,
@@ -14,14 +13,16 @@ use mpypi_protocol::{
 
 use super::{
     Policy, Record, Status, control,
-    steer::{Known, SteerError},
+    steer::{Known, SteerError, sign_again},
 };
 use crate::{
     channel::Cache,
     limits,
     link::{Link, Signal},
-    plan::{Trust, relist},
+    plan::Trust,
     publish::{self, Harm, Mode, Observer, Options, PublishError, publish_channel},
+    retained,
+    signing::Signing,
 };
 
 /// What is to be rolled out.
@@ -48,6 +49,8 @@ pub struct Start {
     pub harm: Harm,
     /// What becomes of nodes that cannot be held back.
     pub unheld: Unheld,
+    /// What lists are signed with, where the channel has keys.
+    pub signing: Signing,
 }
 
 /// What becomes of Mpy-BLOX nodes where the broker does not hold them back.
@@ -214,10 +217,10 @@ pub async fn start(start: &Start, observer: &mut impl Observer) -> Result<Starte
             record_of(start, &channel, (outcome.sequence, outcome.version), &rollout)
         }
         None => {
-            let list = known.list().ok_or_else(|| SteerError::List(channel.clone()))?;
-            #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the plan its time")]
-            let now = Timestamp::now();
-            let (release, bytes) = relist(list, list, Some(&rollout), &[], now).map_err(SteerError::from)?;
+            let payload = known.payload().cloned().ok_or_else(|| SteerError::List(channel.clone()))?;
+            let (_, roots) = retained::channel(&mut link, &channel).await.map_err(SteerError::from)?;
+            let (release, bytes) =
+                sign_again(&start.signing, &channel, (&payload, None), &roots, Some(&rollout), &[]).await?;
             keep(&mut link, &channel.topic(), bytes).await?;
             link.close().await;
             begin(start, &release, &rollout)
@@ -258,6 +261,7 @@ fn options(start: &Start, mode: Mode, rollout: Option<Rollout>) -> Options {
         trust: Trust::List,
         sequence: None,
         harm: start.harm,
+        signing: start.signing.clone(),
         rollout,
     }
 }

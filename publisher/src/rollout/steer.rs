@@ -10,10 +10,12 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
-    ChannelName, NodeId, Rollout, Topic, UpdateList,
+    ChannelName, Digest, NodeId, Rollout, Topic, UpdateList,
+    list::Release,
     node::{Info, State},
     rollout::Percent,
-    topic::{NodeSubject, RolloutSubject},
+    signed::Distrust,
+    topic::{NodeSubject, ROOTS, RolloutSubject},
 };
 use tokio::time::Instant;
 
@@ -28,6 +30,7 @@ use crate::{
     plan::{PlanError, relist},
     publish::backoff,
     retained::{self, AskError},
+    signing::{Authority, Signing, SigningError},
     status::NodeStatus,
 };
 
@@ -42,6 +45,8 @@ pub struct Steering {
     pub begin: Option<Record>,
     /// What is wanted of the rollout that is under way.
     pub order: Option<Order>,
+    /// What lists are signed with, where the channel has keys.
+    pub signing: Signing,
 }
 
 /// How a rollout stands.
@@ -143,6 +148,17 @@ pub enum SteerError {
     /// There can be no next list.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The next list cannot be signed.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
+    /// What is retained is not what somebody signed who may, and is not signed again.
+    #[error("what channel `{channel}` retains is not signed again: {problem}")]
+    Untrusted {
+        /// The channel.
+        channel: ChannelName,
+        /// Why not.
+        problem: Distrust,
+    },
     /// The broker does not take what was published.
     #[error("the broker refused to retain `{topic}`: {refusal}")]
     Refused {
@@ -181,6 +197,10 @@ impl SteerError {
             SteerError::NoAnswer { .. } => Some("try again: when it is gone, the broker says so".to_owned()),
             SteerError::GaveUp { .. } => Some("run again to go on from there".to_owned()),
             SteerError::Refused { refusal, .. } => refusal.hint(),
+            SteerError::Signing(error) => error.hint(),
+            SteerError::Untrusted { .. } => Some(
+                "see `mpypi verify`, and who else can write to this broker; then publish again".to_owned(),
+            ),
             SteerError::List(_) | SteerError::Order { .. } | SteerError::Plan(_) => None,
         }
     }
@@ -245,6 +265,30 @@ pub async fn look(broker: &Endpoint, channel: &ChannelName) -> Result<(Standings
     Ok((standings, known))
 }
 
+/// The list that takes the place of `present`, with the packages of `from`, or its own.
+///
+/// # Errors
+/// What is retained is not believed, or cannot be signed.
+pub(super) async fn sign_again(
+    signing: &Signing,
+    channel: &ChannelName,
+    (present, from): (&Bytes, Option<&Bytes>),
+    roots: &BTreeMap<u64, Bytes>,
+    rollout: Option<&Rollout>,
+    revoked: &[u64],
+) -> Result<(Release, Bytes), SteerError> {
+    let now = wall();
+    let list = UpdateList::parse(present).ok().filter(|list| list.release().is_some());
+    let list = list.ok_or_else(|| SteerError::List(channel.clone()))?;
+    let (authority, signing) = Authority::any(signing, channel, Some(&list), roots, now)?;
+    let source = authority
+        .believed(from.unwrap_or(present), channel)
+        .map_err(|problem| SteerError::Untrusted { channel: channel.clone(), problem })?;
+    let bond = (authority.epoch, Some(Digest::of(present)));
+    let (release, bytes) = relist(&list, &source, rollout, revoked, bond, now)?;
+    Ok((release, authority.sign(&signing, &bytes).await?))
+}
+
 /// What is to be done beside steering.
 struct Wish {
     begin: Option<Record>,
@@ -281,7 +325,7 @@ async fn attempt(
         for payload in std::mem::take(&mut run.known.heard) {
             lease.heard(at, &payload);
         }
-        if let Some(standings) = run.turn(lease, wish, observer).await? {
+        if let Some(standings) = run.turn(&steering.signing, lease, wish, observer).await? {
             if lease.other().is_none() {
                 run.publish(&topic, Bytes::new()).await?;
             }
@@ -303,6 +347,7 @@ impl Run {
     /// Does what is to be done now; says how it ended, if it did.
     async fn turn(
         &mut self,
+        signing: &Signing,
         lease: &mut Lease,
         wish: &mut Wish,
         observer: &mut impl Observer,
@@ -349,16 +394,16 @@ impl Run {
             Next::Over => return Ok(Some(standings)),
             Next::Record(record) => self.record(*record, observer).await?,
             Next::Step(rollout) => {
-                let (release, bytes) = relist(list, list, Some(&rollout), &[], wall())?;
+                let (release, bytes) = self.relist(signing, None, Some(&rollout), &[]).await?;
                 self.publish_list(bytes).await?;
                 let (sequence, percent) = (release.sequence, Some(rollout.percent));
                 observer.event(Event::Published { sequence, percent });
             }
             Next::PutBack { base, revoked } => {
-                let (record, present) = (record.clone(), list.clone());
+                let record = record.clone();
                 match self.history(base).await? {
                     Some(before) => {
-                        let (release, bytes) = relist(&present, &before, None, &revoked, wall())?;
+                        let (release, bytes) = self.relist(signing, Some(before), None, &revoked).await?;
                         self.publish_list(bytes).await?;
                         let sequence = release.sequence;
                         observer.event(Event::Published { sequence, percent: None });
@@ -429,17 +474,41 @@ impl Run {
         Ok(())
     }
 
-    /// The list of this sequence, from the channel's history.
-    async fn history(&mut self, sequence: u64) -> Result<Option<UpdateList>, SteerError> {
+    /// The next list, signed where the channel has keys: what it has now, or another list of its history, once more. A broker
+    /// is not believed: what is signed again was signed by somebody who may.
+    async fn relist(
+        &mut self,
+        signing: &Signing,
+        from: Option<Bytes>,
+        rollout: Option<&Rollout>,
+        revoked: &[u64],
+    ) -> Result<(Release, Bytes), SteerError> {
+        let mut roots = BTreeMap::new();
+        for (topic, payload) in retained::all(&mut self.link, &[format!("{ROOTS}+")]).await? {
+            match Topic::parse(&topic) {
+                Ok(Topic::Root(version)) => _ = roots.insert(version, payload),
+                _ => self.known.take(&topic, payload),
+            }
+        }
+        let channel = self.known.channel.clone();
+        let payload = self.known.payload().cloned().ok_or_else(|| SteerError::List(channel.clone()))?;
+        sign_again(signing, &channel, (&payload, from.as_ref()), &roots, rollout, revoked).await
+    }
+
+    /// The payload of the list of this sequence, from the channel's history.
+    async fn history(&mut self, sequence: u64) -> Result<Option<Bytes>, SteerError> {
         let wanted = self.known.channel.history(sequence);
         let mut found = None;
         for (topic, payload) in retained::all(&mut self.link, std::slice::from_ref(&wanted)).await? {
             match topic == wanted {
-                true => found = UpdateList::parse(&payload).ok(),
+                true => found = Some(payload),
                 false => self.known.take(&topic, payload),
             }
         }
-        let is_it = |list: &UpdateList| list.release().is_some_and(|release| release.sequence == sequence);
+        let is_it = |payload: &Bytes| {
+            let list = UpdateList::parse(payload).ok();
+            list.as_ref().and_then(UpdateList::release).is_some_and(|release| release.sequence == sequence)
+        };
         Ok(found.filter(is_it))
     }
 

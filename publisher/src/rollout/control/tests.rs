@@ -171,15 +171,15 @@ fn state(phase: Phase, sequence: u64, version: &str) -> State {
 fn list(sequence: u64, version: &str, made: i64, rollout: Option<&Rollout>, revoked: &[u64]) -> UpdateList {
     let mut extra = serde_json::Map::new();
     extra.extend(rollout.map(|rollout| ("rollout".to_owned(), rollout.to_value())));
-    if !revoked.is_empty() {
-        extra.insert("revoked".to_owned(), revoked.to_vec().into());
-    }
     let release = Release {
         channel: ChannelName::new("dev").unwrap(),
         sequence,
         version: version.to_owned(),
         created: Some(Timestamp::from_second(made).unwrap()),
         expires: None,
+        epoch: 0,
+        previous: None,
+        revoked: revoked.to_vec(),
         extra,
     };
     let text =

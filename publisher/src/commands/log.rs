@@ -1,0 +1,90 @@
+//! `mpypi log`
+
+use std::io::stdout;
+
+use mpypi_client::BrokerArgs;
+use mpypi_protocol::ChannelName;
+use serde_json::{Value, json};
+
+use super::{Stopped, endpoint, interrupted, print};
+use crate::{
+    cli::KeyArgs,
+    reissue::{Page, log},
+    report::{count, painted, wants_color},
+};
+
+const EXAMPLES: &str = "\
+The newest list comes first. Each says which list it replaced; the one before it must be that list, to the byte. Where \
+the channel has keys, each must be signed by one that some root let sign. Exit code 1 if anything is not so.
+
+Examples:
+  mpypi log dev
+  mpypi log dev --json";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The channel
+    channel: ChannelName,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let broker = endpoint(args.broker)?;
+    let keys = args.keys.folder();
+    let pages = tokio::select! {
+        pages = log(&broker, &args.channel, &keys) => pages?,
+        stop = interrupted() => {
+            stop?;
+            return Err(Stopped::Reading.into());
+        }
+    };
+    let troubles = pages.iter().map(|page| page.trouble.len()).sum();
+    if args.json {
+        let lists: Vec<Value> = pages.iter().map(page_json).collect();
+        print(&format!("{}\n", json!({ "channel": args.channel, "good": troubles == 0, "lists": lists })))?;
+    } else {
+        print(&pages.iter().map(|page| text(page, wants_color(&stdout()))).collect::<String>())?;
+    }
+    match troubles {
+        0 => Ok(()),
+        _ => anyhow::bail!("the history of channel `{}` has {}", args.channel, count(troubles, "fault")),
+    }
+}
+
+pub(crate) fn page_json(page: &Page) -> Value {
+    json!({
+        "sequence": page.sequence,
+        "epoch": page.epoch,
+        "version": page.version,
+        "created": page.created.map(|time| time.to_string()),
+        "digest": page.digest,
+        "packages": page.packages,
+        "signer": page.signer,
+        "trouble": page.trouble,
+    })
+}
+
+fn text(page: &Page, color: bool) -> String {
+    let Page { sequence, epoch, version, created, digest, packages, signer, trouble } = page;
+    let epoch = if *epoch > 0 { format!(" of epoch {epoch}") } else { String::new() };
+    let created = created.map(|time| time.to_string()).unwrap_or_else(|| "at no known time".to_owned());
+    let signer =
+        signer.as_ref().map_or("not signed".to_owned(), |key| format!("signed by {}", key.escape_debug()));
+    let mut text = format!(
+        "release {sequence}{epoch} (version {}) {created} {}, {}, {signer}\n",
+        version.escape_debug(),
+        digest.short(),
+        count(*packages, "package"),
+    );
+    for trouble in trouble {
+        text += &format!("  {} {}\n", painted("!", "31;1", color), trouble.escape_debug());
+    }
+    text
+}
