@@ -1,5 +1,6 @@
 //! What devices with ThingsBoard's API cost: 500 that download 1 MiB at once in pieces of 16 KiB, beside as many that
-//! fetch the same package as ours do; then 1,000 that poll over HTTP without a pause. `cargo bench --bench things`.
+//! fetch the same package as ours do; then 1,000 that poll over HTTP without a pause. `cargo bench --bench things`;
+//! `MPYPI_DEVICES` and `MPYPI_POLLERS` are other numbers of them.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails should fail where it stands")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
@@ -16,10 +17,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-const DEVICES: usize = 500;
 const IMAGE: usize = 1024 * 1024;
 const PIECE: usize = 16 * 1024;
-const POLLERS: usize = 1000;
+
+/// A number from the environment.
+fn number(name: &str, usual: usize) -> usize {
+    env::var(name).map_or(usual, |text| text.parse().expect("a number"))
+}
 
 fn main() {
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
@@ -28,12 +32,13 @@ fn main() {
 }
 
 async fn measure(quick: bool) {
+    let (devices, pollers) = (number("MPYPI_DEVICES", 500), number("MPYPI_POLLERS", 1000));
     let world = World::new();
     let image: Arc<Vec<u8>> = {
         let mut random = fastrand::Rng::with_seed(7);
         Arc::new((0..IMAGE).map(|_| random.u8(..)).collect())
     };
-    let list: String = (0..POLLERS).map(|n| format!("thing-{n},dev\n")).collect();
+    let list: String = (0..devices.max(pollers)).map(|n| format!("thing-{n},dev\n")).collect();
     let list = world.write("list.csv", list);
     let data = world.text("data");
     let import = ["device", "import", list.to_str().unwrap(), "--data", &data];
@@ -45,19 +50,19 @@ async fn measure(quick: bool) {
     run("mpypi", &["publish", &world.text("dev"), "--broker", &server.url()]).expect_code(0);
 
     let before = memory(&server, "VmRSS:");
-    println!("{DEVICES} devices, {IMAGE} bytes each");
+    println!("{devices} devices, {IMAGE} bytes each");
     for round in 0..if quick { 1 } else { 3 } {
-        let pieces = pieces(server.address, &tokens[..DEVICES], &image).await;
-        let whole = whole(server.address, round, &image).await;
-        let rate = |seconds: f64| (DEVICES * IMAGE) as f64 / 1e6 / seconds;
+        let pieces = pieces(server.address, &tokens[..devices], &image).await;
+        let whole = whole(server.address, round, devices, &image).await;
+        let rate = |seconds: f64| (devices * IMAGE) as f64 / 1e6 / seconds;
         println!("  in pieces of {PIECE}   {pieces:.2} s, {:.0} MB/s", rate(pieces));
         println!("  as ours fetch it     {whole:.2} s, {:.0} MB/s", rate(whole));
     }
     println!("  memory: {before} kB before, {} kB at most", memory(&server, "VmHWM:"));
 
     let seconds = if quick { 10 } else { 30 };
-    let (cores, answers) = poll(&server, &tokens, Duration::from_secs(seconds)).await;
-    println!("{POLLERS} devices that poll without a pause, {seconds} s");
+    let (cores, answers) = poll(&server, &tokens[..pollers], Duration::from_secs(seconds)).await;
+    println!("{pollers} devices that poll without a pause, {seconds} s");
     println!("  {:.0} answers/s, {cores:.2} of a core", answers as f64 / seconds as f64);
 }
 
@@ -116,7 +121,7 @@ async fn message(stream: &mut TcpStream) -> Vec<u8> {
 
 /// Seconds until all devices have the image, piece by piece.
 async fn pieces(to: SocketAddr, tokens: &[String], image: &Arc<Vec<u8>>) -> f64 {
-    let start = Arc::new(Barrier::new(DEVICES + 1));
+    let start = Arc::new(Barrier::new(tokens.len() + 1));
     let mut devices = JoinSet::new();
     for token in tokens {
         let options = Options { login: Some((token.clone(), String::new())), ..Options::id("") };
@@ -144,11 +149,11 @@ async fn pieces(to: SocketAddr, tokens: &[String], image: &Arc<Vec<u8>>) -> f64 
 }
 
 /// Seconds until as many clients have the package as our devices fetch it.
-async fn whole(to: SocketAddr, round: usize, image: &Arc<Vec<u8>>) -> f64 {
-    let start = Arc::new(Barrier::new(DEVICES + 1));
+async fn whole(to: SocketAddr, round: usize, devices: usize, image: &Arc<Vec<u8>>) -> f64 {
+    let start = Arc::new(Barrier::new(devices + 1));
     let topic = PackageId::Firmware(Digest::of(image)).topic();
     let mut clients = JoinSet::new();
-    for n in 0..DEVICES {
+    for n in 0..devices {
         let mut stream = connect(to, &Options::id(&format!("ours-{round}-{n}"))).await;
         let (start, image, topic) = (start.clone(), image.clone(), topic.clone());
         clients.spawn(async move {
