@@ -34,7 +34,7 @@ pub(super) struct Args {
     /// Let other machines replace all that is on the device, without a token
     #[arg(long, requires = "http")]
     unsafe_open: bool,
-    /// Let pages of this site speak to the device, as https://hub.local; may be given more than once
+    /// Let pages of this site speak to the device, as `https://hub.local`; may be given more than once
     #[arg(long, value_name = "ORIGIN", requires = "http")]
     allow_origin: Vec<String>,
     /// Answer to this name, beside addresses and this machine's own; may be given more than once
