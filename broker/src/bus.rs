@@ -8,11 +8,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, mpsc},
     time::Duration,
 };
 
 use rumqttd::{Notification, Router, RouterConfig, local::LinkBuilder, local::LinkRx, local::LinkTx};
+use tokio::{runtime::Handle, task::yield_now};
 
 use crate::{
     clock,
@@ -27,6 +28,8 @@ const IN_FLIGHT: usize = 4096;
 const STALL: Duration = Duration::from_secs(10);
 /// How often the dispatcher looks whether the router is stuck or everybody has gone.
 const WATCH: Duration = Duration::from_millis(500);
+/// Receivers of one message that are served before those among them who are connected have their turn to send.
+const STEP: usize = 64;
 /// The one topic the router sees.
 const TOPIC: &str = "mpypi-bus";
 
@@ -57,6 +60,8 @@ pub struct Dispatcher {
     _link: LinkTx,
     table: Arc<Table>,
     subscriptions: SharedSubscriptions,
+    /// Where the connections run.
+    runtime: Handle,
 }
 
 /// Messages whose tickets are on the bus.
@@ -76,11 +81,14 @@ struct Waiting {
     closed: bool,
 }
 
-/// Starts the router and connects both ends.
+/// Starts the router and connects both ends. Messages for many are carried out on `runtime`, where they wait.
 ///
 /// # Errors
 /// The router does not accept its links.
-pub fn start(subscriptions: SharedSubscriptions) -> Result<(Sender, Dispatcher, Tickets), BusError> {
+pub fn start(
+    subscriptions: SharedSubscriptions,
+    runtime: Handle,
+) -> Result<(Sender, Dispatcher, Tickets), BusError> {
     let config = RouterConfig {
         max_connections: 4,
         max_outgoing_packet_count: 256,
@@ -97,7 +105,7 @@ pub fn start(subscriptions: SharedSubscriptions) -> Result<(Sender, Dispatcher, 
     let table = Arc::new(Table::default());
     Ok((
         Sender { link, table: table.clone() },
-        Dispatcher { link: incoming, _link: receiver, table: table.clone(), subscriptions },
+        Dispatcher { link: incoming, _link: receiver, table: table.clone(), subscriptions, runtime },
         Tickets { table },
     ))
 }
@@ -217,9 +225,9 @@ impl Dispatcher {
             self.table.room.notify_one();
             let subscriptions = self.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
             if !missed {
-                for found in subscriptions.receivers(&message.topic, message.origin, ticket) {
-                    deliver(found, &message);
-                }
+                let found = subscriptions.receivers(&message.topic, message.origin, ticket);
+                drop(subscriptions);
+                self.deliver_all(found, &message);
                 chosen.into_iter().for_each(|found| deliver(found, &message));
                 return;
             }
@@ -231,6 +239,35 @@ impl Dispatcher {
                 }
             }
         }
+    }
+}
+
+impl Dispatcher {
+    /// Delivers a message to each, and returns when all have it.
+    ///
+    /// Many are served by the threads on which their connections run, some at a time: whoever is told of a message
+    /// by its own thread sends it next. Told from here, ten thousand would have to be woken across threads, each
+    /// for a lock and many for a system call.
+    fn deliver_all(&self, mut all: Vec<Found>, message: &Arc<Message>) {
+        if all.len() <= STEP {
+            return all.into_iter().for_each(|found| deliver(found, message));
+        }
+        let share = all.len().div_ceil(self.runtime.metrics().num_workers());
+        let (working, done) = mpsc::channel::<()>();
+        while !all.is_empty() {
+            let mut share = all.split_off(all.len().saturating_sub(share)).into_iter();
+            let (message, working) = (message.clone(), working.clone());
+            self.runtime.spawn(async move {
+                while share.len() > 0 {
+                    share.by_ref().take(STEP).for_each(|found| deliver(found, &message));
+                    yield_now().await;
+                }
+                drop(working);
+            });
+        }
+        drop(working);
+        // Nothing is ever sent: this ends when no one works any more, as when the runtime has gone.
+        let _ = done.recv();
     }
 }
 
@@ -251,6 +288,8 @@ fn deliver(found: Found, message: &Arc<Message>) {
 #[cfg(test)]
 mod tests {
     use std::thread;
+
+    use tokio::runtime::Runtime;
 
     use super::*;
     use crate::{
@@ -275,6 +314,10 @@ mod tests {
     }
 
     fn subscribe(subscriptions: &SharedSubscriptions, limits: &Limits) -> Arc<Mailbox> {
+        subscribe_as(SessionId(1), subscriptions, limits)
+    }
+
+    fn subscribe_as(id: SessionId, subscriptions: &SharedSubscriptions, limits: &Limits) -> Arc<Mailbox> {
         let mailbox = Arc::new(Mailbox::new(limits));
         let options = SubscriptionOptions {
             qos: Qos::AtMostOnce,
@@ -284,7 +327,7 @@ mod tests {
             identifier: None,
         };
         let receiver = Receiver { mailbox: mailbox.clone(), options, since: 0 };
-        subscriptions.write().unwrap().insert("t", SessionId(1), receiver);
+        subscriptions.write().unwrap().insert("t", id, receiver);
         mailbox
     }
 
@@ -294,23 +337,60 @@ mod tests {
         let subscriptions = SharedSubscriptions::default();
         let limits = Limits { queue_messages: usize::MAX, queue_bytes: usize::MAX, ..Limits::default() };
         let mailbox = subscribe(&subscriptions, &limits);
-        let (mut sender, dispatcher, _) = start(subscriptions).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let (mut sender, dispatcher, _) = start(subscriptions, runtime.handle().clone()).unwrap();
         let dispatcher = thread::spawn(|| dispatcher.run());
         for n in 1..=count {
             sender.send(message(n), Vec::new()).unwrap();
         }
         drop(sender);
         assert_eq!(dispatcher.join().unwrap(), Ok(()));
-        let versions = std::iter::from_fn(|| match mailbox.pop()? {
+        assert!(versions(&mailbox).eq(1..=count));
+    }
+
+    fn versions(mailbox: &Mailbox) -> impl Iterator<Item = u64> {
+        std::iter::from_fn(|| match mailbox.pop()? {
             Mail::Delivery(delivery) => Some(delivery.message.version),
             other => panic!("{other:?}"),
-        });
-        assert!(versions.eq(1..=count));
+        })
+    }
+
+    #[test]
+    fn many_who_are_served_side_by_side_each_get_every_message_once_in_order() {
+        let runtime = Runtime::new().unwrap();
+        let subscriptions = SharedSubscriptions::default();
+        let limits = Limits::default();
+        let mailboxes: Vec<_> =
+            (1..=10 * STEP as u64 + 1).map(|n| subscribe_as(SessionId(n), &subscriptions, &limits)).collect();
+        let (mut sender, dispatcher, _) = start(subscriptions, runtime.handle().clone()).unwrap();
+        let dispatcher = thread::spawn(|| dispatcher.run());
+        for n in 1..=50 {
+            sender.send(message(n), Vec::new()).unwrap();
+        }
+        drop(sender);
+        assert_eq!(dispatcher.join().unwrap(), Ok(()));
+        assert!(mailboxes.iter().all(|mailbox| versions(mailbox).eq(1..=50)));
+    }
+
+    #[test]
+    fn a_dispatcher_whose_connections_are_gone_still_ends() {
+        let runtime = Runtime::new().unwrap();
+        let subscriptions = SharedSubscriptions::default();
+        for n in 0..=STEP as u64 {
+            subscribe_as(SessionId(n), &subscriptions, &Limits::default());
+        }
+        let (mut sender, dispatcher, _) = start(subscriptions, runtime.handle().clone()).unwrap();
+        runtime.shutdown_background();
+        sender.send(message(1), Vec::new()).unwrap();
+        drop(sender);
+        assert_eq!(dispatcher.run(), Ok(()));
     }
 
     #[test]
     fn a_sender_that_waits_for_room_is_freed_when_the_dispatcher_dies() {
-        let (mut sender, dispatcher, _) = start(SharedSubscriptions::default()).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let (mut sender, dispatcher, _) =
+            start(SharedSubscriptions::default(), runtime.handle().clone()).unwrap();
         let table = sender.table.clone();
         let sender = thread::spawn(move || (1..).find_map(|n| sender.send(message(n), Vec::new()).err()));
         while table.lock().messages.len() < IN_FLIGHT {
@@ -324,7 +404,8 @@ mod tests {
     fn a_ticket_that_was_lost_makes_everyone_read_again_or_start_anew() {
         let subscriptions = SharedSubscriptions::default();
         let mailbox = subscribe(&subscriptions, &Limits::default());
-        let (mut sender, dispatcher, _) = start(subscriptions).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let (mut sender, dispatcher, _) = start(subscriptions, runtime.handle().clone()).unwrap();
         for n in [5, 6, 7] {
             sender.send(message(n), Vec::new()).unwrap();
         }

@@ -510,7 +510,8 @@ impl Connection<'_> {
         loop {
             self.settle().await;
             self.receive().await;
-            let more = self.fetch().await;
+            let mut more = self.fetch().await;
+            more |= self.flush(writer).await;
             if self.is_done() {
                 return Ok(());
             }
@@ -531,7 +532,7 @@ impl Connection<'_> {
             let woken = tokio::select! {
                 biased;
                 () = &mut kicked, if !self.closing => Woken::Kicked,
-                // Before writing: a full outbox ends reading, but nothing would end writing a long replay.
+                // Before waiting to write: a full outbox ends reading, but nothing would end a long replay.
                 result = reader.read_buf(&mut self.buffer), if reading => Woken::Read(result),
                 result = self.outbox.write(writer, &self.shared.index), if !self.outbox.is_empty() => {
                     Woken::Wrote(result)
@@ -560,10 +561,7 @@ impl Connection<'_> {
                     self.shared.metrics.bytes_received.add(count as u64);
                     self.room = if count >= self.room { READ } else { READ_IDLE };
                 }
-                Woken::Wrote(result) => {
-                    self.shared.metrics.bytes_sent.add(result? as u64);
-                    self.progress = now;
-                }
+                Woken::Wrote(result) => self.wrote(result?),
                 Woken::Place(place) => self.place = Place::Taken(place),
                 Woken::Kicked => {
                     let (reason, text) = match (self.shared.shutdown.is_cancelled(), member.is_revoked()) {
@@ -672,6 +670,29 @@ impl Connection<'_> {
             self.carry_out(effects).await;
         }
         true
+    }
+
+    /// Sends what the socket takes at once, which mostly is all there is: then nothing is due, no alarm is set,
+    /// and the turn is the only one for a message. Says whether that made room for more messages.
+    async fn flush(&mut self, writer: &mut (impl AsyncWrite + Unpin)) -> bool {
+        let was_full = self.outbox.weight() >= OUT_ENOUGH;
+        tokio::select! {
+            biased;
+            result = self.outbox.write(writer, &self.shared.index), if !self.outbox.is_empty() => match result {
+                Ok(count) => {
+                    self.wrote(count);
+                    was_full
+                }
+                // It fails again below, once what the client has said before is heard.
+                Err(_) => false,
+            },
+            () = std::future::ready(()) => false,
+        }
+    }
+
+    fn wrote(&mut self, count: usize) {
+        self.shared.metrics.bytes_sent.add(count as u64);
+        self.progress = self.now.instant;
     }
 
     /// Fetches the next message, retained or live.

@@ -16,6 +16,8 @@ use crate::{index::Index, message::Payload};
 
 /// Slices handed to the socket in one call.
 const SLICES: usize = 32;
+/// Bytes ready to be sent for which no more are read from a blob.
+const ENOUGH: usize = 16 * 1024;
 /// Bytes sent before others have their turn.
 const TURN: usize = 1024 * 1024;
 /// Bytes of memory that a piece takes beside its content: many small answers must not look like nothing.
@@ -83,16 +85,13 @@ impl Outbox {
             // As long as the socket takes it: waking up for each chunk costs more than the chunk.
             while total < TURN && !self.pieces.is_empty() {
                 self.load(index)?;
-                let slices: Vec<_> = self
-                    .pieces
-                    .iter()
-                    .map_while(|piece| match piece {
-                        Piece::Bytes(bytes) => Some(IoSlice::new(bytes)),
-                        Piece::Blob { .. } => None,
-                    })
-                    .take(SLICES)
-                    .collect();
-                match Pin::new(&mut *socket).poll_write_vectored(context, &slices)? {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let ready = self.pieces.iter().map_while(|piece| match piece {
+                    Piece::Bytes(bytes) => Some(IoSlice::new(bytes)),
+                    Piece::Blob { .. } => None,
+                });
+                let count = slices.iter_mut().zip(ready).map(|(slice, bytes)| *slice = bytes).count();
+                match Pin::new(&mut *socket).poll_write_vectored(context, &slices[..count])? {
                     Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                     Poll::Ready(written) => {
                         self.advance(written);
@@ -116,18 +115,21 @@ impl Outbox {
 
     /// Puts the next chunk of the first blob in front of it, unless bytes enough wait before it.
     fn load(&mut self, index: &Index) -> io::Result<()> {
-        let at = match (self.pieces.front(), self.pieces.get(1)) {
-            (Some(Piece::Blob { .. }), _) => 0,
-            // A PUBLISH's head and the first of its payload leave together.
-            (Some(Piece::Bytes(_)), Some(Piece::Blob { .. })) => 1,
-            _ => return Ok(()),
-        };
-        let Some(Piece::Blob { digest, len, offset }) = self.pieces.get_mut(at) else { return Ok(()) };
-        let chunk = index.chunk(digest, *len, *offset).inspect_err(|error| {
+        let mut before = 0;
+        // A SUBACK, a PUBLISH's head and the first of its payload leave together.
+        let first = self.pieces.iter_mut().take(SLICES).enumerate().find_map(|(at, piece)| match piece {
+            Piece::Bytes(bytes) => {
+                before += bytes.len();
+                None
+            }
+            Piece::Blob { digest, len, offset } => Some((at, digest, *len, offset)),
+        });
+        let Some((at, digest, len, offset)) = first.filter(|_| before < ENOUGH) else { return Ok(()) };
+        let chunk = index.chunk(digest, len, *offset).inspect_err(|error| {
             tracing::error!(%digest, %error, "cannot read a payload: is its file gone?");
         })?;
         *offset += chunk.len() as u64;
-        if chunk.is_empty() || offset == len {
+        if chunk.is_empty() || *offset == len {
             self.pieces.remove(at);
         }
         self.pieces.insert(at, Piece::Bytes(chunk));

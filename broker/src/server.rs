@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::{Semaphore, mpsc},
     time::{sleep, timeout},
 };
@@ -196,7 +197,7 @@ impl Broker {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let limits = Arc::new(self.config.limits);
         let subscriptions = SharedSubscriptions::default();
-        let (mut sender, dispatcher, tickets) = bus::start(subscriptions.clone())?;
+        let (mut sender, dispatcher, tickets) = bus::start(subscriptions.clone(), Handle::current())?;
         let failed = CancellationToken::new();
         let announce_failed = failed.clone();
         let announce = Box::new(move |message, chosen| {
@@ -209,7 +210,7 @@ impl Broker {
         let writer = Writer::new(self.index.clone(), limits.clone(), subscriptions.clone(), announce)?
             .counting(metrics.clone());
         let (ops, waiting) = mpsc::channel(QUEUE);
-        let runtime = tokio::runtime::Handle::current();
+        let runtime = Handle::current();
         let writer = spawn("index", &failed, move || {
             let _context = runtime.enter();
             writer.run(waiting).map_err(ServeError::from)

@@ -1,7 +1,7 @@
 //! Who subscribed to what: tries of filter levels.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     num::NonZeroU32,
     sync::{
         Arc,
@@ -205,25 +205,34 @@ impl Subscriptions {
 }
 
 fn collect(trie: &Trie<Receivers>, name: &str, origin: Option<SessionId>, ticket: u64) -> Vec<Found> {
+    let mut matching = Vec::new();
+    trie.visit(name, &mut |receivers| matching.extend((!receivers.is_empty()).then_some(receivers)));
+    let gets = |(id, receiver): &(&SessionId, &Receiver)| {
+        let is_own = receiver.options.no_local && origin == Some(**id);
+        !is_own && ticket >= receiver.since
+    };
+    let found = |(id, receiver): (&SessionId, &Receiver)| {
+        let identifiers = receiver.options.identifier.into_iter().collect();
+        Found { id: *id, receiver: receiver.clone(), identifiers }
+    };
+    // Mostly one filter matches, of thousands of sessions: nobody can be in it twice.
+    if let [receivers] = matching[..] {
+        return receivers.iter().filter(gets).map(found).collect();
+    }
     let mut all: BTreeMap<SessionId, Found> = BTreeMap::new();
-    trie.visit(name, &mut |receivers| {
-        for (id, receiver) in receivers {
-            let is_own = receiver.options.no_local && origin == Some(*id);
-            if is_own || ticket < receiver.since {
-                continue;
+    for (id, receiver) in matching.into_iter().flatten().filter(gets) {
+        match all.entry(*id) {
+            Entry::Vacant(entry) => drop(entry.insert(found((id, receiver)))),
+            Entry::Occupied(mut entry) => {
+                let present = entry.get_mut();
+                if receiver.options.qos > present.receiver.options.qos {
+                    present.receiver = receiver.clone();
+                }
+                // 3.3.2.3.8: of all subscriptions that match.
+                present.identifiers.extend(receiver.options.identifier);
             }
-            let found = all.entry(*id).or_insert_with(|| Found {
-                id: *id,
-                receiver: receiver.clone(),
-                identifiers: Vec::new(),
-            });
-            if receiver.options.qos > found.receiver.options.qos {
-                found.receiver = receiver.clone();
-            }
-            // 3.3.2.3.8: of all subscriptions that match.
-            found.identifiers.extend(receiver.options.identifier);
         }
-    });
+    }
     all.into_values().collect()
 }
 
@@ -261,13 +270,13 @@ impl<T: Leaf> Trie<T> {
     }
 
     /// Calls `visit` with what stands at each filter that matches `name`.
-    fn visit(&self, name: &str, visit: &mut impl FnMut(&T)) {
+    fn visit<'t>(&'t self, name: &str, visit: &mut impl FnMut(&'t T)) {
         let levels: Vec<_> = name.split('/').collect();
         // 4.7.2: no wildcard at the start matches a `$`.
         self.find(&levels, !name.starts_with('$'), visit);
     }
 
-    fn find(&self, levels: &[&str], wildcards: bool, visit: &mut impl FnMut(&T)) {
+    fn find<'t>(&'t self, levels: &[&str], wildcards: bool, visit: &mut impl FnMut(&'t T)) {
         let [level, rest @ ..] = levels else {
             visit(&self.here);
             // `a/#` matches `a` too: MQTT 4.7.1.2.

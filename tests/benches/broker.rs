@@ -1,9 +1,9 @@
-//! Our broker beside mosquitto, one after the other in the same run, round after round; prints medians and
-//! ratios. `make bench`; `-- --quick` for a minute instead of ten, `-- fan-out` for the rows that say so.
+//! Our broker beside mosquitto, one after the other in the same run, round after round; prints medians, of the
+//! ratios too. `make bench`; `-- --quick` for a minute instead of ten, `-- fan-out` for the rows that say so.
 //!
 //! Ours syncs every acknowledged publish to disk; mosquitto keeps its messages in memory, but where a row says
 //! otherwise. A raw sink, which writes the same bytes to the same sockets and does nothing else, shows what the
-//! machine gives.
+//! machine gives: its CPU, nearly all of it the kernel's, is what no broker on these sockets can do without.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that fails should fail where it stands")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
@@ -12,6 +12,7 @@ use std::{
     env, fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    ops::Sub,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -29,13 +30,57 @@ use tokio::{
     task::JoinSet,
 };
 
-/// What one broker did in one round.
+/// What one server did in one round.
 #[derive(Debug, Clone, Copy)]
 struct Figure {
     value: f64,
-    /// CPU seconds of the server, and its peak memory in MiB.
-    cpu: f64,
+    cpu: Cpu,
+    /// Its peak memory in MiB.
     peak: f64,
+}
+
+/// CPU time of a process, in seconds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cpu {
+    all: f64,
+    /// Of the clock's ticks that hit it, how many found it in the kernel: a share, where there are enough.
+    ticks: f64,
+    kernel: f64,
+}
+
+impl Cpu {
+    /// What a process has used so far.
+    fn of(pid: u32) -> Cpu {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let (user, kernel): (f64, f64) = (fields[11].parse().unwrap(), fields[12].parse().unwrap());
+        // To the nanosecond; a tick is 10 ms, as long as some rows take.
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let nanoseconds: f64 = tasks
+            .filter_map(|task| fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
+            .map(|text| text.split_whitespace().next().unwrap().parse::<f64>().unwrap())
+            .sum();
+        Cpu { all: nanoseconds / 1e9, ticks: user + kernel, kernel }
+    }
+
+    /// How much of it the kernel took, in percent.
+    fn in_kernel(self) -> String {
+        /// With fewer ticks the share means nothing.
+        const ENOUGH: f64 = 10.0;
+        if self.ticks < ENOUGH { "-".into() } else { format!("{:.0} %", 100.0 * self.kernel / self.ticks) }
+    }
+}
+
+impl Sub for Cpu {
+    type Output = Cpu;
+
+    fn sub(self, before: Cpu) -> Cpu {
+        Cpu {
+            all: self.all - before.all,
+            ticks: self.ticks - before.ticks,
+            kernel: self.kernel - before.kernel,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +105,8 @@ struct Row {
     more: bool,
     run: Box<dyn Fn(Kind) -> Figure>,
     /// The same without a broker, in the same unit.
-    raw: Option<Box<dyn Fn() -> f64>>,
-    /// What the server's CPU seconds are counted by, and what that gives.
+    raw: Option<Box<dyn Fn() -> Figure>>,
+    /// What the servers' CPU seconds are counted by, and what that gives.
     cpu_per: Option<(f64, &'static str)>,
 }
 
@@ -78,7 +123,7 @@ fn main() {
     let wanted: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
     let rounds = if quick { 1 } else { 3 };
     println!(
-        "{:<38} {:>10} {:>10} {:>7} {:>9} {:>7}  cpu, peak MiB (ours | mosquitto)",
+        "{:<52} {:>9} {:>9} {:>7} {:>8} {:>7}  cpu, in the kernel, peak MiB: ours | mosquitto | raw",
         "", "ours", "mosquitto", "ratio", "raw", "of raw"
     );
     for row in rows(quick) {
@@ -91,27 +136,32 @@ fn main() {
             theirs.push((row.run)(Kind::Mosquitto));
             raw.extend(row.raw.as_ref().map(|raw| raw()));
         }
-        let (ours, theirs) = (median(ours), median(theirs));
-        // How much better ours is, whichever way better lies.
-        let better = |ours: f64, theirs: f64| if row.more { ours / theirs } else { theirs / ours };
-        let raw = (!raw.is_empty()).then(|| middle(raw));
-        let shown = |number: Option<f64>| number.map(|number| format!("{number:.2}")).unwrap_or_default();
-        let of_raw = shown(raw.map(|raw| better(ours.value, raw)));
-        let cpu = |figure: Figure| match row.cpu_per {
-            Some((count, unit)) => format!("{:.2} {unit}", figure.cpu / count),
-            None => format!("{:.2} s", figure.cpu),
+        // How much better ours is, whichever way better lies; round by round, since the machine has its moods.
+        let better = |others: &[Figure]| {
+            let pairs = ours.iter().zip(others);
+            let ratio = |(ours, others): (&Figure, &Figure)| match row.more {
+                true => ours.value / others.value,
+                false => others.value / ours.value,
+            };
+            middle(pairs.map(ratio).collect())
         };
+        let of_raw = if raw.is_empty() { String::new() } else { format!("{:.2}", better(&raw)) };
+        let ratio = better(&theirs);
+        let cpu = |figure: Figure| {
+            let (count, unit) = row.cpu_per.unwrap_or((1.0, "s"));
+            format!("{:.2} {unit}, {}, {:.0}", figure.cpu.all / count, figure.cpu.in_kernel(), figure.peak)
+        };
+        let raw = (!raw.is_empty()).then(|| median(raw));
+        let (ours, theirs) = (median(ours), median(theirs));
         println!(
-            "{:<38} {:>10.2} {:>10.2} {:>6.2}× {:>9} {of_raw:>7}  {}, {:.0} | {}, {:.0}",
+            "{:<52} {:>9.2} {:>9.2} {ratio:>6.2}× {:>8} {of_raw:>7}  {} | {}{}",
             format!("{}, {}", row.name, row.unit),
             ours.value,
             theirs.value,
-            better(ours.value, theirs.value),
-            shown(raw),
+            raw.map(|raw| format!("{:.2}", raw.value)).unwrap_or_default(),
             cpu(ours),
-            ours.peak,
             cpu(theirs),
-            theirs.peak
+            raw.map(|raw| format!(" | {}", cpu(raw))).unwrap_or_default(),
         );
     }
 }
@@ -173,12 +223,16 @@ fn rows(quick: bool) -> Vec<Row> {
         cpu_per: Some((clients as f64 / 1e6, "µs each")),
     });
     let messages = if quick { 1000 } else { 10_000 };
-    for (name, signal) in [("stopped", "-TERM"), ("ours killed", "-KILL")] {
+    for (name, end) in [
+        ("stopped", End::Stopped),
+        ("ours killed while it writes", End::Killed(Duration::ZERO)),
+        ("ours killed at rest", End::Killed(REST)),
+    ] {
         rows.push(Row {
             name: format!("restart with {messages} of 4 KiB, {name}"),
             unit: "ms to the first",
             more: false,
-            run: Box::new(move |kind| restart(kind, messages, signal)),
+            run: Box::new(move |kind| restart(kind, messages, end)),
             raw: None,
             cpu_per: None,
         });
@@ -211,24 +265,26 @@ impl Bench {
         Bench { server, _world: world }
     }
 
-    fn figure(&self, value: f64, cpu_before: f64) -> Figure {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.server.pid())).unwrap();
-        Figure { value, cpu: self.cpu() - cpu_before, peak: field(&status, "VmHWM:") / 1024.0 }
+    /// What it did since it had used `before`.
+    fn figure(&self, value: f64, before: Cpu) -> Figure {
+        figure(self.server.pid(), value, before)
     }
 
-    /// CPU seconds so far.
-    fn cpu(&self) -> f64 {
-        /// Clock ticks in a second, on every Linux of today.
-        const TICKS: f64 = 100.0;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.server.pid())).unwrap();
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / TICKS
+    /// CPU time so far.
+    fn cpu(&self) -> Cpu {
+        Cpu::of(self.server.pid())
     }
 
     /// Resident memory in KiB.
     fn memory(&self) -> f64 {
         field(&fs::read_to_string(format!("/proc/{}/status", self.server.pid())).unwrap(), "VmRSS:")
     }
+}
+
+/// What a process did since it had used `before`.
+fn figure(pid: u32, value: f64, before: Cpu) -> Figure {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    Figure { value, cpu: Cpu::of(pid) - before, peak: field(&status, "VmHWM:") / 1024.0 }
 }
 
 fn field(status: &str, name: &str) -> f64 {
@@ -287,7 +343,7 @@ fn publish(kind: Kind, keeping: Keeping, connections: usize, messages: usize) ->
     const WINDOW: usize = 20;
     let bench = Bench::start_keeping(kind, keeping);
     let address = bench.server.address;
-    let (cpu, started) = (bench.cpu(), Instant::now());
+    let (before, started) = (bench.cpu(), Instant::now());
     let threads: Vec<_> = (0..connections)
         .map(|n| {
             std::thread::spawn(move || {
@@ -303,7 +359,7 @@ fn publish(kind: Kind, keeping: Keeping, connections: usize, messages: usize) ->
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    bench.figure(messages as f64 / started.elapsed().as_secs_f64(), cpu)
+    bench.figure(messages as f64 / started.elapsed().as_secs_f64(), before)
 }
 
 fn retained(kind: Kind, clients: usize, size: usize) -> Figure {
@@ -311,13 +367,13 @@ fn retained(kind: Kind, clients: usize, size: usize) -> Figure {
     let payload = vec![7; size];
     let topic = PackageId::Wheel(Digest::of(&payload)).topic();
     assert!(Client::connect(bench.server.address, "publisher").retain(&topic, &payload));
-    let cpu = bench.cpu();
-    let seconds = block_on(all_read(bench.server.address, clients, Arc::new(subscribe(&topic)), size));
-    bench.figure((clients * size) as f64 / 1e6 / seconds, cpu)
+    let ask = Arc::new(subscribe(&topic));
+    block_on(all_read(bench.server.address, bench.server.pid(), clients, ask, size))
 }
 
-/// Connects all clients, then has all ask at once; seconds until the last has `size` bytes.
-async fn all_read(to: SocketAddr, clients: usize, ask: Arc<Vec<u8>>, size: usize) -> f64 {
+/// Connects all clients, then has all ask at once; MB/s until the last has `size` bytes, and what that took the
+/// server.
+async fn all_read(to: SocketAddr, pid: u32, clients: usize, ask: Arc<Vec<u8>>, size: usize) -> Figure {
     let barrier = Arc::new(Barrier::new(clients + 1));
     let mut tasks = JoinSet::new();
     for n in 0..clients {
@@ -330,16 +386,18 @@ async fn all_read(to: SocketAddr, clients: usize, ask: Arc<Vec<u8>>, size: usize
             stream
         });
     }
+    let before = Cpu::of(pid);
     barrier.wait().await;
     let started = Instant::now();
     let streams = tasks.join_all().await;
     let seconds = started.elapsed().as_secs_f64();
+    let figure = figure(pid, (clients * size) as f64 / 1e6 / seconds, before);
     drop(streams);
-    seconds
+    figure
 }
 
-/// This program as a server that does one thing only; what `work` made of it.
-fn with_raw<T>(what: &str, size: usize, work: impl FnOnce(SocketAddr) -> T) -> T {
+/// This program as a server that does one thing only; what `work` made of its address and process.
+fn with_raw<T>(what: &str, size: usize, work: impl FnOnce(SocketAddr, u32) -> T) -> T {
     let mut child = Command::new(env::current_exe().unwrap())
         .args([what, &size.to_string()])
         .stdout(Stdio::piped())
@@ -347,22 +405,21 @@ fn with_raw<T>(what: &str, size: usize, work: impl FnOnce(SocketAddr) -> T) -> T
         .unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let done = work(line.trim().parse().unwrap());
+    let done = work(line.trim().parse().unwrap(), child.id());
     child.kill().unwrap();
     child.wait().unwrap();
     done
 }
 
-fn raw_sink(clients: usize, size: usize) -> f64 {
-    let seconds = with_raw("sink", size, |to| block_on(all_read(to, clients, Arc::new(vec![0]), size)));
-    (clients * size) as f64 / 1e6 / seconds
+fn raw_sink(clients: usize, size: usize) -> Figure {
+    with_raw("sink", size, |to, pid| block_on(all_read(to, pid, clients, Arc::new(vec![0]), size)))
 }
 
 /// Milliseconds until the last of all clients has 2 KiB that somebody who does nothing else sends them.
-fn raw_push(clients: usize) -> f64 {
+fn raw_push(clients: usize) -> Figure {
     /// What a PUBLISH of the list takes.
     const SIZE: usize = 2060;
-    with_raw("pusher", SIZE, |to| {
+    with_raw("pusher", SIZE, |to, pid| {
         block_on(async {
             let barrier = Arc::new(Barrier::new(clients + 1));
             let mut tasks = JoinSet::new();
@@ -371,22 +428,28 @@ fn raw_push(clients: usize) -> f64 {
                 stream.write_all(&[0]).await.unwrap();
                 let barrier = barrier.clone();
                 tasks.spawn(async move {
-                    for _ in 0..PUSHES {
+                    for _ in 0..=PUSHES {
                         swallow(&mut stream, SIZE).await;
                         barrier.wait().await;
                     }
                 });
             }
-            let mut figures = Vec::new();
-            for _ in 0..PUSHES {
+            let push = async || {
                 let mut trigger = open(to).await;
                 let started = Instant::now();
                 trigger.write_all(&[1]).await.unwrap();
                 barrier.wait().await;
-                figures.push(started.elapsed().as_secs_f64() * 1000.0);
+                started.elapsed().as_secs_f64() * 1000.0
+            };
+            // Once before it counts: then it has accepted everyone.
+            push().await;
+            let before = Cpu::of(pid);
+            let mut figures = Vec::new();
+            for _ in 0..PUSHES {
+                figures.push(push().await);
             }
             tasks.join_all().await;
-            middle(figures)
+            figure(pid, middle(figures), before)
         })
     })
 }
@@ -481,9 +544,19 @@ fn middle(mut all: Vec<f64>) -> f64 {
     all[all.len() / 2]
 }
 
+/// How a broker of ours ends. mosquitto always stops in peace, since it would have nothing left otherwise.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Stopped,
+    /// So long after it has written the last message.
+    Killed(Duration),
+}
+
+/// After which our index is at rest, some to spare.
+const REST: Duration = Duration::from_secs(4);
+
 /// Milliseconds from the start of a broker that holds so many messages to one of them in a client's hands.
-/// Ours is ended by `signal`; mosquitto always stops in peace, since it would have nothing left otherwise.
-fn restart(kind: Kind, messages: usize, signal: &str) -> Figure {
+fn restart(kind: Kind, messages: usize, end: End) -> Figure {
     let world = World::new();
     let start = || match kind {
         Kind::Ours => Server::start(&world),
@@ -499,8 +572,11 @@ fn restart(kind: Kind, messages: usize, signal: &str) -> Figure {
     }
     (0..messages.min(50)).for_each(|_| assert!(client.acknowledged().is_some()));
     drop(client);
-    match (kind, signal) {
-        (Kind::Ours, "-KILL") => server.kill(),
+    match (kind, end) {
+        (Kind::Ours, End::Killed(after)) => {
+            std::thread::sleep(after);
+            server.kill();
+        }
         _ => assert_eq!(server.stop("-TERM"), Some(0)),
     }
     let started = Instant::now();
@@ -508,7 +584,7 @@ fn restart(kind: Kind, messages: usize, signal: &str) -> Figure {
     let found = Client::connect(server.address, "reader").retained("bench/0");
     assert_eq!(found.unwrap().payload.len(), 4096);
     let elapsed = started.elapsed().as_secs_f64() * 1000.0;
-    Bench { server, _world: World::new() }.figure(elapsed, 0.0)
+    Bench { server, _world: World::new() }.figure(elapsed, Cpu::default())
 }
 
 fn idle(kind: Kind, clients: usize) -> Figure {

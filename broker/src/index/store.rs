@@ -7,7 +7,10 @@ use std::{
     fs::{self, File, TryLockError},
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::{Condvar, Mutex, PoisonError, RwLock},
+    sync::{
+        Condvar, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -63,6 +66,15 @@ impl Store {
         Ok(database.as_ref().ok_or(IndexError::Closed)?.begin_write()?)
     }
 
+    /// Leaves the database so that whoever opens it after a crash need not repair it, until it is written again.
+    /// Every commit could do so, but would take twice as long: one more wait for the disk.
+    pub(super) fn rest(&self) -> Result<(), IndexError> {
+        let mut transaction = self.begin_write()?;
+        transaction.set_quick_repair(true);
+        transaction.commit()?;
+        Ok(())
+    }
+
     /// Opens the database again. Transactions of before fail from now on.
     pub(super) fn renew(&self) -> Result<(), IndexError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +95,14 @@ fn open(folder: &Path) -> Result<Database, IndexError> {
     if !file.exists() {
         create(folder, &file).map_err(failed)?;
     }
-    Database::builder().set_cache_size(CACHE).open(&file).map_err(failed)
+    let mut builder = Database::builder();
+    let told = AtomicBool::new(false);
+    builder.set_cache_size(CACHE).set_repair_callback(move |_| {
+        if !told.swap(true, Ordering::Relaxed) {
+            tracing::info!("the index was being written when its broker died: reading all of it");
+        }
+    });
+    builder.open(&file).map_err(failed)
 }
 
 /// Makes an empty database as `file` in `folder`. One that a crash left half made would not open: it has its name

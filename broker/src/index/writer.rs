@@ -44,6 +44,9 @@ const BLOB_GRACE: Duration = Duration::from_secs(60);
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// How often expired messages and forgotten blobs are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
+/// How long nothing is written before the database is left as one that needs no repair if the process dies: then it
+/// opens at once, and otherwise only when all of it has been read.
+const REST: Duration = Duration::from_secs(2);
 /// Most expired messages removed at once; the rest waits for the next time.
 const SWEEP_MESSAGES: usize = 10_000;
 
@@ -145,6 +148,8 @@ pub struct Writer {
     postponed: Vec<(SessionId, Change)>,
     /// Set after a failure for want of space.
     pause: Option<Pause>,
+    /// When the database was last written, if it has not been left at rest since.
+    unrested: Option<Instant>,
 }
 
 /// For how long the database is left alone.
@@ -200,6 +205,7 @@ impl Writer {
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
+            unrested: None,
         };
         writer.load(clock::now())?;
         Ok(writer)
@@ -245,7 +251,7 @@ impl Writer {
     }
 
     fn load_sessions(&mut self, now: Now) -> Result<(), IndexError> {
-        let transaction = self.index.store.begin_write()?;
+        let transaction = self.begin_write(now)?;
         self.sessions.load(&mut sessions::Tables::open(&transaction)?, now.unix_ms)?;
         transaction.commit()?;
         Ok(())
@@ -282,10 +288,24 @@ impl Writer {
         }
     }
 
+    fn begin_write(&mut self, now: Now) -> Result<WriteTransaction, IndexError> {
+        self.unrested = Some(now.instant);
+        self.index.store.begin_write()
+    }
+
+    /// When the database is to be left at rest; not before it can be written for sure.
+    fn rest_due(&self) -> Option<Instant> {
+        self.unrested.filter(|_| self.pause.is_none()).map(|since| since + REST)
+    }
+
     /// Does what is due by itself.
     fn look_after(&mut self, swept: &mut Instant, now: Now) -> Result<(), IndexError> {
         if !self.is_writable(now)? {
             return Ok(());
+        }
+        if self.rest_due().is_some_and(|due| due <= now.instant) {
+            self.index.store.rest()?;
+            self.unrested = None;
         }
         let is_swept = now.instant.duration_since(*swept) < SWEEP;
         if !is_swept || self.patience(now).is_zero() {
@@ -355,16 +375,17 @@ impl Writer {
     fn patience(&self, now: Now) -> Duration {
         let will =
             self.sessions.next_will().map(|due| Duration::from_millis(due.saturating_sub(now.unix_ms)));
+        let rest = self.rest_due().map(|due| due.saturating_duration_since(now.instant));
         let pause = self.pause.map(|pause| pause.until.saturating_duration_since(now.instant));
         // Nothing is due while nothing can be written.
-        will.map_or(SWEEP, |will| will.min(SWEEP)).max(pause.unwrap_or_default())
+        [will, rest].into_iter().flatten().fold(SWEEP, Duration::min).max(pause.unwrap_or_default())
     }
 
     fn expire_sessions(&mut self, now: Now) -> Result<(), IndexError> {
         if !self.sessions.is_due(now.unix_ms) {
             return Ok(());
         }
-        let transaction = self.index.store.begin_write()?;
+        let transaction = self.begin_write(now)?;
         {
             let mut tables = Tables::open(&transaction)?;
             self.sessions.expire(tables.sessions()?, now.unix_ms)?;
@@ -465,7 +486,7 @@ impl Writer {
     /// What becomes of each. An error means that nothing was kept.
     fn commit(&mut self, batch: &[Op], now: Now) -> Result<Vec<Outcome>, IndexError> {
         let start = clock::now().instant;
-        let mut transaction = self.index.store.begin_write()?;
+        let mut transaction = self.begin_write(now)?;
         if self.postponed.is_empty()
             && batch.iter().all(|op| matches!(op, Op::Change(_, change, _) if change.may_be_lost()))
         {
@@ -771,7 +792,7 @@ impl Writer {
         if expired.is_empty() && due.is_empty() {
             return Ok(());
         }
-        let transaction = self.index.store.begin_write()?;
+        let transaction = self.begin_write(now)?;
         let mut unnamed = Vec::new();
         {
             let mut tables = Tables::open(&transaction)?;

@@ -97,23 +97,28 @@ impl Head<'_> {
     /// The bytes, for a payload of `payload` bytes.
     #[must_use]
     pub fn to_bytes(&self, version: Version, payload: u64) -> Bytes {
-        let mut body = BytesMut::with_capacity(self.topic.len() + 16);
-        put_text(&mut body, self.topic);
-        if self.qos != Qos::AtMostOnce {
-            body.put_u16(self.packet_id);
-        }
-        if version == Version::V5 {
-            self.put_properties(&mut body);
-        }
-        let mut head = BytesMut::with_capacity(body.len() + 5);
+        let properties = match version {
+            Version::V3 => BytesMut::new(),
+            Version::V5 => self.properties(),
+        };
+        let id = if self.qos == Qos::AtMostOnce { 0 } else { 2 };
+        let body = 2 + self.topic.len() + id + properties.len();
+        let length = body + usize::try_from(payload).unwrap_or(usize::MAX / 2);
+        // Once, and as large as it will be: this is done for each receiver of each message.
+        let mut head = BytesMut::with_capacity(1 + variable_size(length) + body);
         let flags = u8::from(self.duplicate) << 3 | (self.qos as u8) << 1 | u8::from(self.retain);
         head.put_u8(0x30 | flags);
-        put_variable(&mut head, body.len() + usize::try_from(payload).unwrap_or(usize::MAX / 2));
-        head.put(body);
+        put_variable(&mut head, length);
+        put_text(&mut head, self.topic);
+        if self.qos != Qos::AtMostOnce {
+            head.put_u16(self.packet_id);
+        }
+        head.put(properties);
         head.freeze()
     }
 
-    fn put_properties(&self, body: &mut BytesMut) {
+    /// MQTT 5's properties, their length before them.
+    fn properties(&self) -> BytesMut {
         let message = self.properties;
         let mut properties = BytesMut::new();
         if let Some(byte) = message.payload_format {
@@ -144,8 +149,10 @@ impl Head<'_> {
             put_text(&mut properties, name);
             put_text(&mut properties, value);
         }
-        put_variable(body, properties.len());
-        body.put(properties);
+        let mut with_length = BytesMut::with_capacity(variable_size(properties.len()) + properties.len());
+        put_variable(&mut with_length, properties.len());
+        with_length.put(properties);
+        with_length
     }
 }
 
@@ -268,6 +275,11 @@ fn put_binary(bytes: &mut BytesMut, data: &[u8]) {
     let length = u16::try_from(data.len()).unwrap_or(u16::MAX);
     bytes.put_u16(length);
     bytes.put_slice(&data[..usize::from(length)]);
+}
+
+/// How many bytes [`put_variable`] takes.
+fn variable_size(number: usize) -> usize {
+    (number.max(1).ilog2() / 7) as usize + 1
 }
 
 fn put_variable(bytes: &mut BytesMut, mut number: usize) {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::AtomicBool},
 };
 
 use proptest::prelude::*;
@@ -311,6 +311,38 @@ fn an_index_of_another_format_is_left_alone() {
     shelf.writer = None;
     let error = Index::open(shelf.folder.path()).unwrap_err();
     assert!(matches!(error, IndexError::Format { found: 99, .. }), "{error}");
+}
+
+#[test]
+fn a_database_at_rest_opens_after_a_crash_without_being_read_through() {
+    let mut shelf = Shelf::new();
+    let is_repaired = |shelf: &Shelf| {
+        // What is there when the process dies.
+        let copy = shelf.folder.path().join("copy.redb");
+        fs::copy(shelf.folder.path().join("index.redb"), &copy).unwrap();
+        let repaired = Arc::new(AtomicBool::new(false));
+        let note = repaired.clone();
+        let mut builder = redb::Database::builder();
+        builder.set_repair_callback(move |_| note.store(true, Ordering::Relaxed));
+        drop(builder.open(&copy).unwrap());
+        repaired.load(Ordering::Relaxed)
+    };
+    let look_after = |shelf: &mut Shelf| {
+        let (mut swept, now) = (shelf.now.instant, shelf.now);
+        shelf.writer().look_after(&mut swept, now).unwrap();
+    };
+    for n in [1, 2] {
+        shelf.settle(&[publish("t", &[n], None)]);
+        look_after(&mut shelf);
+        assert!(is_repaired(&shelf));
+        let now = shelf.now;
+        assert_eq!(shelf.writer().patience(now), REST);
+        shelf.now.instant += REST;
+        look_after(&mut shelf);
+        assert!(!is_repaired(&shelf));
+        let now = shelf.now;
+        assert_eq!(shelf.writer().patience(now), SWEEP, "nothing is written while nothing happens");
+    }
 }
 
 #[test]
