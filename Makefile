@@ -27,7 +27,7 @@ demo: build ## A release, from a folder through a broker to five devices, and an
 	@bash tests/demo.sh
 
 ##@ Use it
-.PHONY: broker publish watch status agent fleet build
+.PHONY: broker publish watch status agent fleet rehearse build
 broker: build ## Run a broker on 127.0.0.1:1883, its data in data/
 	@$(programs)/mpypi-broker serve
 
@@ -46,6 +46,9 @@ agent: build ## Run one simulated device NODE on CHANNEL, its files in node/NODE
 fleet: build ## Run NODES simulated devices on CHANNEL
 	@$(programs)/mpypi-agent fleet --broker $(BROKER) --channel $(CHANNEL) --nodes $(NODES)
 
+rehearse: build ## Let channels/CHANNEL go to NODES simulated devices on a bad day, with a broker of their own
+	@$(programs)/mpypi rehearse channels/$(CHANNEL) --nodes $(NODES) --profile hostile --for 90s
+
 build:
 	@[ -x $(programs)/mpypi-agent ] || echo 'building the programs: the first time takes a few minutes' >&2
 	@cargo build --quiet --workspace --bins
@@ -58,15 +61,18 @@ test: build ## All tests; those with foreign programs use mosquitto, fetched if 
 	@if command -v cargo-nextest > /dev/null; then set -x; cargo nextest run --workspace; \
 	else set -x; cargo test --workspace --lib --bins --tests; fi
 
-judges: ## Others' suites and clients against the broker, fetched once; CASES='gmqtt/*' for some
-	@cargo build --quiet -p mpypi-broker --bins
+judges: build ## Others' suites and clients against the broker, fetched once; CASES='gmqtt/*' for some
 	@python3 tests/judges/judge.py --broker $(programs)/mpypi-broker --only $(or $(CASES),'*')
 
-bench: ## The broker beside mosquitto; BENCH=--quick for a look
+bench: ## The broker beside mosquitto and nginx, and ten thousand devices; BENCH=--quick for a look
 	@bash tests/peers.sh
-	cargo build --release -p mpypi-broker
+	@bash tests/nginx.sh
+	cargo build --release --workspace --bins
 	cargo bench -p mpypi-tests --bench broker -- $(BENCH)
+	cargo bench -p mpypi-tests --bench http -- $(BENCH)
 	cargo bench -p mpypi-tests --bench readers -- $(BENCH)
+	cargo bench -p mpypi-tests --bench fleet -- $(BENCH)
+	cargo bench -p mpypi-tests --bench things -- $(BENCH)
 
 .PHONY: bench-broker
 bench-broker: bench
@@ -75,7 +81,10 @@ soak: build ## Ten times as many hostile packets and power cuts as the tests hav
 	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \
 	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
 	MPYPI_ALL_CUTS=1 cargo test -p mpypi-tests --test mpypi -- device_store
+	MPYPI_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --nocapture killed_five_times
 	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test -p mpypi-agent-sim --lib -- after_a_hostile_day
+	MPYPI_ROLLOUT_NODES=2000 MPYPI_SEEDS=5 cargo test -p mpypi-tests --test mpypi -- --nocapture \
+	  a_release_that_crashes_on_one_device_in_twenty
 
 fuzz: ## Fuzz what reads bytes of strangers, each target for SECONDS
 	@bash .ci/fuzz $(SECONDS)
@@ -104,7 +113,7 @@ readme: build
 	@bash tests/readme.sh
 
 # The tests come last, so that their summary is the last thing CI says.
-ci: fmt-check lint doc deny readme fuzz-a-little judges test ## Everything CI does
+ci: fmt-check lint doc deny readme rehearse fuzz-a-little judges test ## Everything CI does
 
 fuzz-a-little:
 	@bash .ci/fuzz 10 steady

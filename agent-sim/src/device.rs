@@ -1,13 +1,23 @@
 //! A device without a connection: the update and its store, together. Still no socket and no clock.
 
-use std::{collections::VecDeque, time::Duration};
+mod home;
+mod local;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use mpypi_protocol::{
     ChannelName, NodeId, Runtime,
-    node::{Info, Uname},
+    node::{Info, Phase, Uname},
     tag,
 };
 
+pub use home::Mac;
+pub use local::{FaceOptions, Status};
+
+use self::local::Local;
 use crate::{
     flash::Flash,
     limits,
@@ -18,6 +28,9 @@ use crate::{
 
 /// What this agent calls itself in `info`.
 pub const AGENT: &str = concat!("mpypi-agent/", env!("CARGO_PKG_VERSION"));
+
+/// The version of the system that it stands for.
+pub(crate) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
 /// What a device is, as far as it matters to wheels.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,13 +56,30 @@ impl Hardware {
     }
 }
 
+/// What a device was told about itself when it was set up, for rollouts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Its labels, by name.
+    pub labels: BTreeMap<String, String>,
+    /// How far its local time is ahead of UTC, in minutes.
+    pub utc_offset: Option<i32>,
+}
+
 /// A device.
 #[derive(Debug)]
 pub struct Device<F> {
+    node: NodeId,
     channel: ChannelName,
     hardware: Hardware,
+    traits: Traits,
     updater: Updater,
     store: Store<F>,
+    /// What is chosen at the device, if anything can be.
+    local: Option<Box<Local>>,
+    /// If so, what that adds to what the device says of itself.
+    face: Option<Vec<(String, serde_json::Value)>>,
+    /// Phases of the update that tasks were not told about yet.
+    phases: Vec<Phase>,
 }
 
 /// What a device wants from its connection.
@@ -63,6 +93,8 @@ pub enum Output {
     Introduce(Info),
     /// Publish `state`.
     Report(Report),
+    /// Publish this, retained.
+    Retain(String, Vec<u8>),
     /// Say something to people.
     Log(String),
 }
@@ -79,7 +111,25 @@ impl<F: Flash> Device<F> {
         seed: u64,
     ) -> Device<F> {
         let updater = Updater::new(node, channel.clone(), hardware.runtime(), timing, seed);
-        Device { channel, hardware, updater, store: Store::off(flash) }
+        Device {
+            node: node.clone(),
+            channel,
+            hardware,
+            traits: Traits::default(),
+            updater,
+            store: Store::off(flash),
+            local: None,
+            face: None,
+            phases: Vec::new(),
+        }
+    }
+
+    /// The same device, told about itself.
+    #[must_use]
+    pub fn with_traits(mut self, traits: Traits) -> Device<F> {
+        self.updater.set_traits(traits.clone());
+        self.traits = traits;
+        self
     }
 
     /// Switches it on.
@@ -88,7 +138,10 @@ impl<F: Flash> Device<F> {
     /// See [`BootError`].
     pub fn start(&mut self, now: Duration) -> Result<Vec<Output>, BootError> {
         let boot = self.store.reboot()?;
-        self.handle(now, self.booted(boot))
+        let mut outputs = Vec::new();
+        self.update(now, self.booted(boot), &mut outputs)?;
+        self.start_local(now, &mut outputs)?;
+        Ok(outputs)
     }
 
     /// Takes an event in, does what it asks of the store, and says what it asks of the connection.
@@ -97,6 +150,14 @@ impl<F: Flash> Device<F> {
     /// The event led to a restart, and the device did not start.
     pub fn handle(&mut self, now: Duration, event: Event) -> Result<Vec<Output>, BootError> {
         let mut outputs = Vec::new();
+        self.tell_local(now, &event, &mut outputs)?;
+        self.update(now, event, &mut outputs)?;
+        self.go_on(now, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// What an event does to the update and its store.
+    fn update(&mut self, now: Duration, event: Event, outputs: &mut Vec<Output>) -> Result<(), BootError> {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for effect in self.updater.handle(now, event) {
@@ -104,7 +165,12 @@ impl<F: Flash> Device<F> {
                     Effect::Subscribe(filters) => outputs.push(Output::Subscribe(filters)),
                     Effect::Unsubscribe(filters) => outputs.push(Output::Unsubscribe(filters)),
                     Effect::Introduce => outputs.push(Output::Introduce(self.info())),
-                    Effect::Report(report) => outputs.push(Output::Report(report)),
+                    Effect::Report(report) => {
+                        if self.face.is_some() {
+                            self.phases.push(report.state.phase);
+                        }
+                        outputs.push(Output::Report(report));
+                    }
                     Effect::Log(line) => outputs.push(Output::Log(line)),
                     Effect::Restart => {
                         let boot = self.store.reboot()?;
@@ -117,13 +183,14 @@ impl<F: Flash> Device<F> {
                 }
             }
         }
-        Ok(outputs)
+        Ok(())
     }
 
     /// When to send [`Event::Tick`], at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.updater.deadline()
+        let local = self.local.as_ref().and_then(|local| local.deadline());
+        self.updater.deadline().into_iter().chain(local).min()
     }
 
     /// Where its update stands.
@@ -155,6 +222,7 @@ impl<F: Flash> Device<F> {
             sequence: installed.sequence,
             version: installed.version.clone(),
             list: installed.list,
+            rollout: installed.rollout.clone(),
             files: installed.files.len(),
         }
     }
@@ -177,7 +245,13 @@ impl<F: Flash> Device<F> {
                 self.store.discard()?;
                 Answer::Noted
             }
-            Action::Survey(release) => Answer::Surveyed(self.store.survey(&release)?),
+            Action::Survey(release) => {
+                let mut needs = self.store.survey(&release)?;
+                if self.face.is_some() {
+                    needs = local::from_shelf(&mut self.store, needs)?;
+                }
+                Answer::Surveyed(needs)
+            }
             Action::Receive(need, payload) => {
                 let id = need.id.clone();
                 let mut incoming = self.store.receive(need)?;
@@ -209,13 +283,18 @@ impl<F: Flash> Device<F> {
             uname: Uname {
                 sysname: self.hardware.sysname.clone(),
                 machine: std::env::consts::ARCH.into(),
-                version: env!("CARGO_PKG_VERSION").into(),
+                version: FIRMWARE.into(),
             },
             versions: wheels.iter().map(|(name, wheel)| (name.clone(), wheel.version.clone())).collect(),
             channel: Some(self.channel.clone()),
             agent: Some(AGENT.into()),
             free: self.store.flash().free().ok(),
-            extra: self.hardware.mpy.map(|mpy| ("mpy".to_owned(), mpy.into())).into_iter().collect(),
+            labels: self.traits.labels.clone(),
+            utc_offset: self.traits.utc_offset,
+            extra: {
+                let mpy = self.hardware.mpy.map(|mpy| ("mpy".to_owned(), mpy.into()));
+                mpy.into_iter().chain(self.face.iter().flatten().cloned()).collect()
+            },
         }
     }
 }

@@ -1,8 +1,13 @@
 //! Many nodes in one process: each the same agent code, with its own connection, its own flash and its own fate.
 
 pub mod expect;
+pub mod github;
+pub mod history;
+pub mod html;
 mod member;
+mod plot;
 pub mod profile;
+mod reconnects;
 pub mod report;
 mod tally;
 mod view;
@@ -14,17 +19,21 @@ use std::{
 };
 
 use mpypi_client::{Endpoint, Meter};
-use mpypi_protocol::ChannelName;
+use mpypi_protocol::{ChannelName, Digest};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use member::{Found, Home, Member, Storage};
-pub use tally::{NodeResult, Outcome, PHASES, Record, Sample, Standing, Summary, Tally, Until};
+pub use reconnects::{Bin, Reconnects};
+pub use tally::{
+    Cohorts, Fate, NodeResult, Outcome, PHASES, Record, Sample, Standing, Summary, Tally, Until,
+};
 pub use view::{Bars, Lines, View};
 
 use self::{
+    history::History,
     member::{live, reference},
-    profile::Profile,
+    profile::{Abi, Profile},
 };
 use crate::{
     device::Hardware,
@@ -57,6 +66,8 @@ pub struct FleetOptions {
     pub releases: Option<usize>,
     /// End after this time.
     pub time: Option<Duration>,
+    /// Tell every step of every node.
+    pub trace: bool,
 }
 
 /// A fleet cannot run.
@@ -104,16 +115,24 @@ pub async fn run(
         let fair = |(number, kind)| (reference(kind, number), Weather::calm());
         members.extend(kinds.into_iter().enumerate().map(fair));
     }
-    let name = |(member, weather): &(Member, Weather)| {
-        (member.node.clone(), weather.hardware(member.hardware.clone()).sysname)
+    let blank = |(member, weather): &(Member, Weather)| {
+        let hardware = weather.hardware(member.hardware.clone());
+        let cohorts = cohorts(&hardware, weather);
+        NodeResult::new(member.node.clone(), member.number, hardware.sysname, cohorts)
     };
     let meters: Vec<_> = members.iter().map(|_| Arc::new(Meter::default())).collect();
     let until = if options.profile.is_some() { Until::Applied } else { Until::Ended };
-    let tally = Tally::new(members.iter().take(count).map(name).collect(), options.releases, until);
+    let tally = Tally::new(members.iter().take(count).map(blank).collect(), options.releases, until);
     let calm_at = options.calm_at.filter(|_| options.profile.is_some()).unwrap_or_default();
     // Held for the few instructions it takes to note what a node did; never across an `.await`.
-    let board =
-        Arc::new(Mutex::new(Board { tally, view, calm_at, meters: meters.clone(), finds: Vec::new() }));
+    let board = Arc::new(Mutex::new(Board {
+        tally,
+        view,
+        calm_at,
+        meters: meters.clone(),
+        past: Digest::of(&History::past()),
+        finds: Vec::new(),
+    }));
     let mut tasks = JoinSet::new();
     for (index, (member, weather)) in members.into_iter().enumerate() {
         let node_options = NodeOptions {
@@ -121,9 +140,12 @@ pub async fn run(
             node: member.node,
             channel: options.channel.clone(),
             hardware: member.hardware.clone(),
+            desk: member.desk.clone(),
+            traits: member.traits,
             timing: timing.clone(),
             // Each its own, and all from one.
             seed: options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(member.number),
+            trace: options.trace,
         };
         let hardware = weather.hardware(member.hardware);
         let (told, done) = (board.clone(), stop.clone());
@@ -200,12 +222,25 @@ async fn watch(
     died.map_or(Ok(()), Err)
 }
 
+/// What a node has in common with others.
+fn cohorts(hardware: &Hardware, weather: &Weather) -> Cohorts {
+    let mut cohorts = vec![
+        ("platform", hardware.sysname.clone()),
+        ("abi", Abi(hardware.mpy).to_string()),
+        ("history", weather.history().word().to_owned()),
+    ];
+    cohorts.extend(weather.faults().into_iter().map(|fault| ("fault", fault.to_owned())));
+    cohorts
+}
+
 struct Board {
     tally: Tally,
     view: Box<dyn View>,
     /// When the faults are over.
     calm_at: Duration,
     meters: Vec<Arc<Meter>>,
+    /// The list that nodes may have had before: no release of this fleet.
+    past: Digest,
     /// What nodes had in the end, and what they are.
     finds: Vec<(usize, Hardware, Result<Found, String>)>,
 }
@@ -213,8 +248,9 @@ struct Board {
 impl Board {
     /// Notes what happened; whether that was the last thing waited for.
     fn note(&mut self, now: Duration, index: usize, happening: &Happening) -> bool {
-        let Board { tally, view, meters, calm_at, .. } = self;
+        let Board { tally, view, meters, calm_at, past, .. } = self;
         match happening {
+            Happening::Report(report) if report.list == Some(*past) => {}
             Happening::Report(report) => {
                 tally.traffic(index, meters[index].read());
                 tally.report(now, index, report);
@@ -226,10 +262,11 @@ impl Board {
                 tally.blow(index, *blow);
                 view.blow(tally.node(index), *blow);
             }
-            Happening::Connected => tally.connected(index),
+            Happening::Trace(line) => view.trace(now, tally.node(index), line),
+            Happening::Connected => tally.connected(now, index),
             Happening::Lost { trouble, again_in } => {
                 // One line for an outage, not one for each node and attempt.
-                if tally.lost(trouble) {
+                if tally.lost(now, index, trouble) {
                     let line = format!("{}; trying again in {:.1} s", trouble.error, again_in.as_secs_f64());
                     view.log(tally.node(index), &line);
                 }
@@ -240,7 +277,8 @@ impl Board {
 
     /// Counts how the fleet stands; whether there is nothing more to wait for.
     fn sample(&mut self, now: Duration) -> bool {
-        let sample = self.tally.sample(now);
+        let wire = self.meters.iter().take(self.tally.nodes().len()).map(|meter| meter.read().received).sum();
+        let sample = self.tally.sample(now, wire);
         self.view.sample(&self.tally, &sample);
         self.tally.is_complete() && now >= self.calm_at
     }

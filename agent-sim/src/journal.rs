@@ -13,13 +13,14 @@ use std::{
     io,
 };
 
-use mpypi_protocol::{ChannelName, Digest, FilePath};
+use mpypi_protocol::{ChannelName, Digest, FilePath, list::Wheel, rollout::RolloutId};
 use serde::{
     Deserialize, Serialize,
     de::{DeserializeOwned, IgnoredAny},
 };
 
 use crate::{
+    accept::LOCAL,
     flash::{self, Flash},
     limits,
 };
@@ -72,6 +73,8 @@ pub struct Installed {
     pub version: Option<String>,
     /// The digest of the update list's payload.
     pub list: Option<Digest>,
+    /// The rollout that the list was a step of.
+    pub rollout: Option<RolloutId>,
     /// Wheels by name.
     pub wheels: BTreeMap<String, InstalledWheel>,
     /// Every file that came from the channel.
@@ -91,6 +94,8 @@ pub struct InstalledWheel {
     pub digest: Digest,
     /// Its files.
     pub files: BTreeSet<FilePath>,
+    /// Whether it came from a file of this machine: then it stays although no list names it.
+    pub local: bool,
 }
 
 /// A folder. Folders are sorted as if a `/` ended their names: each right before what is in it, as the files are.
@@ -111,6 +116,9 @@ pub struct Seen {
     pub version: Option<String>,
     /// The digest of its payload.
     pub list: Digest,
+    /// The rollout it is a step of. All steps have the same packages: what was refused of one is refused of the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutId>,
     /// Why it was rejected or rolled back, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<Refused>,
@@ -133,6 +141,9 @@ pub struct Journal {
     pub step: Step,
     /// How often the device has started in this step.
     pub boots: u32,
+    /// Whether the release that it replaces is revoked: then nothing is taken back that is in place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep: bool,
     /// Why it is rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -222,6 +233,22 @@ pub enum RecordError {
     },
 }
 
+impl InstalledWheel {
+    /// The entry that would bring it.
+    #[must_use]
+    pub fn entry(&self, name: &str) -> Wheel {
+        let local = self.local.then(|| (LOCAL.to_owned(), true.into()));
+        Wheel {
+            name: name.to_owned(),
+            version: self.version.clone(),
+            digest: self.digest,
+            size: None,
+            tag: None,
+            extra: local.into_iter().collect(),
+        }
+    }
+}
+
 impl PartialOrd for Folder {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
@@ -266,13 +293,13 @@ pub fn old(number: usize) -> String {
 /// See [`RecordError`].
 pub fn read_installed(flash: &impl Flash, path: &'static str) -> Result<Option<Installed>, RecordError> {
     let Some((head, lines)) = read::<InstalledHead, InstalledLine>(flash, path)? else { return Ok(None) };
-    let InstalledHead { channel, sequence, version, list } = head;
-    let mut installed = Installed { channel, sequence, version, list, ..Installed::default() };
+    let InstalledHead { channel, sequence, version, list, rollout } = head;
+    let mut installed = Installed { channel, sequence, version, list, rollout, ..Installed::default() };
     for line in lines {
         match line {
-            InstalledLine::Wheel { wheel, version, digest } => {
+            InstalledLine::Wheel { wheel, version, digest, local } => {
                 let files = BTreeSet::new();
-                installed.wheels.insert(wheel, InstalledWheel { version, digest, files });
+                installed.wheels.insert(wheel, InstalledWheel { version, digest, files, local });
             }
             InstalledLine::File { file, digest, wheel } => {
                 match wheel {
@@ -296,11 +323,12 @@ pub fn read_installed(flash: &impl Flash, path: &'static str) -> Result<Option<I
 /// # Errors
 /// Of the file system.
 pub fn write_installed(flash: &mut impl Flash, path: &str, installed: &Installed) -> io::Result<()> {
-    let Installed { channel, sequence, version, list, wheels, files, sources, folders } = installed.clone();
+    let Installed { channel, sequence, version, list, rollout, wheels, files, sources, folders } =
+        installed.clone();
     let mut lines: Vec<InstalledLine> = Vec::new();
     for (name, wheel) in &wheels {
-        let (wheel, version, digest) = (name.clone(), wheel.version.clone(), wheel.digest);
-        lines.push(InstalledLine::Wheel { wheel, version, digest });
+        let (version, digest, local) = (wheel.version.clone(), wheel.digest, wheel.local);
+        lines.push(InstalledLine::Wheel { wheel: name.clone(), version, digest, local });
     }
     for (file, digest) in files {
         if sources.contains(&file) {
@@ -314,7 +342,7 @@ pub fn write_installed(flash: &mut impl Flash, path: &str, installed: &Installed
         }));
     }
     lines.extend(folders.into_iter().map(|folder| InstalledLine::Folder { folder }));
-    write_file(flash, path, &text(&InstalledHead { channel, sequence, version, list }, &lines)?)
+    write_file(flash, path, &text(&InstalledHead { channel, sequence, version, list, rollout }, &lines)?)
 }
 
 /// Reads `seen.json`.
@@ -376,6 +404,26 @@ pub fn replace(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> i
     }
 }
 
+/// Reads a small record, as of a face of the device.
+///
+/// # Errors
+/// See [`RecordError`].
+pub fn read_record<T: DeserializeOwned>(
+    flash: &impl Flash,
+    path: &'static str,
+) -> Result<Option<T>, RecordError> {
+    Ok(read::<T, IgnoredAny>(flash, path)?.map(|(record, _)| record))
+}
+
+/// Replaces a small record, as of a face of the device: written beside it, synced, renamed, its folder synced. The room
+/// that [`reserve`] took is not for it.
+///
+/// # Errors
+/// Of the file system; the old record is then still there.
+pub fn write_record(flash: &mut impl Flash, path: &str, record: &impl Serialize) -> io::Result<()> {
+    write_beside(flash, path, &text(record, &[] as &[PlanLine])?)
+}
+
 /// Takes the room for the records to come.
 ///
 /// # Errors
@@ -394,6 +442,8 @@ struct InstalledHead {
     version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     list: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rollout: Option<RolloutId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -409,6 +459,8 @@ enum InstalledLine {
         wheel: String,
         version: String,
         digest: Digest,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        local: bool,
     },
     Folder {
         folder: Folder,

@@ -11,25 +11,35 @@
 //! | [`backoff`] | how long to wait before trying again |
 //! | [`update`] | the update as a state machine |
 //! | [`device`] | the two together, without a connection |
+//! | [`apps`] | packages as somebody at the device chooses them: tasks |
+//! | [`firmware`], [`slots`] | a new firmware on its way; where it is, and which one starts |
+//! | [`version`] | which of two versions is newer, where no sequence says it |
+//! | [`face`] | the device's own interfaces over HTTP |
 //! | [`node`] | a device on an MQTT connection |
 //! | [`fleet`] | many nodes in one process, and what became of them |
 //! | [`weather`] | what befalls a node of a fleet |
 //! | [`limits`] | every limit, by name |
 //!
-//! Everything above [`node`] reads no clock and opens no socket.
+//! Nothing but [`node`], [`fleet`] and [`face`] reads a clock or opens a socket.
 
 pub mod accept;
+pub mod apps;
 pub mod backoff;
 pub mod device;
+pub mod face;
+pub mod firmware;
 pub mod flash;
 pub mod fleet;
+mod image;
 mod install;
 pub mod journal;
 pub mod limits;
 pub mod node;
 pub mod refusal;
+pub mod slots;
 pub mod store;
 pub mod update;
+pub mod version;
 pub mod weather;
 pub mod wheel;
 

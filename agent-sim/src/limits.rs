@@ -44,8 +44,9 @@ pub const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause before a release is tried again.
 pub const RETRY_MOST: Duration = Duration::from_secs(30);
 
-/// The first pause before the broker is tried again.
-pub const RECONNECT_FIRST: Duration = Duration::from_millis(200);
+/// The first pause before the broker is tried again, at most: ten thousand devices whose broker restarts come back
+/// over all of it.
+pub const RECONNECT_FIRST: Duration = Duration::from_secs(1);
 
 /// The longest pause before the broker is tried again.
 pub const RECONNECT_MOST: Duration = Duration::from_secs(15);
@@ -81,8 +82,65 @@ pub const START: Duration = Duration::from_millis(300);
 /// How often a fleet counts how its nodes stand.
 pub const SAMPLE: Duration = Duration::from_millis(500);
 
+/// How finely a fleet's report counts how long nodes were without a connection.
+pub const RECONNECT_BIN: Duration = Duration::from_millis(500);
+
+/// How many such bins there are; what took longer stands together in one more.
+pub const RECONNECT_BINS: u64 = 40;
+
+/// Connections made within this time were made at once.
+pub const CROWD: Duration = Duration::from_millis(100);
+
+/// Most samples that a fleet's report holds, and its plots show; of a longer run, every nth.
+pub const SAMPLES: usize = 600;
+
+/// Most nodes that a report for people names, and most that CI is told of one by one.
+pub const NAMED: usize = 100;
+
+/// Most nodes that a pull request is told of: GitHub shows ten annotations of a step.
+pub const ANNOTATED: usize = 8;
+
 /// Most nodes of which a fleet tells every step; of a larger one it tells the sums.
 pub const TOLD_ONE_BY_ONE: usize = 50;
 
 /// Most nodes of a fleet.
 pub const NODES: u32 = 20_000;
+
+/// Most tasks of a device's local interface that are remembered, and of packages that failed there.
+pub const TASKS: usize = 64;
+
+/// Most of them that wait or run.
+pub const TASKS_WAITING: usize = 32;
+
+/// Largest log of a task, in bytes.
+pub const TASK_LOG: u64 = 16 * 1024;
+
+/// How often a package is asked for, with [`FETCH_STALL`] between.
+pub const TASK_TRIES: u32 = 3;
+
+/// How many restarts a running task outlives.
+pub const TASK_RESUMES: u32 = 3;
+
+/// Most packages that are downloaded and not installed.
+pub const SHELF: usize = 16;
+
+/// Room for a firmware image, unless told otherwise, in bytes.
+pub const SLOT: u64 = 4 * 1024 * 1024;
+
+/// How long a device shows that it is about to restart with a new firmware.
+pub const REBOOT: Duration = Duration::from_millis(600);
+
+/// Largest body of a request to a face, as its length says, in bytes.
+pub const CONTENT: u64 = 8 * 1024 * 1024;
+
+/// Largest order to the App Store, in bytes.
+pub const ORDER: usize = 64 * 1024;
+
+/// How long to wait for the next bytes of an upload, and for a client to take those of an answer.
+pub const UPLOAD_STALL: Duration = Duration::from_secs(10);
+
+/// How often a server may send who fetches a firmware elsewhere.
+pub const REDIRECTS: u32 = 10;
+
+/// How much of a firmware is handed on at a time, in bytes.
+pub const FETCH_PIECE: usize = 16 * 1024;

@@ -20,11 +20,13 @@ use rumqttc::{
     Connect, ConnectReturnCode, Disconnect, LastWill, Login, Outgoing, Packet, Publish, QoS, Request,
     StateError, Subscribe, SubscribeFilter, SubscribeReasonCode, Unsubscribe,
 };
+use tokio::sync::{MutexGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
-    device::{Device, Hardware, Output},
+    device::{Device, Hardware, Mac, Output, Traits},
+    face::desk::{Ask, Desk},
     flash::Flash,
     limits,
     store::BootError,
@@ -43,10 +45,16 @@ pub struct NodeOptions {
     pub channel: ChannelName,
     /// What it is.
     pub hardware: Hardware,
+    /// What it was told about itself.
+    pub traits: Traits,
     /// The times it goes by.
     pub timing: Timing,
     /// Decides the lengths of its pauses.
     pub seed: u64,
+    /// Whether every message and fault is told, as [`Happening::Trace`].
+    pub trace: bool,
+    /// Where those ask who stand before it, if anybody does.
+    pub desk: Option<Desk>,
 }
 
 /// What the owner of a node is told.
@@ -56,6 +64,8 @@ pub enum Happening {
     Report(Report),
     /// Something for people.
     Log(String),
+    /// A step that only who looks at this node alone wants to see.
+    Trace(String),
     /// Something befell it.
     Blow(Blow),
     /// There is a connection.
@@ -131,8 +141,14 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
-    let NodeOptions { node, channel, hardware, timing, seed, .. } = options.clone();
-    let mut device = Device::off(flash, &node, channel, hardware, timing, seed);
+    let NodeOptions { node, channel, hardware, traits, timing, seed, .. } = options.clone();
+    let confirm_after = timing.confirm_after;
+    let mut device = Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits);
+    let mut asks = None;
+    if let Some(desk) = &options.desk {
+        device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
+        asks = Some(desk.open().await);
+    }
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -146,11 +162,29 @@ pub async fn run<F: Flash>(
     let mut turn = None;
     let mut falling = Falls::default();
     let ended = loop {
-        let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at)].into_iter().flatten().min();
+        // Before anything else may happen, its confirmation not least.
+        if let Report { state: State { phase: Phase::Confirming, version, .. }, list: Some(list), .. } =
+            device.report()
+            && weather.crashes(clock.now(), *list, version.as_deref())
+        {
+            return Ok(Ended::Crashed);
+        }
+        // Who reads slowly leaves what comes at its socket, and the broker with it.
+        let deaf = weather.deaf_until(clock.now()).filter(|_| connection.is_open());
+        let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at), deaf];
+        let due = due.into_iter().flatten().min();
         let wait = due.map(|due| due.saturating_sub(clock.now()));
         let incoming = tokio::select! {
             () = stop.cancelled() => break Ended::Stopped,
-            incoming = connection.next() => incoming,
+            incoming = connection.next(), if deaf.is_none() => incoming,
+            Some(ask) = next_ask(&mut asks) => {
+                let outputs = device.answer(clock.now(), ask);
+                if device.store().flash().is_off() {
+                    return Ok(Ended::PowerLost);
+                }
+                connection.send(outputs?, &mut observe);
+                continue;
+            }
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
                 Incoming::Events(vec![Event::Tick])
             }
@@ -169,7 +203,11 @@ pub async fn run<F: Flash>(
             Incoming::Events(new) => events.extend(new),
             Incoming::Message(message) => {
                 let is_package = message.topic.starts_with(PACKAGES);
-                for Falling { at, payload } in weather.fall(now, message.payload.clone(), is_package) {
+                let fallen = weather.fall(now, message.payload.clone(), is_package);
+                if options.trace {
+                    observe(Happening::Trace(message.told(now, &fallen)));
+                }
+                for Falling { at, payload } in fallen {
                     let message = Message { payload, ..message.clone() };
                     match at <= now {
                         true => {
@@ -183,6 +221,18 @@ pub async fn run<F: Flash>(
                 since = now;
                 turn = weather.next_turn(now);
                 observe(Happening::Connected);
+                if options.trace {
+                    let until = match turn {
+                        Some((at, Turn::Break)) => {
+                            format!(", which breaks in {:.2} s", at.saturating_sub(now).as_secs_f64())
+                        }
+                        Some((at, Turn::Sleep(_))) => {
+                            format!(", until it sleeps in {:.2} s", at.saturating_sub(now).as_secs_f64())
+                        }
+                        None => String::new(),
+                    };
+                    observe(Happening::Trace(format!("has a connection{until}")));
+                }
                 events.push(Event::Connected);
             }
             Incoming::Lost(error) => {
@@ -191,6 +241,10 @@ pub async fn run<F: Flash>(
                     backoff.reset();
                 }
                 let again_in = backoff.next(&mut rng);
+                if options.trace {
+                    let text = format!("has none; tries again in {:.2} s", again_in.as_secs_f64());
+                    observe(Happening::Trace(text));
+                }
                 observe(Happening::Lost { trouble: explain(&error, &options.broker), again_in });
                 connection = Connection::open(options, again_in);
                 (turn, falling) = (None, Falls::default());
@@ -214,15 +268,17 @@ pub async fn run<F: Flash>(
                  channels, packages and its own topics"
             )));
         }
-        if let Report { state: State { phase: Phase::Confirming, .. }, list: Some(list), .. } =
-            device.report()
-            && weather.crashes(clock.now(), *list)
-        {
-            return Ok(Ended::Crashed);
-        }
     };
     connection.say_goodbye().await;
     Ok(ended)
+}
+
+/// What somebody before the device asks next; nobody ever does where there is no desk.
+async fn next_ask(asks: &mut Option<MutexGuard<'_, mpsc::Receiver<Ask>>>) -> Option<Ask> {
+    match asks {
+        Some(asks) => asks.recv().await,
+        None => None,
+    }
 }
 
 /// Messages that have not arrived yet, in the order in which they will.
@@ -258,6 +314,9 @@ impl NodeOptions {
     fn event(&self, message: Message, clock: Option<i64>) -> Option<Event> {
         let Message { topic, payload, retained } = message;
         let wall = clock.and_then(|seconds| Timestamp::from_second(seconds).ok());
+        if let Some(sequence) = self.channel.history_sequence(&topic) {
+            return Some(Event::List { source: Source::History(sequence), payload, wall });
+        }
         match Topic::parse(&topic).ok()? {
             Topic::Channel(channel) if channel == self.channel => {
                 Some(Event::List { source: Source::Channel, payload, wall })
@@ -267,8 +326,16 @@ impl NodeOptions {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
             Topic::Package(id) => Some(Event::Package { id, payload }),
+            // As with orders, what is retained is old.
+            Topic::Other(topic) if !retained && self.mac().is_some_and(|mac| mac.set() == topic) => {
+                Some(Event::WantsFirmware)
+            }
             _ => None,
         }
+    }
+
+    fn mac(&self) -> Option<&Mac> {
+        self.desk.as_ref()?.options().mac.as_ref()
     }
 
     fn hello(&self) -> Packet {
@@ -333,6 +400,21 @@ struct Message {
     topic: String,
     payload: Bytes,
     retained: bool,
+}
+
+impl Message {
+    /// What became of it on its way, for who looks at this node alone.
+    fn told(&self, now: Duration, fallen: &[Falling]) -> String {
+        let what = format!("{}, {} B", self.topic, self.payload.len());
+        let fate = |falling: &Falling| {
+            let changed = if falling.payload == self.payload { "" } else { ", a byte of it changed" };
+            format!("arrives in {:.3} s{changed}", falling.at.saturating_sub(now).as_secs_f64())
+        };
+        match fallen {
+            [] => format!("{what}: is lost"),
+            fallen => format!("{what}: {}", fallen.iter().map(fate).collect::<Vec<_>>().join(", and again ")),
+        }
+    }
 }
 
 enum Incoming {
@@ -429,6 +511,11 @@ impl Connection {
                 self.retain(NodeSubject::Info, info.to_bytes());
             }
             Output::Report(report) => self.retain(NodeSubject::State, report.state.to_bytes()),
+            Output::Retain(topic, payload) => {
+                let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload);
+                publish.retain = true;
+                self.ask(Request::Publish(publish));
+            }
             Output::Log(line) => {
                 self.ask(Request::Publish(Publish::new(
                     self.node.topic(NodeSubject::Log),

@@ -3,7 +3,7 @@
 use std::io;
 
 use jiff::Timestamp;
-use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError};
+use mpypi_protocol::{ChannelName, Digest, PackageId, list::ListError, rollout::RolloutError};
 
 use crate::{journal::RecordError, limits, wheel::WheelError};
 
@@ -53,6 +53,17 @@ pub enum Refusal {
         expires: Timestamp,
         /// What the device's clock says.
         now: Timestamp,
+    },
+    /// The list says whose turn it is in a way that this agent cannot read: it holds.
+    #[error("bad-rollout: {0}")]
+    BadRollout(#[source] RolloutError),
+    /// What should be the base of a rollout is another release.
+    #[error("wrong-base: the release in the history as {wanted} is {found}")]
+    WrongBase {
+        /// The sequence that the rollout names.
+        wanted: u64,
+        /// What the list found there says.
+        found: String,
     },
     /// No wheel of a package runs on this device.
     #[error("no-fit: wheel `{name}` is for `{}`; this device is `{device}`", tags.join("`, `"))]
@@ -162,6 +173,9 @@ pub enum Refusal {
     /// An operator sent `rollback`.
     #[error("told-to: an operator rolled this release back")]
     ToldTo,
+    /// The release before is revoked.
+    #[error("revoked: the release before this one is bad, and nothing is gone back to")]
+    NoWayBack,
     /// The agent contradicts itself.
     #[error("bug: {0}")]
     Bug(&'static str),
@@ -200,6 +214,8 @@ impl Refusal {
             | Refusal::Reused { .. }
             | Refusal::Unsequenced { .. }
             | Refusal::Expired { .. }
+            | Refusal::BadRollout(_)
+            | Refusal::WrongBase { .. }
             | Refusal::NoFit { .. }
             | Refusal::Conflict(_)
             | Refusal::TooLarge { .. }
@@ -207,7 +223,8 @@ impl Refusal {
             | Refusal::BadWheel { .. }
             | Refusal::NotConfirmed { .. }
             | Refusal::NotInstalled { .. }
-            | Refusal::ToldTo => Verdict::Reject,
+            | Refusal::ToldTo
+            | Refusal::NoWayBack => Verdict::Reject,
             Refusal::Bug(_) => Verdict::Bug,
         }
     }

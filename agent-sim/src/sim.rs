@@ -77,12 +77,15 @@ impl Simulation {
         for number in 0..nodes {
             let weather = Weather::draw(profile, seed, number as u64, calm_at);
             let join = weather.join();
+            let mut flash = Memory::new(CAPACITY);
+            let (name, hardware) = (name(number), weather.hardware(Hardware::default()));
+            weather.history().write(&mut flash, &name, &channel(), &hardware).unwrap();
             simulation.nodes.push(Node {
                 number,
                 weather,
                 backoff: Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST),
                 rng: fastrand::Rng::with_seed(seed ^ number as u64),
-                state: State::Off(Memory::new(CAPACITY)),
+                state: State::Off(flash),
                 life: 0,
                 connection: 0,
                 tick_at: None,
@@ -131,6 +134,13 @@ impl Simulation {
             }
             State::Turning => unreachable!("only while something happens"),
         })
+    }
+
+    /// What a node has when it has all of `release`: with that, what is its owner's.
+    pub(crate) fn goal(&self, number: usize, release: &Release) -> Files {
+        let mut goal = self.nodes[number].weather.history().owned();
+        goal.extend(release.files.clone());
+        goal
     }
 
     /// An operator tells every node that took a release back to look again, and says how many there were.
@@ -193,7 +203,7 @@ impl Simulation {
         };
         let check = self.profile.check.map_or(limits::CHECK, |check| check.0);
         let timing = Timing { check, ..Timing::default() };
-        let name = NodeId::new(format!("n{number}")).unwrap();
+        let name = name(number);
         let seed = node.rng.u64(..);
         let hardware = node.weather.hardware(Hardware::default());
         let mut device = Box::new(Device::off(flash, &name, channel(), hardware, timing, seed));
@@ -287,7 +297,7 @@ impl Simulation {
         let report = device.report();
         if report.state.phase == Phase::Confirming
             && let Some(list) = report.list
-            && node.weather.crashes(now, list)
+            && node.weather.crashes(now, list, report.state.version.as_deref())
         {
             self.note(number, "crashed");
             self.turn_off(number, None, START);
@@ -325,6 +335,7 @@ impl Simulation {
                     self.note(number, format_args!("{list} {what}"));
                 }
                 Output::Log(line) => self.note(number, line),
+                Output::Retain(..) => {}
                 Output::Introduce(_) => self.note(number, "introduces itself"),
             }
         }
@@ -340,6 +351,10 @@ impl Simulation {
             self.after(number, at.saturating_sub(now), Next::Message(connection, topic.clone(), payload));
         }
     }
+}
+
+fn name(number: usize) -> NodeId {
+    NodeId::new(format!("n{number}")).unwrap()
 }
 
 /// What is left of a flash that lost power.
@@ -411,7 +426,7 @@ mod tests {
             }
             for (number, found, report) in simulation.nodes() {
                 let phase = report.map(|report| report.state.phase);
-                let wrong = found != second.files || phase != Some(Phase::Idle);
+                let wrong = found != simulation.goal(number, &second) || phase != Some(Phase::Idle);
                 let own = |line: &&str| line[13..].trim_start().starts_with(&format!("{number} "));
                 let story = || simulation.trace().lines().filter(own).collect::<Vec<_>>().join("\n");
                 assert!(!wrong, "seed {seed}, node {number}: {phase:?}, {:?}\n{}", found.keys(), story());

@@ -7,9 +7,9 @@
 //!
 //! | path | what |
 //! |---|---|
-//! | `installed.jsonl` | what came from the channel: `channel`, `sequence`, `version`, `list`; then `{"wheel":name,"version":…,"digest":…}`; then `{"file":path,"digest":…,"wheel":name}`, sorted by path and wheel, once for each wheel that brings the file, and without `wheel` for a src file; then `{"folder":path}` for each folder made, sorted as if a `/` ended the path |
+//! | `installed.jsonl` | what came from the channel: `channel`, `sequence`, `version`, `list`, `rollout`; then `{"wheel":name,"version":…,"digest":…}`, with `"local":true` if no list brought it; then `{"file":path,"digest":…,"wheel":name}`, sorted by path and wheel, once for each wheel that brings the file, and without `wheel` for a src file; then `{"folder":path}` for each folder made, sorted as if a `/` ended the path |
 //! | `seen.json` | the newest list accepted: see [`Seen`] |
-//! | `journal.json` | the release being put in place, or back: `step`, `boots`, `reason`, `seen`; absent at rest |
+//! | `journal.json` | the release being put in place, or back: `step`, `boots`, `keep`, `reason`, `seen`; absent at rest |
 //! | `plan.jsonl` | its operations: `{"folder":path}` to be made, sorted likewise; then, numbered from 0, `{"put":path,"digest":…,"copy":n,"had":bool}` and `{"remove":path}`, each of another path; meaningless without a journal |
 //! | `next.jsonl` | what `installed.jsonl` will be; meaningless without a journal |
 //! | `*.new` | a record being written; meaningless |
@@ -38,6 +38,7 @@
 //!    again, those that were done are seen from where the files are.
 //! 5. Step `confirm`: the new release runs, `old/` is kept. Every start is counted in `boots`; beyond
 //!    [`limits::UNCONFIRMED_BOOTS`] the step becomes `rollback`.
+//!    Where the release before is revoked (`keep`), the step becomes `finish` instead: there is nothing to go back to.
 //! 6. Confirmed: step `finish`; folders left empty are removed, `next.jsonl` becomes `installed.jsonl`, the journal is
 //!    removed, then everything meaningless, `old/` and `staging/`.
 //! 7. Step `rollback`: each operation is undone; `seen.json` notes in `refused` that this list is not to be tried
@@ -54,10 +55,12 @@ use std::{
     io,
 };
 
-use mpypi_protocol::{Digest, FilePath, PackageId, digest::Hasher, limits as wire, list::Wheel};
+use mpypi_protocol::{
+    Digest, FilePath, PackageId, digest::Hasher, limits as wire, list::Wheel, wheel::normalized_name,
+};
 
 use crate::{
-    accept::Accepted,
+    accept::{Accepted, Composed, is_local},
     flash::{self, Flash, Kind},
     install::{is_file, make_folders, redo, remove_folders, undo},
     journal::{
@@ -122,6 +125,8 @@ pub struct Need {
 #[derive(Debug)]
 pub struct Staged {
     seen: Seen,
+    /// Whether what it replaces is revoked.
+    keep: bool,
     plan: Plan,
     next: Box<Installed>,
 }
@@ -191,7 +196,10 @@ impl<F: Flash> Store<F> {
                 Step::Install => Refusal::NotInstalled { boots: journal.boots },
                 _ => Refusal::NotConfirmed { boots: journal.boots },
             };
-            if journal.boots >= limits::UNCONFIRMED_BOOTS {
+            if journal.boots >= limits::UNCONFIRMED_BOOTS && journal.keep && journal.step == Step::Confirm {
+                // Bad as this one may be: what was before is revoked, and there is nothing to go back to.
+                journal.step = Step::Finish;
+            } else if journal.boots >= limits::UNCONFIRMED_BOOTS {
                 journal.step = Step::Rollback;
                 journal.reason = Some(reason.text());
             } else {
@@ -286,9 +294,34 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash, or the release does not fit.
     pub fn survey(&mut self, release: &Accepted) -> Result<Vec<Need>, Refusal> {
+        let (needs, wanted) = self.compare(release)?;
+        for name in self.flash.list(STAGING)? {
+            if !name.parse().is_ok_and(|digest| wanted.contains(&digest)) {
+                self.flash.remove(&format!("{STAGING}/{name}"))?;
+            }
+        }
+        self.verified.retain(|digest, _| wanted.contains(digest));
+        let needed = needs.iter().filter_map(|need| need.size).fold(0, u64::saturating_add);
+        let free = self.flash.free()?;
+        if needed > free {
+            return Err(Refusal::NoSpace { needed, free });
+        }
+        Ok(needs)
+    }
+
+    /// What the device lacks of everything that `release` says.
+    ///
+    /// # Errors
+    /// Of the flash.
+    pub fn missing(&self, release: &Accepted) -> Result<Vec<Need>, Refusal> {
+        Ok(self.compare(release)?.0)
+    }
+
+    /// What is missing, and all that is wanted.
+    fn compare(&self, release: &Accepted) -> io::Result<(Vec<Need>, BTreeSet<Digest>)> {
         let mut needs = BTreeMap::new();
         let mut wanted = BTreeSet::new();
-        for wheel in release.wheels() {
+        for wheel in &self.chosen(release) {
             wanted.insert(wheel.digest);
             if !self.verified.contains_key(&wheel.digest) && self.intact(wheel)?.is_none() {
                 needs.insert(wheel.digest, Need { id: PackageId::Wheel(wheel.digest), size: wheel.size });
@@ -304,19 +337,56 @@ impl<F: Flash> Store<F> {
                 needs.entry(src.digest).or_insert(Need { id, size: src.size });
             }
         }
-        for name in self.flash.list(STAGING)? {
-            if !name.parse().is_ok_and(|digest| wanted.contains(&digest)) {
-                self.flash.remove(&format!("{STAGING}/{name}"))?;
+        Ok((needs.into_values().collect(), wanted))
+    }
+
+    /// Takes a package that is on the device already, at `path`, if it is whole; whether it was.
+    ///
+    /// # Errors
+    /// Of the flash.
+    pub fn adopt(&mut self, need: &Need, path: &str) -> Result<bool, Refusal> {
+        let digest = *need.id.digest();
+        let Some(Kind::File(size)) = self.flash.kind(path)? else { return Ok(false) };
+        if flash::digest(&self.flash, path)? != Some(digest) {
+            return Ok(false);
+        }
+        let part = format!("{}.part", staged(&digest, 0));
+        flash::copy(&mut self.flash, path, &part)?;
+        self.flash.rename(&part, &staged(&digest, 0))?;
+        self.verified.insert(digest, size);
+        Ok(true)
+    }
+
+    /// The flash, for what else is kept below the agent's folder.
+    pub(crate) fn flash_mut(&mut self) -> &mut F {
+        &mut self.flash
+    }
+
+    /// The wheels of `release` that this device is to have: all but those optional ones that nobody chose; and those
+    /// that came from files of this machine, which no list names.
+    fn chosen(&self, release: &Accepted) -> Vec<Wheel> {
+        if release.composition().is_some() {
+            return release.wheels().to_vec();
+        }
+        let same = |one: &str, other: &str| normalized_name(one) == normalized_name(other);
+        let has = |name: &str| self.installed.wheels.keys().any(|installed| same(installed, name));
+        let mut wheels: Vec<_> = release
+            .wheels()
+            .iter()
+            .filter(|wheel| !wheel.is_optional() || has(&wheel.name))
+            .cloned()
+            .collect();
+        for (name, wheel) in self.installed.wheels.iter().filter(|(_, wheel)| wheel.local) {
+            if !wheels.iter().any(|wheel| same(&wheel.name, name)) {
+                wheels.push(wheel.entry(name));
             }
         }
-        self.verified.retain(|digest, _| wanted.contains(digest));
-        let needs: Vec<_> = needs.into_values().collect();
-        let needed = needs.iter().filter_map(|need| need.size).fold(0, u64::saturating_add);
-        let free = self.flash.free()?;
-        if needed > free {
-            return Err(Refusal::NoSpace { needed, free });
-        }
-        Ok(needs)
+        wheels
+    }
+
+    fn is_local_here(&self, wheel: &Wheel) -> bool {
+        let here = self.installed.wheels.get(&wheel.name);
+        here.is_some_and(|here| here.local && here.digest == wheel.digest)
     }
 
     /// Takes a package in, piece by piece.
@@ -336,7 +406,7 @@ impl<F: Flash> Store<F> {
     pub fn stage(&mut self, release: &Accepted) -> Result<Staged, Refusal> {
         let mut files: BTreeMap<FilePath, Digest> = BTreeMap::new();
         let mut wheels = BTreeMap::new();
-        for wheel in release.wheels() {
+        for wheel in &self.chosen(release) {
             let unpacked = match self.intact(wheel)? {
                 Some(files) => files,
                 None => self.unpack(wheel)?,
@@ -345,8 +415,9 @@ impl<F: Flash> Store<F> {
             for (path, digest) in unpacked {
                 add_file(&mut files, path, digest)?;
             }
+            let local = release.composition().is_some() && is_local(wheel) || self.is_local_here(wheel);
             let record =
-                InstalledWheel { version: wheel.version.clone(), digest: wheel.digest, files: paths };
+                InstalledWheel { version: wheel.version.clone(), digest: wheel.digest, files: paths, local };
             wheels.insert(wheel.name.clone(), record);
         }
         for src in release.sources() {
@@ -360,17 +431,22 @@ impl<F: Flash> Store<F> {
         let of_ours = |folder: &&Folder| {
             files.keys().any(|path| path.parents().any(|parent| parent == folder.0.as_str()))
         };
+        let is_release = release.composition() != Some(Composed::Partly);
         let next = Installed {
             channel: Some(release.channel().clone()),
-            sequence: release.sequence(),
-            version: release.version(),
-            list: Some(release.digest()),
+            sequence: if is_release { release.sequence() } else { self.installed.sequence },
+            version: if is_release { release.version() } else { self.installed.version.clone() },
+            list: is_release.then(|| release.digest()),
+            rollout: if is_release { release.seen().rollout } else { None },
             wheels,
             folders: self.installed.folders.iter().chain(&folders).filter(of_ours).cloned().collect(),
             files,
             sources: release.sources().map(|src| src.path.clone()).collect(),
         };
-        Ok(Staged { seen: release.seen(), plan: Plan { folders, operations }, next: Box::new(next) })
+        let keep = self.installed.channel.as_ref() == Some(release.channel())
+            && self.installed.sequence.is_some_and(|sequence| release.revokes(sequence));
+        let plan = Plan { folders, operations };
+        Ok(Staged { seen: release.seen(), keep, plan, next: Box::new(next) })
     }
 
     /// Commits a staged release and puts its files in place.
@@ -378,7 +454,7 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash. If it happened after the commit, a restart goes on from there.
     pub fn commit(&mut self, staged: Staged) -> Result<Committed, Refusal> {
-        let Staged { seen, plan, next } = staged;
+        let Staged { seen, keep, plan, next } = staged;
         if self.journal.is_some() {
             return Err(Refusal::Bug("a release is committed while another is being confirmed"));
         }
@@ -387,7 +463,7 @@ impl<F: Flash> Store<F> {
             self.finish(seen)?;
             return Ok(Committed::Unchanged);
         }
-        let mut journal = Journal { step: Step::Install, boots: 0, reason: None, seen };
+        let mut journal = Journal { step: Step::Install, boots: 0, keep, reason: None, seen };
         let committed = self
             .prepare_commit(&plan, &next)
             .and_then(|()| journal::replace(&mut self.flash, JOURNAL, &journal));
@@ -441,11 +517,14 @@ impl<F: Flash> Store<F> {
     /// The new release is to be taken back by the next start.
     ///
     /// # Errors
-    /// Of the flash, or there is nothing to take back.
+    /// Of the flash, or there is nothing to take back, or nothing to go back to.
     pub fn give_up(&mut self, reason: &Refusal) -> Result<(), Refusal> {
         let Some(journal) = &mut self.journal else {
             return Err(Refusal::Bug("there is no release to take back"));
         };
+        if journal.keep {
+            return Err(Refusal::NoWayBack);
+        }
         journal.step = Step::Rollback;
         journal.reason = Some(reason.text());
         Ok(journal::replace(&mut self.flash, JOURNAL, journal)?)
@@ -457,7 +536,7 @@ impl<F: Flash> Store<F> {
         Ok(Boot::Confirming { seen })
     }
 
-    /// `next.jsonl` becomes what is installed, and `seen` the newest list accepted.
+    /// `next.jsonl` becomes what is installed, and `seen` the newest list accepted, unless a newer one was.
     fn finish(&mut self, seen: Seen) -> Result<(), RecordError> {
         if let Some(next) = journal::read_installed(&self.flash, NEXT)? {
             let left: Vec<_> = self.installed.folders.difference(&next.folders).collect();
@@ -469,7 +548,8 @@ impl<F: Flash> Store<F> {
             rename().map_err(|source| RecordError::Flash { path: NEXT, source })?;
             self.installed = next;
         }
-        let end = self.write_seen(seen).and_then(|()| self.end());
+        let written = if self.has_seen_newer(&seen) { Ok(()) } else { self.write_seen(seen) };
+        let end = written.and_then(|()| self.end());
         end.map_err(|source| RecordError::Flash { path: JOURNAL, source })
     }
 
@@ -477,10 +557,21 @@ impl<F: Flash> Store<F> {
         let plan = journal::read_plan(&self.flash)?;
         undo(&mut self.flash, &plan)?;
         let error = journal.reason.unwrap_or_else(|| Refusal::ToldTo.text());
-        let seen = Seen { refused: Some(Refused { error, rolled_back: true }), ..journal.seen };
-        self.write_seen(seen.clone())?;
+        let refused = Some(Refused { error, rolled_back: true });
+        let seen = Seen { refused: refused.clone(), ..journal.seen };
+        match self.seen.clone().filter(|_| self.has_seen_newer(&seen)) {
+            // The list that named it as a base: with that it is not to be tried again.
+            Some(newer) => self.write_seen(Seen { refused, ..newer })?,
+            None => self.write_seen(seen.clone())?,
+        }
         self.end()?;
         Ok(seen)
+    }
+
+    /// Whether the release that `seen` is about is the base of a newer list: nothing older than that may be believed.
+    fn has_seen_newer(&self, seen: &Seen) -> bool {
+        let newest = self.seen.as_ref().filter(|newest| newest.channel == seen.channel);
+        newest.is_some_and(|newest| newest.sequence > seen.sequence)
     }
 
     /// The last steps of a journal, whichever way it went.

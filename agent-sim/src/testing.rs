@@ -16,7 +16,8 @@ use mpypi_protocol::{
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use crate::{
-    device::{Device, Hardware, Output},
+    device::{Device, FaceOptions, Hardware, Output, Traits},
+    face::desk::{Ask, Reply},
     flash::{Flash, Memory},
     limits,
     store::BootError,
@@ -140,8 +141,24 @@ impl<F: Flash> Bench<F> {
     }
 
     pub(crate) fn start_with(flash: F, timing: Timing) -> Result<Bench<F>, BootError> {
+        let device = Device::off(flash, &node(), channel(), Hardware::default(), timing, 1);
+        Bench::start_device(device)
+    }
+
+    /// A device at which packages can be chosen.
+    pub(crate) fn start_with_face(
+        flash: F,
+        options: FaceOptions,
+        timing: Timing,
+    ) -> Result<Bench<F>, BootError> {
+        let after = timing.confirm_after;
+        let device = Device::off(flash, &node(), channel(), Hardware::default(), timing, 1);
+        let wall = "2026-11-28T09:00:00Z".parse().unwrap();
+        Bench::start_device(device.with_face(options, after, (Duration::from_secs(1), wall)))
+    }
+
+    fn start_device(mut device: Device<F>) -> Result<Bench<F>, BootError> {
         let now = Duration::from_secs(1);
-        let mut device = Device::off(flash, &node(), channel(), Hardware::default(), timing, 1);
         let outputs = device.start(now)?;
         let mut bench = Bench {
             device,
@@ -154,6 +171,10 @@ impl<F: Flash> Bench<F> {
         };
         bench.take(outputs);
         Ok(bench)
+    }
+
+    pub(crate) fn with_traits(self, traits: Traits) -> Bench<F> {
+        Bench { device: self.device.with_traits(traits), ..self }
     }
 
     /// Retains a release's packages and list; who is subscribed gets the list.
@@ -181,6 +202,14 @@ impl<F: Flash> Bench<F> {
         Ok(())
     }
 
+    /// Asks the device; `None` if it lost power over it.
+    pub(crate) fn ask<T>(&mut self, question: impl FnOnce(Reply<T>) -> Ask) -> Result<Option<T>, BootError> {
+        let (reply, mut answer) = tokio::sync::oneshot::channel();
+        let outputs = self.device.answer(self.now, question(reply))?;
+        self.take(outputs);
+        Ok(answer.try_recv().ok())
+    }
+
     /// Delivers the next message that is on its way, if any.
     pub(crate) fn deliver(&mut self) -> Result<bool, BootError> {
         let Some((topic, payload)) = self.coming.pop_front() else { return Ok(false) };
@@ -188,6 +217,10 @@ impl<F: Flash> Bench<F> {
         match Topic::parse(&topic).unwrap() {
             Topic::Package(id) => self.give(Event::Package { id, payload })?,
             Topic::Channel(_) => self.give(list(Source::Channel, payload))?,
+            _ if channel().history_sequence(&topic).is_some() => {
+                let sequence = channel().history_sequence(&topic).unwrap_or_default();
+                self.give(list(Source::History(sequence), payload))?;
+            }
             _ => self.give(list(Source::Cmd, payload))?,
         }
         Ok(true)
@@ -250,7 +283,7 @@ impl<F: Flash> Bench<F> {
                 Output::Unsubscribe(filters) => self.open.retain(|filter| !filters.contains(filter)),
                 Output::Report(report) => self.reports.push(report),
                 Output::Log(line) => self.logs.push(line),
-                Output::Introduce(_) => {}
+                Output::Introduce(_) | Output::Retain(..) => {}
             }
         }
     }

@@ -15,16 +15,19 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, NodeId, PackageId, Runtime, UpdateList,
+    ChannelName, Digest, Entry, NodeId, PackageId, Rollout, Runtime, UpdateList,
     limits::SUBSCRIBE_FILTERS,
     list::Command,
     node::{Phase, State},
+    query::Facts,
+    rollout::{Consent, Moment, RolloutId},
     topic::NodeSubject,
 };
 
 use crate::{
     accept::Accepted,
     backoff::Backoff,
+    device::{AGENT, FIRMWARE, Traits},
     journal::{Refused, Seen},
     limits,
     refusal::{Refusal, Verdict},
@@ -65,6 +68,10 @@ pub enum Event {
     Done(Answer),
     /// The store could not.
     Failed(Refusal),
+    /// Somebody wants the newest firmware that fits; the update of packages has nothing to do with it.
+    WantsFirmware,
+    /// Somebody at the device chose what it is to have; not while a release is under way.
+    Apply(Box<Accepted>),
     /// The application says that the new release works.
     Confirmed,
     /// Time has passed.
@@ -89,6 +96,8 @@ pub enum Source {
     Channel,
     /// On the node's `cmd` topic, for this node alone.
     Cmd,
+    /// Retained, in the channel's history, as that of this sequence.
+    History(u64),
 }
 
 /// Which release runs.
@@ -100,6 +109,8 @@ pub struct Running {
     pub version: Option<String>,
     /// The digest of its list.
     pub list: Option<Digest>,
+    /// The rollout that its list was a step of.
+    pub rollout: Option<RolloutId>,
     /// How many files of it are on the device.
     pub files: usize,
 }
@@ -209,8 +220,10 @@ impl Default for Timing {
 /// The update of one device.
 #[derive(Debug)]
 pub struct Updater {
+    node: NodeId,
     channel: ChannelName,
     runtime: Runtime,
+    traits: Traits,
     cmd: String,
     timing: Timing,
     rng: fastrand::Rng,
@@ -221,8 +234,16 @@ pub struct Updater {
     running: Running,
     seen: Option<Seen>,
     activity: Activity,
+    /// Whether the channel's list only says what there is, and somebody at the device chooses.
+    asks: bool,
+    /// Whether somebody takes care of firmware.
+    takes_firmware: bool,
+    /// The newest list of the channel that the device may take.
+    offer: Option<Accepted>,
+    /// A list that is not to be applied, or not yet.
+    held: Option<Held>,
     /// A list that came while a release was being put in place.
-    queued: Option<(Bytes, Option<Timestamp>)>,
+    queued: Option<Arrived>,
     /// The next list is to be compared with the device even if it is what is installed.
     recheck: bool,
     /// How often the list named here was tried.
@@ -261,6 +282,32 @@ enum Activity {
     Confirming { confirm_at: Option<Duration>, keeping: bool },
 }
 
+/// A list that is accepted and not applied: whose turn it is, it says itself.
+#[derive(Debug)]
+struct Held {
+    release: Accepted,
+    /// What it says; `None` if that cannot be read.
+    rollout: Option<Rollout>,
+    seen_at: Duration,
+    /// What the device's clock said then.
+    wall: Option<Timestamp>,
+    /// Whether an operator ordered it.
+    ordered: bool,
+    /// When to look again.
+    until: Option<Duration>,
+    /// The base that was asked for.
+    base: Option<u64>,
+}
+
+/// A list that came.
+#[derive(Debug)]
+struct Arrived {
+    source: Source,
+    payload: Bytes,
+    at: Duration,
+    wall: Option<Timestamp>,
+}
+
 #[derive(Debug, Clone)]
 struct Job {
     release: Accepted,
@@ -283,11 +330,14 @@ impl Updater {
             total: 0,
             error: None,
             attempt: 0,
+            held: None,
             extra: serde_json::Map::new(),
         };
         Updater {
+            node: node.clone(),
             channel,
             runtime,
+            traits: Traits::default(),
             cmd: node.topic(NodeSubject::Cmd),
             timing,
             rng: fastrand::Rng::with_seed(seed),
@@ -297,12 +347,52 @@ impl Updater {
             running: Running::default(),
             seen: None,
             activity: Activity::Resting,
+            asks: false,
+            takes_firmware: false,
+            offer: None,
+            held: None,
             queued: None,
             recheck: false,
             tried: None,
             shown: Report { state, list: None, size: None },
             published: None,
         }
+    }
+
+    /// The same, beside which somebody takes care of firmware. If it `asks`, the channel's list is only noted: what it
+    /// brings is installed when told to, by a list on `cmd` or [`Event::Apply`].
+    #[must_use]
+    pub fn asking(self, asks: bool) -> Updater {
+        Updater { asks, takes_firmware: true, ..self }
+    }
+
+    /// The newest list of the channel that was accepted since the start.
+    #[must_use]
+    pub fn offer(&self) -> Option<&Accepted> {
+        self.offer.as_ref()
+    }
+
+    /// What is under way, if anything is.
+    #[must_use]
+    pub fn under_way(&self) -> Option<&Accepted> {
+        self.job().map(|job| &job.release)
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        matches!(self.activity, Activity::Resting)
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Tells the device about itself.
+    pub fn set_traits(&mut self, traits: Traits) {
+        self.traits = traits;
     }
 
     /// Where the update stands.
@@ -325,7 +415,11 @@ impl Updater {
             _ => None,
         };
         let check = self.connected.then_some(self.check_at);
-        activity.into_iter().chain(progress).chain(check).min()
+        let turn = match self.activity {
+            Activity::Resting => self.held.as_ref().and_then(|held| held.until),
+            _ => None,
+        };
+        activity.into_iter().chain(progress).chain(check).chain(turn).min()
     }
 
     /// Takes an event in; says what is to be done, in this order.
@@ -336,13 +430,18 @@ impl Updater {
             Event::Booted(start) => self.booted(now, *start, out),
             Event::Connected => self.greet(now, out),
             Event::Disconnected => self.disconnected(out),
-            Event::List { source, payload, wall } => self.list(source, payload, wall, out),
+            Event::List { source, payload, wall } => self.list(now, source, payload, wall, out),
             Event::Package { id, payload } => self.package(now, &id, payload, out),
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
             Event::Done(answer) => self.done(now, answer, out),
             Event::Failed(refusal) => self.failed(now, refusal, out),
+            Event::WantsFirmware => {}
+            Event::Apply(release) => self.apply(*release, out),
             Event::Confirmed => self.keep(out),
             Event::Tick => self.tick(now, out),
+        }
+        if self.asks {
+            self.take_queued(now, out);
         }
         self.publish(now, out);
         effects
@@ -352,6 +451,8 @@ impl Updater {
         let Start { boot, running, seen } = start;
         self.running = running;
         self.seen = seen;
+        // Whether it is its turn, the list says that comes next.
+        self.held = None;
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
         let recovers = matches!((&boot, &before), (Boot::Rest, Activity::Recovering { .. }));
         match (boot, before) {
@@ -364,7 +465,7 @@ impl Updater {
             }
             (Boot::RolledBack { seen }, _) => self.rest_on_refused(&seen),
         }
-        self.take_queued(out);
+        self.take_queued(now, out);
         // Truth is what is retained, not what came before the restart. A commit that failed has its tries: the
         // same list once more would give it new ones, for ever.
         if self.connected && !recovers {
@@ -406,7 +507,17 @@ impl Updater {
         }
     }
 
-    fn list(&mut self, source: Source, payload: Bytes, wall: Option<Timestamp>, out: &mut Effects) {
+    fn list(
+        &mut self,
+        now: Duration,
+        source: Source,
+        payload: Bytes,
+        wall: Option<Timestamp>,
+        out: &mut Effects,
+    ) {
+        if let Source::History(sequence) = source {
+            return self.base(sequence, &payload, out);
+        }
         let list = match UpdateList::parse(&payload) {
             Ok(list) => list,
             Err(_) if payload.is_empty() => {
@@ -421,7 +532,7 @@ impl Updater {
         if source == Source::Cmd {
             for entry in list.entries() {
                 if let Entry::Command(command, _) = entry {
-                    self.command(*command, out);
+                    self.command(now, *command, out);
                 }
             }
             // Orders alone are no list: nothing is to be removed because of them.
@@ -433,17 +544,55 @@ impl Updater {
             Activity::Resting
             | Activity::Surveying(_)
             | Activity::Fetching { .. }
-            | Activity::Pausing { .. } => self.judge(list, Digest::of(&payload), wall, out),
-            Activity::Staging(_)
+            | Activity::Pausing { .. }
+                if self.may_judge(source) =>
+            {
+                self.judge(now, list, Digest::of(&payload), source, (now, wall), out);
+            }
+            Activity::Resting
+            | Activity::Surveying(_)
+            | Activity::Fetching { .. }
+            | Activity::Pausing { .. }
+            | Activity::Staging(_)
             | Activity::Committing(_)
             | Activity::Recovering { .. }
             | Activity::Restarting
-            | Activity::Confirming { .. } => self.queued = Some((payload, wall)),
+            | Activity::Confirming { .. } => self.queued = Some(Arrived { source, payload, at: now, wall }),
         }
     }
 
-    fn command(&mut self, command: Command, out: &mut Effects) {
+    /// What was chosen at the device is not given up for a list that only says what there is.
+    fn may_judge(&self, source: Source) -> bool {
+        !self.asks || source == Source::Cmd || matches!(self.activity, Activity::Resting)
+    }
+
+    fn apply(&mut self, release: Accepted, out: &mut Effects) {
+        if !matches!(self.activity, Activity::Resting) {
+            out.push(Effect::Log("not installing what was chosen: an update is under way".into()));
+            return;
+        }
+        self.tried = None;
+        self.backoff.reset();
+        self.shown.state.done = 0;
+        self.survey(Job { release, tries: 1 }, out);
+    }
+
+    fn command(&mut self, now: Duration, command: Command, out: &mut Effects) {
         match (command, &self.activity) {
+            (Command::Install, Activity::Resting) if self.held.is_some() => {
+                if let Some(held) = &mut self.held {
+                    held.ordered = true;
+                }
+                self.take_turn(now, out);
+                if self.held.is_some() {
+                    out.push(Effect::Log(
+                        "not installing: the release is not for this node, or not yet".into(),
+                    ));
+                }
+            }
+            (Command::Install, _) => {
+                out.push(Effect::Log("nothing to install: no release waits for an order".into()));
+            }
             (Command::Check, _) => {
                 self.recheck = true;
                 self.tried = None;
@@ -471,7 +620,16 @@ impl Updater {
         }
     }
 
-    fn judge(&mut self, list: UpdateList, digest: Digest, wall: Option<Timestamp>, out: &mut Effects) {
+    /// Judges a list that came `at` a time, when the clock said `wall`.
+    fn judge(
+        &mut self,
+        now: Duration,
+        list: UpdateList,
+        digest: Digest,
+        source: Source,
+        (at, wall): (Duration, Option<Timestamp>),
+        out: &mut Effects,
+    ) {
         let name = list.release().map(|release| (release.sequence, release.version.clone()));
         let empty = name.is_none() && list.packages().next().is_none();
         let release =
@@ -485,12 +643,20 @@ impl Updater {
         if empty && self.running.files == 0 {
             // What a channel that nobody published to answers.
             self.abandon(out);
+            self.held = None;
             self.rest_on_running();
+            return;
+        }
+        if self.asks && source == Source::Channel {
+            self.remember(&release, out);
+            self.offer_in_turn(now, release, (at, wall), out);
             return;
         }
         if self.running.list == Some(digest) && !self.recheck {
             self.abandon(out);
+            self.held = None;
             self.remember(&release, out);
+            self.offer = Some(release);
             // The same list once more, as after the restart, leaves what is told about its download.
             if self.shown.list != Some(digest) || self.shown.state.phase != Phase::Idle {
                 self.rest_on_running();
@@ -498,26 +664,178 @@ impl Updater {
             }
             return;
         }
-        if let Some(seen) = self.seen.clone().filter(|seen| seen.list == digest && seen.refused.is_some()) {
+        if self.is_refused(&release) {
             self.abandon(out);
-            self.rest_on_refused(&seen);
+            self.held = None;
+            // The next step of a rollout brings what the last one did.
+            self.remember(&release, out);
+            if let Some(seen) = self.seen.clone() {
+                self.rest_on_refused(&seen);
+            }
             return;
         }
+        self.remember(&release, out);
+        let before = self.held.take().filter(|held| held.release.digest() == digest);
+        let held = match (before, release.rollout()) {
+            (_, Ok(None)) => {
+                self.offer = Some(release.clone());
+                return self.begin(release, out);
+            }
+            (Some(held), Ok(Some(_))) => Held { wall: held.wall.or(wall), ..held },
+            (None, Ok(rollout)) => Held::new(release, rollout, at, wall),
+            (_, Err(error)) => {
+                let refusal = Refusal::BadRollout(error);
+                out.push(Effect::Log(format!("a list is held: {}", refusal.text())));
+                self.abandon(out);
+                self.held = Some(Held::new(release, None, at, wall));
+                self.rest_on_running();
+                self.shown.state.error = Some(refusal.text());
+                return;
+            }
+        };
+        self.held = Some(held);
+        self.take_turn(now, out);
+    }
+
+    /// Applies the list that is held if it is the node's turn now; sees to it that it is looked at again if it may be later.
+    fn take_turn(&mut self, now: Duration, out: &mut Effects) {
+        let Some(mut held) = self.held.take() else { return };
+        match self.turn(now, &held) {
+            Turn::Now => {
+                self.offer = Some(held.release.clone());
+                return self.begin(held.release, out);
+            }
+            Turn::At(until) => held.until = Some(until),
+            Turn::Never => held.until = None,
+        }
+        self.abandon(out);
+        // A node without anything is of no use: meanwhile it takes what others had before.
+        let base = held.rollout.as_ref().and_then(|rollout| rollout.base);
+        let base = base.filter(|_| self.running.list.is_none() && self.running.files == 0);
+        if let Some(base) = base {
+            held.base = Some(base);
+            out.push(Effect::Subscribe(vec![self.channel.history(base)]));
+        }
+        self.held = Some(held);
+        self.rest_on_running();
+    }
+
+    /// Whether it is the node's turn to apply a list.
+    fn turn(&self, now: Duration, held: &Held) -> Turn {
+        // A bad release is left whoever's turn it is.
+        if self.running.sequence.is_some_and(|running| held.release.revokes(running)) {
+            return Turn::Now;
+        }
+        let Some(rollout) = &held.rollout else { return Turn::Never };
+        let is_in = self.running.rollout.as_ref() == Some(&rollout.id);
+        if !is_in && !rollout.admits(&self.facts()) {
+            return Turn::Never;
+        }
+        if is_in || (rollout.consent == Consent::Ordered && !held.ordered) {
+            return if is_in { Turn::Now } else { Turn::Never };
+        }
+        let since = now.saturating_sub(held.seen_at);
+        let moment = Moment {
+            since: since.as_secs(),
+            wall: held.wall.and_then(|wall| wall.checked_add(since).ok()),
+            utc_offset: self.traits.utc_offset.unwrap_or_default(),
+        };
+        let ordered = Rollout { window: None, jitter: 0, ..rollout.clone() };
+        match (if held.ordered { &ordered } else { rollout }).wait(self.node.as_str(), moment) {
+            0 => Turn::Now,
+            // Seconds are whole: a fraction of one may be over already.
+            seconds => Turn::At(held.seen_at + Duration::from_secs(since.as_secs() + seconds)),
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            node: self.node.as_str().into(),
+            runtime: Some(self.runtime.to_string().into()),
+            channel: Some(self.channel.as_str().into()),
+            version: self.running.version.as_deref().map(Into::into),
+            sequence: self.running.sequence,
+            agent: Some(AGENT.into()),
+            firmware: Some(FIRMWARE.into()),
+            labels: std::borrow::Cow::Borrowed(&self.traits.labels),
+        }
+    }
+
+    /// A list of the channel's history came: what a node without anything takes while it waits for its turn.
+    fn base(&mut self, sequence: u64, payload: &Bytes, out: &mut Effects) {
+        out.push(Effect::Unsubscribe(vec![self.channel.history(sequence)]));
+        let is_wanted = self.held.as_ref().is_some_and(|held| held.base == Some(sequence));
+        if !is_wanted || payload.is_empty() || !matches!(self.activity, Activity::Resting) {
+            return;
+        }
+        // It is older than what this node has seen, and may have expired: the newest list vouches for it by its name.
+        let judge =
+            |list| Accepted::judge(list, Digest::of(payload), &self.channel, &self.runtime, None, None);
+        let release = UpdateList::parse(payload).map_err(Refusal::BadList).and_then(judge);
+        let release = release.and_then(|release| match release.sequence() {
+            Some(found) if found == sequence => Ok(release),
+            found => {
+                let found = found.map_or_else(|| "without a sequence".to_owned(), |found| found.to_string());
+                Err(Refusal::WrongBase { wanted: sequence, found })
+            }
+        });
+        match release {
+            Ok(release) => {
+                out.push(Effect::Log(format!("taking release {sequence} until it is this node's turn")));
+                self.begin(release, out);
+            }
+            Err(refusal) => out.push(Effect::Log(format!("no base: {}", refusal.text()))),
+        }
+    }
+
+    /// Offers a list to who chooses at the device, unless it is not the node's turn. That somebody chooses is the order
+    /// that a release may wait for.
+    fn offer_in_turn(
+        &mut self,
+        now: Duration,
+        release: Accepted,
+        (at, wall): (Duration, Option<Timestamp>),
+        out: &mut Effects,
+    ) {
+        let rollout = match release.rollout() {
+            Ok(None) => {
+                self.offer = Some(release);
+                return;
+            }
+            Ok(rollout) => rollout,
+            Err(error) => {
+                out.push(Effect::Log(format!("a list is held: {}", Refusal::BadRollout(error).text())));
+                return;
+            }
+        };
+        let held = Held { ordered: true, ..Held::new(release, rollout, at, wall) };
+        if matches!(self.turn(now, &held), Turn::Now) {
+            self.offer = Some(held.release);
+        }
+    }
+
+    /// Applies a list.
+    fn begin(&mut self, release: Accepted, out: &mut Effects) {
         self.recheck = false;
         self.abandon(out);
-        for skipped in release.skipped() {
+        for skipped in release.skipped(self.takes_firmware) {
             out.push(Effect::Log(format!("skipping {skipped}")));
         }
-        self.remember(&release, out);
         self.backoff.reset();
         self.shown.state.done = 0;
         self.survey(Job { release, tries: 1 }, out);
     }
 
+    /// Whether a list, or another step of its rollout, was tried and is not to be tried again.
+    fn is_refused(&self, release: &Accepted) -> bool {
+        let new = release.seen();
+        self.seen.as_ref().is_some_and(|seen| seen.refused.is_some() && is_same(seen, &new))
+    }
+
     fn remember(&mut self, release: &Accepted, out: &mut Effects) {
         let mut seen = release.seen();
         match &self.seen {
-            Some(before) if before.list == seen.list => seen.refused = before.refused.clone(),
+            Some(before) if is_same(before, &seen) => seen.refused = before.refused.clone(),
             _ => {}
         }
         if self.seen.as_ref() != Some(&seen) {
@@ -606,7 +924,7 @@ impl Updater {
                 Activity::Committing(job)
             }
             (Answer::Kept(running), Activity::Committing(_) | Activity::Confirming { .. }) => {
-                self.installed(running, out);
+                self.installed(now, running, out);
                 return;
             }
             (Answer::Committed, Activity::Committing(_)) => {
@@ -670,7 +988,7 @@ impl Updater {
                 self.activity = other;
             }
         }
-        self.take_queued(out);
+        self.take_queued(now, out);
     }
 
     /// The release cannot be applied now: try again later, or not.
@@ -719,7 +1037,7 @@ impl Updater {
         }
     }
 
-    fn installed(&mut self, running: Running, out: &mut Effects) {
+    fn installed(&mut self, now: Duration, running: Running, out: &mut Effects) {
         self.running = running;
         let list = self.running.list;
         let State { done, total, attempt, .. } = self.shown.state;
@@ -729,22 +1047,26 @@ impl Updater {
         if self.connected {
             out.push(Effect::Introduce);
         }
-        self.take_queued(out);
+        self.take_queued(now, out);
     }
 
     /// Looks at a list that came while the last one was being put in place.
-    fn take_queued(&mut self, out: &mut Effects) {
-        if !matches!(self.activity, Activity::Resting | Activity::Pausing { .. }) {
+    fn take_queued(&mut self, now: Duration, out: &mut Effects) {
+        let is_due = |arrived: &Arrived| {
+            matches!(self.activity, Activity::Resting | Activity::Pausing { .. })
+                && self.may_judge(arrived.source)
+        };
+        if !self.queued.as_ref().is_some_and(is_due) {
             return;
         }
-        if let Some((payload, wall)) = self.queued.take()
+        if let Some(Arrived { source, payload, at, wall }) = self.queued.take()
             && let Ok(list) = UpdateList::parse(&payload)
         {
             let digest = Digest::of(&payload);
             if self.running.list != Some(digest) {
                 // People see that the last one arrived before the next one starts.
                 out.push(Effect::Report(self.shown.clone()));
-                self.judge(list, digest, wall, out);
+                self.judge(now, list, digest, source, (at, wall), out);
             }
         }
     }
@@ -753,6 +1075,11 @@ impl Updater {
         if self.connected && now >= self.check_at {
             self.check_later(now);
             out.push(Effect::Subscribe(vec![self.channel.topic()]));
+        }
+        let is_due = |held: &Held| held.until.is_some_and(|until| now >= until);
+        if matches!(self.activity, Activity::Resting) && self.held.as_ref().is_some_and(is_due) {
+            self.take_turn(now, out);
+            return;
         }
         match std::mem::replace(&mut self.activity, Activity::Resting) {
             Activity::Fetching { job, open, stall_at, .. } if self.connected && now >= stall_at => {
@@ -784,7 +1111,8 @@ impl Updater {
         // It changes nothing: what is under way goes on, and is what the state is about.
         if matches!(self.activity, Activity::Resting) {
             let (sequence, version) = name.unzip();
-            self.shown.state = State { sequence, version, done: 0, total: 0, ..self.shown.state.clone() };
+            self.shown.state =
+                State { sequence, version, done: 0, total: 0, held: None, ..self.shown.state.clone() };
             self.shown.list = Some(digest);
             self.show_failed(refusal);
         }
@@ -821,6 +1149,7 @@ impl Updater {
             total: 0,
             error: None,
             attempt: 0,
+            held: self.held.as_ref().and_then(|held| held.release.sequence()),
             extra: serde_json::Map::new(),
         };
     }
@@ -844,6 +1173,7 @@ impl Updater {
             done: if same { before.done } else { 0 },
             total: if same { before.total } else { 0 },
             attempt: if same { before.attempt } else { 0 },
+            held: None,
             error: None,
             extra: before.extra,
         };
@@ -877,6 +1207,28 @@ impl Updater {
             out.push(Effect::Report(self.shown.clone()));
         }
     }
+}
+
+/// Whose turn it is.
+enum Turn {
+    /// This node's.
+    Now,
+    /// This node's, at that time.
+    At(Duration),
+    /// Others', as long as nothing changes.
+    Never,
+}
+
+impl Held {
+    fn new(release: Accepted, rollout: Option<Rollout>, at: Duration, wall: Option<Timestamp>) -> Held {
+        Held { release, rollout, seen_at: at, wall, ordered: false, until: None, base: None }
+    }
+}
+
+/// Whether two lists are the same, or steps of the same rollout.
+fn is_same(one: &Seen, other: &Seen) -> bool {
+    one.channel == other.channel
+        && (one.list == other.list || one.rollout.is_some() && one.rollout == other.rollout)
 }
 
 fn unsubscribe(open: &BTreeMap<PackageId, Need>, out: &mut Effects) {

@@ -3,14 +3,17 @@
 //! Events and times in, what happens out; no clock, no socket. The same seed brings the same fate. On a real network
 //! the moments at which it strikes differ from run to run; in the simulation of this crate's tests they do not.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use mpypi_protocol::Digest;
 
 use crate::{
     device::Hardware,
-    fleet::profile::{Profile, Share},
+    fleet::{
+        history::History,
+        profile::{Abi, Profile, Share},
+    },
 };
 
 /// How long an overtaken message is held back, at most.
@@ -26,7 +29,11 @@ pub struct Weather {
     /// When the node is switched on.
     join: Duration,
     platform: Option<String>,
+    abi: Option<Abi>,
+    history: History,
     bandwidth: Option<u64>,
+    /// Whether it reads no faster than it takes in.
+    slow: bool,
     sleeps: bool,
     cuts: u32,
     free: Option<u64>,
@@ -133,13 +140,30 @@ impl Weather {
             (_, true) => Crashes::Once,
             _ => Crashes::Never,
         };
+        let mut place = rng.f64();
+        let abi = profile.abi.iter().find(|(_, share)| {
+            place -= share.0;
+            place < 0.0
+        });
+        let (used, owned) = (profile.history.used.0, profile.history.owned.0);
+        let history = match rng.f64() {
+            place if place < used => History::Used,
+            place if place < used + owned => History::Owned,
+            _ => History::Blank,
+        };
+        let slow = profile.slow.nodes.draw(rng);
+        let slowly = profile.slow.bandwidth.draw(rng).max(1);
         Weather {
             platform: platform.map(|(name, _)| name.clone()),
-            profile: profile.clone(),
+            abi: abi.map(|(abi, _)| *abi),
+            history,
+            // Of ten thousand nodes, each has what it is to itself, and no copy of what all could be.
+            profile: Profile { platforms: BTreeMap::new(), abi: BTreeMap::new(), ..profile.clone() },
             rng: rng.clone(),
             calm_at,
             join,
-            bandwidth,
+            bandwidth: if slow { Some(slowly) } else { bandwidth },
+            slow,
             sleeps,
             cuts,
             free,
@@ -160,10 +184,42 @@ impl Weather {
     /// What the node is made of, where the profile says so.
     #[must_use]
     pub fn hardware(&self, otherwise: Hardware) -> Hardware {
-        match &self.platform {
-            Some(platform) => Hardware { sysname: platform.clone(), ..otherwise },
-            None => otherwise,
+        Hardware {
+            sysname: self.platform.clone().unwrap_or(otherwise.sysname),
+            mpy: self.abi.map_or(otherwise.mpy, |abi| abi.0),
         }
+    }
+
+    /// What the node had before.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.history
+    }
+
+    /// What befalls it, in words that others share: `power cuts`, `sleeps` and so on; `none`, if nothing of its own does.
+    #[must_use]
+    pub fn faults(&self) -> Vec<&'static str> {
+        let faults = [
+            (self.cuts > 0, "power cuts"),
+            (self.sleeps, "sleeps"),
+            (self.slow, "reads slowly"),
+            (self.free.is_some(), "full flash"),
+            (self.clock == Clock::None, "no clock"),
+            (matches!(self.clock, Clock::Ahead(_) | Clock::Behind(_)), "wrong clock"),
+            (self.crashes == Crashes::Once, "crashes once"),
+            (self.crashes == Crashes::Always, "broken"),
+        ];
+        let mut words: Vec<_> = faults.into_iter().filter(|(has, _)| *has).map(|(_, word)| word).collect();
+        if words.is_empty() {
+            words.push("none");
+        }
+        words
+    }
+
+    /// Until when the node, which reads slowly, leaves at its socket what comes.
+    #[must_use]
+    pub fn deaf_until(&self, now: Duration) -> Option<Duration> {
+        (self.slow && !self.is_calm(now) && self.busy_until > now).then_some(self.busy_until)
     }
 
     /// How much room there is on the flash of a node that starts, where that is little.
@@ -259,12 +315,13 @@ impl Weather {
         Some(Cut { at, torn: self.rng.bool(), loses: self.rng.bool() })
     }
 
-    /// Whether the application crashes, having run `release`, which waits to be confirmed.
-    pub fn crashes(&mut self, now: Duration, release: Digest) -> bool {
+    /// Whether the application crashes, having run `release` of this version, which waits to be confirmed.
+    pub fn crashes(&mut self, now: Duration, release: Digest, version: Option<&str>) -> bool {
+        let broken = self.profile.application.broken_version.as_deref();
         match self.crashes {
             Crashes::Never => false,
             // No fault of the day: the release is at fault, and stays so.
-            Crashes::Always => true,
+            Crashes::Always => broken.is_none_or(|broken| version == Some(broken)),
             Crashes::Once => !self.is_calm(now) && self.crashed.replace(release) != Some(release),
         }
     }
@@ -315,7 +372,7 @@ mod tests {
                 assert_eq!(falling.iter().map(|falling| &falling.payload).collect::<Vec<_>>(), [&payload]);
             }
             assert!(weather.next_turn(SECOND).is_none() && weather.next_cut(SECOND).is_none());
-            assert!(!weather.crashes(SECOND, Digest::EMPTY) && weather.room(SECOND).is_none());
+            assert!(!weather.crashes(SECOND, Digest::EMPTY, None) && weather.room(SECOND).is_none());
         }
     }
 
@@ -336,6 +393,28 @@ mod tests {
     }
 
     #[test]
+    fn what_nodes_are_and_had_is_spread_as_the_profile_says() {
+        let profile = "[abi]\n6 = \"50%\"\nnone = \"50%\"\n[history]\nused = \"30%\"\nowned = \"20%\"\n";
+        let profile = Profile::parse(profile).unwrap();
+        let all: Vec<_> = (0..1000).map(|number| Weather::draw(&profile, 1, number, None)).collect();
+        let count = |is: &dyn Fn(&Weather) -> bool| all.iter().filter(|w| is(w)).count();
+        assert!((430..570).contains(&count(&|w| w.hardware(Hardware::default()).mpy.is_none())));
+        assert!((230..370).contains(&count(&|w| w.history() == History::Used)));
+        assert!((140..260).contains(&count(&|w| w.history() == History::Owned)));
+        assert!(all.iter().all(|weather| weather.faults() == ["none"]));
+    }
+
+    #[test]
+    fn a_slow_node_reads_nothing_before_it_took_in_what_came_and_reads_well_once_it_is_calm() {
+        let profile = Profile::parse("[slow]\nnodes = \"100%\"\nbandwidth = \"1KB\"").unwrap();
+        let mut weather = Weather::draw(&profile, 1, 1, Some(SECOND * 9));
+        assert_eq!((weather.deaf_until(SECOND), weather.faults()), (None, vec!["reads slowly"]));
+        let _ = weather.fall(SECOND, Bytes::from(vec![0; 20_000]), true);
+        assert_eq!(weather.deaf_until(SECOND), Some(SECOND * 21));
+        assert_eq!(weather.deaf_until(SECOND * 9), None);
+    }
+
+    #[test]
     fn a_list_never_arrives_changed() {
         let payload = Bytes::from_static(b"[]");
         for number in 0..500 {
@@ -348,9 +427,9 @@ mod tests {
     fn a_crash_strikes_a_release_once_and_a_broken_one_always() {
         let crashing = Profile::parse("[application]\ncrashes = \"100%\"").unwrap();
         let mut weather = Weather::draw(&crashing, 1, 1, None);
-        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY)), [true, false, false]);
+        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY, None)), [true, false, false]);
         let broken = Profile::parse("[application]\nbroken = \"100%\"").unwrap();
         let mut weather = Weather::draw(&broken, 1, 1, Some(Duration::ZERO));
-        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY)), [true; 3]);
+        assert_eq!([0; 3].map(|_| weather.crashes(SECOND, Digest::EMPTY, None)), [true; 3]);
     }
 }

@@ -1,9 +1,14 @@
 //! The whole command line of `mpypi-broker`.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mpypi_broker::listen::{Endpoint, tls::ClientAuth};
+use mpypi_broker::{
+    faces::thingsboard::checksum::Algorithm,
+    gateway::HttpEndpoint,
+    listen::{Endpoint, tls::ClientAuth},
+};
+use mpypi_protocol::ChannelName;
 
 /// An MQTT broker whose retained messages are a durable package index.
 #[derive(Debug, Parser)]
@@ -17,6 +22,7 @@ use mpypi_broker::listen::{Endpoint, tls::ClientAuth};
         mpypi-broker cert node kitchen\n  \
         mpypi-broker user add ci --role publisher --token\n  \
         mpypi-broker user add kitchen --role node < password.txt\n  \
+        mpypi-broker device add thermostat-7 --channel stable\n  \
         mpypi-broker backup /media/usb/mpypi\n  \
         mpypi-broker gc --dry-run\n  \
         mpypi-broker check --deep\n  \
@@ -33,6 +39,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Add, remove and list users; a running broker notices
     User(UserArgs),
+    /// Add, move, remove and list devices that speak ThingsBoard's API; a running broker notices
+    Device(DeviceArgs),
     /// Write a configuration file, and with `--tls` certificates, where `serve` finds them
     Init(InitArgs),
     /// Make certificates for nodes, and renew the broker's; a running broker notices
@@ -68,7 +76,7 @@ pub(crate) struct BackupArgs {
     /// Folder of the backup, made if it is not there
     #[arg(value_name = "FOLDER")]
     pub folder: PathBuf,
-    /// Leave `users.toml`, `rules.toml` and `broker.toml` out
+    /// Leave `users.toml`, `rules.toml`, `devices.toml` and `broker.toml` out
     #[arg(long)]
     pub no_users: bool,
     #[command(flatten)]
@@ -134,9 +142,19 @@ pub(crate) struct ServeArgs {
     /// may be given more than once. Port 0 picks a free port, which is printed [default: 127.0.0.1:1883]
     #[arg(long, value_name = "URL")]
     pub listen: Vec<Endpoint>,
-    /// Address for HTTP: `/healthz`, and `/metrics` for Prometheus; port 0 picks a free port
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub http: Option<SocketAddr>,
+    /// Where to answer HTTP, as ADDRESS:PORT or with `https://` before it; may be given more than once: packages,
+    /// `mip`, PyPI's simple index, `/healthz`, `/metrics`; port 0 picks a free port
+    #[arg(long, value_name = "URL")]
+    pub http: Vec<HttpEndpoint>,
+    /// Channel to show to ota-promoter's devices, as its server shows a folder
+    #[arg(long, value_name = "CHANNEL")]
+    pub promoter_channel: Option<ChannelName>,
+    /// Where to show it [default: 127.0.0.1:9090]
+    #[arg(long, value_name = "URL")]
+    pub promoter: Option<HttpEndpoint>,
+    /// Let everyone read that channel there who can reach it, also where there are users: those devices cannot log in
+    #[arg(long)]
+    pub unsafe_promoter: bool,
     /// Folder of the index, made if it is not there [default: data]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,
@@ -271,6 +289,81 @@ pub(crate) enum UserCommand {
         name: String,
     },
     /// List all users
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// Folder of the index, where `devices.toml` lies too
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "data",
+        env = "MPYPI_DATA",
+        hide_env_values = true,
+        global = true
+    )]
+    pub data: PathBuf,
+    #[command(subcommand)]
+    pub command: DeviceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Add a device that logs in with an access token, by MQTT or HTTP
+    ///
+    /// What it calls firmware is its channel's image, or the channel's files if there is no image.
+    Add {
+        /// The name of its node
+        node: String,
+        /// The channel that it follows
+        #[arg(long, value_name = "NAME")]
+        channel: ChannelName,
+        /// A token that the device has already: 16 to 128 letters, digits, `-`, `.`, `_` or `~` [default: a new one,
+        /// which is printed]
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<String>,
+        /// Another channel, for what ThingsBoard calls software
+        #[arg(long, value_name = "NAME")]
+        software: Option<ChannelName>,
+        /// Its hardware: which of several images it takes
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
+        /// The checksum that it is given: md5, sha256, sha384, sha512, crc32, murmur3_32 or murmur3_128
+        #[arg(long, value_name = "ALGORITHM", default_value = "sha256")]
+        checksum: Algorithm,
+    },
+    /// Have a device follow another channel
+    Move {
+        /// The name of its node
+        node: String,
+        /// The channel that it is to follow
+        #[arg(long, value_name = "NAME")]
+        channel: ChannelName,
+    },
+    /// Give a device a new token; the old one is worth nothing any more
+    Rotate {
+        /// The name of its node
+        node: String,
+    },
+    /// Remove a device; if it is connected, it is sent away
+    Remove {
+        /// The name of its node
+        node: String,
+    },
+    /// Add or change many devices: one a line, as `node,channel[,token[,target]]`
+    ///
+    /// Prints `node,token` for those that get a new token.
+    Import {
+        /// The list; `-` for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// List all devices
     List {
         /// Print JSON
         #[arg(long)]

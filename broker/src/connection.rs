@@ -1,6 +1,7 @@
 //! One client's connection: bytes in, bytes out, deadlines. What they mean is the session's business.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     pin::pin,
     sync::{Arc, PoisonError},
@@ -28,10 +29,15 @@ use crate::{
     bus::{SharedSubscriptions, Tickets},
     clock::{self, Now},
     door::{admit, is_heavy},
+    faces::thingsboard::{
+        desk::Desk,
+        link::{Link, Taken},
+        session::{ATTRIBUTES, Answer},
+    },
     index::{
         Index, IndexError, Step,
         sessions::{Change, Kept, Opening, Queued},
-        writer::{Op, Reply, Submission},
+        writer::{Op, Reply, Settled, Submission},
     },
     limits::Limits,
     listen::Arrival,
@@ -62,7 +68,7 @@ const TURN: usize = 64;
 /// For the last bytes to a client that is being closed.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(2);
 /// The same while the broker stops, and everyone waits for the slowest.
-const FAREWELL_AT_STOP: Duration = Duration::from_millis(250);
+pub(crate) const FAREWELL_AT_STOP: Duration = Duration::from_millis(250);
 /// While a large packet is received, how often to look whether others wait for its place.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -88,6 +94,8 @@ pub struct Shared {
     pub clients: Arc<Semaphore>,
     /// Places for connections, whatever they are.
     pub sockets: Arc<Semaphore>,
+    /// Places for HTTP connections.
+    pub http: Arc<Semaphore>,
     /// Ends every connection.
     pub shutdown: CancellationToken,
     /// Who is let in.
@@ -102,6 +110,8 @@ pub struct Shared {
     pub pulse: Pulse,
     /// How nodes that run Mpy-BLOX are served.
     pub mpyblox: SharedDesk,
+    /// How devices that speak ThingsBoard's API are served.
+    pub things: Desk,
 }
 
 /// Serves one client until it has gone.
@@ -163,7 +173,7 @@ async fn enter<'s>(
         greeting = handshake => greeting,
         () = shared.shutdown.cancelled() => return None,
     };
-    let Greeted { connect, identity, login, place } = match greeting {
+    let Greeted { mut connect, identity, login, place } = match greeting {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(refused)) => {
             refuse(reader, writer, peer, &refused, &shared.metrics).await;
@@ -179,11 +189,18 @@ async fn enter<'s>(
         Identity::Node(node, _) => node.to_string(),
         _ => format!("auto-{:016x}", fastrand::u64(..)),
     });
-    let client_id = assigned.as_ref().unwrap_or(&connect.client_id).clone();
+    let mut client_id = assigned.as_ref().unwrap_or(&connect.client_id).clone();
+    let device = login.as_ref().and_then(Login::device).map(|(node, device)| (node.clone(), device.clone()));
+    let asked_expiry = connect.session_expiry;
+    if let Some((node, _)) = &device {
+        // It may call itself what it likes and is one node; what it is to have, it is told anew each time.
+        client_id = node.to_string();
+        (connect.session_expiry, connect.clean_start, connect.will) = (0, true, None);
+    }
     let granted = Session::granted_expiry(connect.session_expiry, &shared.limits);
     let mut welcome = Welcome {
         session_present: false,
-        session_expiry: (granted != connect.session_expiry).then_some(granted),
+        session_expiry: (granted != asked_expiry).then_some(granted),
         assigned_id: assigned,
         has_room: true,
     };
@@ -240,6 +257,19 @@ async fn enter<'s>(
     let mailbox = mailbox.unwrap_or_else(|| Arc::new(Mailbox::new(&shared.limits)));
     let mut effects = Vec::new();
     let mut session = Session::new(id, client_id, identity, &connect, shared.limits.clone(), now.instant);
+    let mut link = None;
+    if let Some((node, device)) = device {
+        match Box::pin(Link::begin(shared, node, device, &mailbox)).await {
+            Ok(begun) => link = Some(Box::new(begun)),
+            Err(error) => {
+                tracing::error!(%error, "cannot look up what a device is to have");
+                let refused = Refused::answered(&connect, Reason::UnspecifiedError, "the index failed");
+                refuse(reader, writer, peer, &refused, &shared.metrics).await;
+                return None;
+            }
+        }
+        session.speaks_to_face();
+    }
     if let Some(kept) = kept {
         session.resume(kept, &mut effects);
     }
@@ -257,6 +287,7 @@ async fn enter<'s>(
         now,
         closing: false,
         seat: None,
+        link,
     };
     connection.outbox.push(packet::accept(connect.version, &shared.limits, &welcome));
     connection.carry_out(effects).await;
@@ -389,17 +420,19 @@ async fn handshake(
         return refuse(Reason::ClientIdentifierNotValid, &text);
     }
     let password = connect.password.clone().map(|Secret(bytes)| bytes);
-    let shown = Shown { name: connect.user.clone(), password, certificate: arrival.certificate.clone() };
+    let shown =
+        Shown { name: connect.user.clone(), password, token: None, certificate: arrival.certificate.clone() };
     let (identity, login) = match shared.gate.identify(arrival.peer.ip(), shown).await {
         Ok(known) => known,
         Err(refusal) => return refuse(refusal.reason, &refusal.text),
     };
-    if !identity.may_be(&connect.client_id) {
+    let is_device = login.as_ref().is_some_and(|login| login.device().is_some());
+    if !is_device && !identity.may_be(&connect.client_id) {
         let text = format!("{identity} may only be called so");
         return refuse(Reason::ClientIdentifierNotValid, &text);
     }
     // Later there is nobody left to tell.
-    if let Some(will) = &connect.will {
+    if let Some(will) = connect.will.as_ref().filter(|_| !is_device) {
         if !identity.may_publish(&will.topic) {
             let text = format!("the will: {identity} may not publish to `{}`", will.topic);
             return refuse(Reason::NotAuthorized, &text);
@@ -469,6 +502,8 @@ struct Connection<'s> {
     closing: bool,
     /// What only a node that runs Mpy-BLOX has.
     seat: Option<Box<Seat>>,
+    /// What only a device that speaks ThingsBoard's API has.
+    link: Option<Box<Link>>,
 }
 
 /// What woke a connection.
@@ -487,6 +522,8 @@ enum Fetched {
     Nothing,
     /// A list for a node that runs Mpy-BLOX, and where it comes from.
     List(Box<(Source, Message)>),
+    /// What a device is to have may have changed.
+    News,
 }
 
 /// Where a message comes from that is to be sent.
@@ -659,6 +696,7 @@ impl Connection<'_> {
             match self.fetch_one(self.now, &mut effects) {
                 Ok(Fetched::One) => {}
                 Ok(Fetched::List(found)) => Box::pin(self.serve_list(*found, &mut effects)).await,
+                Ok(Fetched::News) => Box::pin(self.tell_news(&mut effects)).await,
                 Ok(Fetched::Nothing) => return false,
                 // That was a long look, and there may be thousands of them.
                 Ok(Fetched::SearchedInVain) => return true,
@@ -726,6 +764,7 @@ impl Connection<'_> {
         }
         match self.mailbox.pop() {
             Some(Mail::Queued) => self.session.queue_waits(),
+            Some(Mail::Delivery(delivery)) if Link::is_news(&delivery) => return Ok(Fetched::News),
             Some(Mail::Delivery(delivery)) => {
                 if !self.is_outdated(&delivery.message)? {
                     if self.is_list(&delivery.message, now) {
@@ -738,6 +777,9 @@ impl Connection<'_> {
             Some(Mail::Lagging(since)) => {
                 self.shared.metrics.lagging.one();
                 self.session.lagging(since);
+                if self.link.is_some() {
+                    return Ok(Fetched::News);
+                }
             }
             Some(Mail::Overflow) => {
                 let text = "messages came faster than they were taken";
@@ -746,6 +788,45 @@ impl Connection<'_> {
             None => return Ok(Fetched::Nothing),
         }
         Ok(Fetched::One)
+    }
+
+    /// Tells a device what changed of what it is to have.
+    async fn tell_news(&mut self, effects: &mut Vec<Effect>) {
+        let Some(link) = &mut self.link else { return };
+        match link.look_again(self.shared).await {
+            Ok(answers) if self.session.listens_to(ATTRIBUTES) => {
+                self.shared.metrics.messages_sent.add(answers.len() as u64);
+                answers
+                    .into_iter()
+                    .for_each(|Answer { topic, content }| self.session.answer(&topic, content, effects));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%error, client = self.session.client_id, "cannot read the index");
+                self.session.end(Reason::UnspecifiedError, "cannot read the index", effects);
+            }
+        }
+    }
+
+    /// Has a device's message answered by the face that it speaks to.
+    async fn face(&mut self, publish: Publish) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(link) = &mut self.link else { return effects };
+        self.shared.metrics.messages_received.one();
+        let Taken { answers, result, end } =
+            link.take(self.shared, &publish, self.session.largest_answer()).await;
+        self.place = Place::None;
+        self.now = clock::now(); // it may have waited for the index
+        self.unheard(self.now.instant);
+        self.session.settled(Settled::Published { packet_id: publish.packet_id, result }, &mut effects);
+        for Answer { topic, content } in answers {
+            self.shared.metrics.messages_sent.one();
+            self.session.answer(&topic, content, &mut effects);
+        }
+        if let Some(reason) = end {
+            self.session.end(Reason::ImplementationSpecificError, reason, &mut effects);
+        }
+        effects
     }
 
     /// Whether the client must not get a live message, because it may have got a newer one of the same topic.
@@ -874,8 +955,18 @@ impl Connection<'_> {
     }
 
     async fn carry_out(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
             match effect {
+                // In its place among the others.
+                Effect::Face(publish) => {
+                    let answers = Box::pin(self.face(publish)).await;
+                    answers.into_iter().rev().for_each(|effect| effects.push_front(effect));
+                }
+                Effect::Answer(head, content) => self.send(|outbox| {
+                    outbox.push(head);
+                    outbox.push_part(content);
+                }),
                 Effect::Send(bytes) => self.send(|outbox| outbox.push(bytes)),
                 Effect::Deliver(head, payload) => {
                     self.shared.metrics.messages_sent.one();
@@ -994,6 +1085,9 @@ impl Connection<'_> {
     async fn leave(&mut self) {
         if let Some(reason) = self.session.ended() {
             self.shared.metrics.ended.one(reason);
+        }
+        if let Some(link) = self.link.take() {
+            Box::pin(link.end(self.shared)).await;
         }
         let Leaving { will, end } = self.session.leave();
         if let Some(will) = will {

@@ -93,8 +93,6 @@ fn host_name() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use mpypi_broker::{
         Limits,
         listen::tls::ClientAuth,
@@ -122,7 +120,8 @@ mod tests {
         let (written, _) = read(&text(false));
         assert_eq!(written.limits, Limits::default());
         assert_eq!(written.tls, TlsSettings::default());
-        assert_eq!((written.log_json, written.unsafe_open, written.http), (false, false, None));
+        assert_eq!((written.log_json, written.unsafe_open), (false, false));
+        assert_eq!(written.places().unwrap(), [], "nowhere");
         assert_eq!(written.data.as_deref(), Some(Path::new(".")));
         let urls: Vec<_> = written.listeners.iter().map(|listener| listener.url).collect();
         assert_eq!(urls, [crate::serve::DEFAULT]);
@@ -132,8 +131,11 @@ mod tests {
         let named = keys["limits"].as_table().unwrap();
         assert_eq!(named.keys().collect::<Vec<_>>(), every.keys().collect::<Vec<_>>());
         assert_eq!(keys["tls"].as_table().unwrap().len(), 4);
-        assert_eq!(all.http, Some((Ipv4Addr::LOCALHOST, 8080).into()), "an example");
-        assert_eq!(keys.len(), 7, "every setting of the file: {keys:?}");
+        let places: Vec<_> = all.places().unwrap().iter().map(|place| place.endpoint.to_string()).collect();
+        assert_eq!(places, ["http://127.0.0.1:8080", "http://127.0.0.1:9090"], "examples");
+        assert!(!all.promoter.unsafe_open);
+        assert_eq!(keys["promoter"].as_table().unwrap().len(), 3);
+        assert_eq!(keys.len(), 8, "every setting of the file: {keys:?}");
     }
 
     #[test]

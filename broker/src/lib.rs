@@ -13,7 +13,8 @@
 //! subscriptions  who gets what
 //! mpyblox      policy: what a node that runs Mpy-BLOX is served of a list
 //!
-//! metrics      what is counted             ── sys: the same as messages; gateway: the same over HTTP
+//! gateway      HTTP: listeners, who asks, bounds ── faces: the APIs of others, by HTTP and per session by MQTT
+//! metrics      what is counted             ── sys: the same as messages
 //! pulse        whether messages get through ── service: what the service manager is told of it
 //! control      the same questions to the index, whether a broker runs on it or not
 //!  └ backup       a folder that holds all of it
@@ -36,6 +37,7 @@ pub mod clock;
 pub mod connection;
 pub mod control;
 pub mod door;
+pub mod faces;
 pub mod gateway;
 pub mod index;
 pub mod limits;

@@ -58,6 +58,13 @@ pub struct Limits {
     pub queue_messages: usize,
     /// Bytes of live messages that wait for one client.
     pub queue_bytes: usize,
+    /// HTTP connections at once; more wait to be accepted.
+    pub http_clients: usize,
+    /// For the head of an HTTP request to come, also of the next on a connection that stays.
+    #[serde(with = "crate::settings::duration")]
+    pub http_head: Duration,
+    /// Largest body of an HTTP request that is no upload, in bytes.
+    pub http_body: usize,
     /// Bytes of large packets being received from all clients together.
     pub inbound_bytes: usize,
     /// Subscriptions of one client.
@@ -123,6 +130,8 @@ impl Limits {
             ("client_id", self.client_id),
             ("clients", self.clients),
             ("strangers", self.strangers),
+            ("http_clients", self.http_clients),
+            ("http_body", self.http_body),
             ("inbound_window", self.inbound_window.into()),
             ("unreleased", self.unreleased),
             ("outbound_window", self.outbound_window.into()),
@@ -138,12 +147,15 @@ impl Limits {
         }
     }
 
-    /// Lowers the numbers of clients and strangers to what a process with so many `files` can hold, and leaves
-    /// some files for the index: without them, messages could be neither kept nor read.
+    /// Lowers the numbers of clients, strangers and HTTP connections to what a process with so many `files` can hold,
+    /// and leaves some files for the index: without them, messages could be neither kept nor read.
     pub fn fit_into(&mut self, files: usize) {
         /// Open at once: the database, blobs being read and written, listeners, the runtime's own.
         const OURS: usize = 256;
-        let sockets = files.saturating_sub(OURS).max(2);
+        let sockets = files.saturating_sub(OURS).max(4);
+        // Each may have a file open that it downloads.
+        self.http_clients = self.http_clients.min(sockets / 8).max(1);
+        let sockets = sockets.saturating_sub(2 * self.http_clients).max(2);
         self.strangers = self.strangers.min(sockets / 2);
         self.clients = self.clients.min(sockets - self.strangers);
     }
@@ -172,6 +184,9 @@ impl Default for Limits {
             outbound_window: 64,
             queue_messages: 256,
             queue_bytes: 1024 * 1024,
+            http_clients: 2048,
+            http_head: Duration::from_secs(15),
+            http_body: 256 * 1024,
             inbound_bytes: 256 * 1024 * 1024,
             subscriptions: 1024,
             sessions: 100_000,
@@ -198,11 +213,11 @@ mod tests {
         let fit = |files| {
             let mut limits = Limits::default();
             limits.fit_into(files);
-            (limits.clients, limits.strangers)
+            (limits.clients, limits.strangers, limits.http_clients)
         };
-        assert_eq!(fit(1_000_000), (100_000, 1024));
-        assert_eq!(fit(4096), (4096 - 256 - 1024, 1024));
-        assert_eq!(fit(1024), (384, 384));
-        assert_eq!(fit(0), (1, 1));
+        assert_eq!(fit(1_000_000), (100_000, 1024, 2048));
+        assert_eq!(fit(4096), (4096 - 256 - 960 - 1024, 1024, 480));
+        assert_eq!(fit(1024), (288, 288, 96));
+        assert_eq!(fit(0), (1, 1, 1));
     }
 }

@@ -3,6 +3,7 @@
 mod cert;
 mod cli;
 mod commands;
+mod device;
 mod init;
 mod log;
 mod serve;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let done = match cli::Cli::parse().command {
         cli::Command::Serve(args) => serve::run(args).map(|()| true),
         cli::Command::User(args) => user::run(args).map(|()| true),
+        cli::Command::Device(args) => device::run(args).map(|()| true),
         cli::Command::Init(args) => init::run(args).map(|()| true),
         cli::Command::Cert(args) => cert::run(args).map(|()| true),
         cli::Command::Backup(args) => commands::backup::run(&args),

@@ -88,6 +88,45 @@ impl Payload {
     }
 }
 
+/// Some of a payload's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Of which payload.
+    pub payload: Payload,
+    /// The first of them.
+    pub from: u64,
+    /// The first that is not one of them any more.
+    pub to: u64,
+}
+
+impl Part {
+    /// The bytes of `payload` from `from` to before `to`, as far as it has them.
+    #[must_use]
+    pub fn new(payload: Payload, from: u64, to: u64) -> Part {
+        let to = to.min(payload.len());
+        Part { from: from.min(to), to, payload }
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.to - self.from
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.from == self.to
+    }
+}
+
+impl From<Bytes> for Part {
+    fn from(bytes: Bytes) -> Part {
+        let to = bytes.len() as u64;
+        Part { payload: Payload::Inline(bytes), from: 0, to }
+    }
+}
+
 /// An error and all its causes in one line.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {

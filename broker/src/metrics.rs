@@ -7,7 +7,7 @@ use std::{
     fmt::{Display, Write},
     path::Path,
     sync::{
-        PoisonError,
+        Arc, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use std::{
 use crate::{
     clock,
     connection::{PLACE, Shared},
+    gateway::count::{Counts, Face},
     index::{IndexError, Totals},
     mpyblox,
     packet::Reason,
@@ -54,6 +55,8 @@ pub struct Metrics {
     pub lagging: Counter,
     /// Lists that Mpy-BLOX nodes got otherwise than they were published.
     pub mpyblox_adapted: Counter,
+    /// Answers held back from devices that ask without a pause.
+    pub things_held: Counter,
     /// Lists that were sent once to a Mpy-BLOX node.
     pub mpyblox_errands: Counter,
     /// Commits of the index, by how many messages each held.
@@ -68,6 +71,8 @@ pub struct Metrics {
     pub sessions_away: AtomicU64,
     /// Whether the index takes no messages now, because the disk is full.
     pub is_full: AtomicBool,
+    /// What is asked over HTTP.
+    pub http: Arc<Counts>,
     started_ms: u64,
 }
 
@@ -169,6 +174,7 @@ impl Default for Metrics {
             stuck: Counter::default(),
             lagging: Counter::default(),
             mpyblox_adapted: Counter::default(),
+            things_held: Counter::default(),
             mpyblox_errands: Counter::default(),
             commit_messages: Histogram::new(messages),
             commit_seconds: Histogram::new(seconds),
@@ -176,6 +182,7 @@ impl Default for Metrics {
             sessions: AtomicU64::new(0),
             sessions_away: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
+            http: Arc::default(),
             started_ms: clock::now().unix_ms,
         }
     }
@@ -190,6 +197,8 @@ pub struct Gauges {
     pub connections: usize,
     /// Clients connected.
     pub clients: usize,
+    /// HTTP connections.
+    pub http: usize,
     /// Subscriptions of all clients.
     pub subscriptions: usize,
     /// Messages that wait for the index's writer.
@@ -227,6 +236,7 @@ impl Gauges {
             uptime: Duration::from_millis(clock::now().unix_ms.saturating_sub(metrics.started_ms)),
             connections: sockets.saturating_sub(shared.sockets.available_permits()),
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
+            http: limits.http_clients.saturating_sub(shared.http.available_permits()),
             // The broker's own, see `pulse`, is none.
             subscriptions: subscribed.saturating_sub(1),
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
@@ -266,6 +276,7 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
     gauge(&mut out, "uptime_seconds", "How long the broker has been running", gauges.uptime.as_secs());
     gauge(&mut out, "connections", "Connections, not only clients'", gauges.connections as u64);
     gauge(&mut out, "clients", "Clients connected", gauges.clients as u64);
+    gauge(&mut out, "http_connections", "HTTP connections", gauges.http as u64);
     let sessions = metrics.sessions.load(Ordering::Relaxed);
     gauge(&mut out, "sessions", "Sessions that outlive their connections", sessions);
     let away = metrics.sessions_away.load(Ordering::Relaxed);
@@ -282,7 +293,7 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
         gauge(&mut out, "disk_size_bytes", "Size of the index's disk", size);
     }
     gauge(&mut out, "disk_full", "1 while messages are refused for want of space", gauges.is_full.into());
-    let counts: [(&str, &str, &Counter); 14] = [
+    let counts: [(&str, &str, &Counter); 15] = [
         ("connections_total", "Connections accepted", &metrics.connections),
         ("connections_turned_away_total", "Connections closed at once: too many", &metrics.turned_away),
         ("connections_without_connect_total", "Connections without a CONNECT", &metrics.strangers),
@@ -295,6 +306,11 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
         ("stuck_total", "Connections closed because nobody took their bytes", &metrics.stuck),
         ("lagging_total", "Times a client had to read again from the index", &metrics.lagging),
         ("mpyblox_lists_adapted_total", "Lists changed for a Mpy-BLOX node", &metrics.mpyblox_adapted),
+        (
+            "things_held_total",
+            "Answers held back from devices that ask without a pause",
+            &metrics.things_held,
+        ),
         ("mpyblox_errands_total", "Lists sent once to a Mpy-BLOX node", &metrics.mpyblox_errands),
         ("commits_failed_total", "Commits of the index that failed", &metrics.commits_failed),
     ];
@@ -316,6 +332,16 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
         for (reason, count) in counts.values() {
             out.line(name, &[("reason", &format!("0x{reason:02x}"))], count);
         }
+    }
+    out.head("http_requests_total", "counter", "HTTP requests answered, by face and status");
+    for face in Face::ALL {
+        for (code, count) in metrics.http.of(face).codes() {
+            out.line("http_requests_total", &[("face", face.name()), ("code", &code.to_string())], count);
+        }
+    }
+    out.head("http_sent_bytes_total", "counter", "Bytes of HTTP bodies sent, by face");
+    for face in Face::ALL {
+        out.line("http_sent_bytes_total", &[("face", face.name())], metrics.http.of(face).bytes.value());
     }
     out.histogram("commit_messages", "Messages in a commit", &metrics.commit_messages);
     out.histogram("commit_seconds", "How long a commit took", &metrics.commit_seconds);

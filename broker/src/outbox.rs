@@ -12,7 +12,10 @@ use bytes::{Buf, Bytes};
 use mpypi_protocol::Digest;
 use tokio::io::AsyncWrite;
 
-use crate::{index::Index, message::Payload};
+use crate::{
+    index::{Index, blobs::CHUNK},
+    message::{Part, Payload},
+};
 
 /// Slices handed to the socket in one call.
 const SLICES: usize = 32;
@@ -35,7 +38,13 @@ pub struct Outbox {
 #[derive(Debug)]
 enum Piece {
     Bytes(Bytes),
-    Blob { digest: Digest, len: u64, offset: u64 },
+    /// What of a blob is still to be sent.
+    Blob {
+        digest: Digest,
+        len: u64,
+        offset: u64,
+        end: u64,
+    },
 }
 
 impl Outbox {
@@ -61,12 +70,24 @@ impl Outbox {
 
     /// Adds a payload.
     pub fn push_payload(&mut self, payload: Payload) {
+        let to = payload.len();
+        self.push_part(Part { payload, from: 0, to });
+    }
+
+    /// Adds some of a payload.
+    pub fn push_part(&mut self, part: Part) {
+        if part.is_empty() {
+            return;
+        }
+        let Part { payload, from: offset, to: end } = part;
         match payload {
-            Payload::Inline(bytes) => self.push(bytes),
-            Payload::Blob(_, 0) => {}
+            Payload::Inline(bytes) => {
+                let at = |place: u64| usize::try_from(place).unwrap_or(usize::MAX).min(bytes.len());
+                self.push(bytes.slice(at(offset)..at(end)));
+            }
             Payload::Blob(digest, len) => {
-                self.bytes += len;
-                self.pieces.push_back(Piece::Blob { digest, len, offset: 0 });
+                self.bytes += end - offset;
+                self.pieces.push_back(Piece::Blob { digest, len, offset, end });
             }
         }
     }
@@ -122,14 +143,18 @@ impl Outbox {
                 before += bytes.len();
                 None
             }
-            Piece::Blob { digest, len, offset } => Some((at, digest, *len, offset)),
+            Piece::Blob { digest, len, offset, end } => Some((at, digest, *len, offset, *end)),
         });
-        let Some((at, digest, len, offset)) = first.filter(|_| before < ENOUGH) else { return Ok(()) };
-        let chunk = index.chunk(digest, len, *offset).inspect_err(|error| {
+        let Some((at, digest, len, offset, end)) = first.filter(|_| before < ENOUGH) else { return Ok(()) };
+        // Always the same chunks of a blob, wherever who reads them begins: they are shared.
+        let start = *offset / CHUNK * CHUNK;
+        let chunk = index.chunk(digest, len, start).inspect_err(|error| {
             tracing::error!(%digest, %error, "cannot read a payload: is its file gone?");
         })?;
+        let within = |place: u64| usize::try_from(place - start).unwrap_or(usize::MAX).min(chunk.len());
+        let chunk = chunk.slice(within(*offset)..within(end));
         *offset += chunk.len() as u64;
-        if chunk.is_empty() || *offset == len {
+        if chunk.is_empty() || *offset == end {
             self.pieces.remove(at);
         }
         self.pieces.insert(at, Piece::Bytes(chunk));

@@ -34,6 +34,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(path) = found {
         tracing::info!(path = %path.display(), "configuration read");
     }
+    let http = settings.places()?;
     let mut limits = settings.limits;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(files) => limits.fit_into(usize::try_from(files).unwrap_or(usize::MAX)),
@@ -45,7 +46,7 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
     }
     let access = if settings.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let data = settings.data.unwrap_or_else(|| DATA.into());
-    let config = Config { listen, http: settings.http, tls: settings.tls.files()?, data, limits, access };
+    let config = Config { listen, http, tls: settings.tls.files()?, data, limits, access };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.
@@ -77,7 +78,13 @@ fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
         }
     }
     tls.client_auth = args.tls_client_auth.map(Into::into).or(tls.client_auth);
-    settings.http = args.http.or(settings.http);
+    if !args.http.is_empty() {
+        settings.http.clone_from(&args.http);
+    }
+    let promoter = &mut settings.promoter;
+    promoter.channel = args.promoter_channel.clone().or(promoter.channel.take());
+    promoter.address = args.promoter.or(promoter.address);
+    promoter.unsafe_open |= args.unsafe_promoter;
     settings.log_json |= args.log_json;
     settings.unsafe_open |= args.unsafe_open;
     settings.limits.package = args.max_package.unwrap_or(settings.limits.package);
@@ -92,11 +99,9 @@ async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
     let data = config.data.display().to_string();
     let broker = Broker::bind(config).await?;
     // The first line is for programs: it tells the port. Whoever reads no further does not end the broker.
-    let places: String = broker.endpoints().map(|endpoint| format!("listening on {endpoint}\n")).collect();
-    let places = match broker.http() {
-        Some(address) => format!("{places}listening on http://{address}\n"),
-        None => places,
-    };
+    let mqtt = broker.endpoints().map(|endpoint| endpoint.to_string());
+    let http = broker.http().map(|place| place.endpoint.to_string());
+    let places: String = mqtt.chain(http).map(|place| format!("listening on {place}\n")).collect();
     let mut out = std::io::stdout();
     if let Err(error) = out.write_all(places.as_bytes()).and_then(|()| out.flush()) {
         tracing::warn!(%error, "cannot say where the broker listens");
@@ -142,17 +147,17 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
             let free = Endpoint { address: SocketAddr::new(endpoint.address.ip(), 0), ..*endpoint };
             Some(format!("is a broker running already? `--listen {free}` picks a free port"))
         }
-        ServeError::Open(_) => {
+        ServeError::Open(_) | ServeError::OpenHttp(_) => {
             let hint = "add a user with `mpypi-broker user add`, use a loopback address, require certificates of clients, \
                         or `--unsafe-open` in a network you trust";
             Some(hint.to_owned())
         }
-        ServeError::NoCertificate(_) => {
+        ServeError::NoCertificate(_) | ServeError::NoHttpCertificate(_) => {
             Some("give `--tls-cert` and `--tls-key`, or make both with `mpypi-broker init --tls`".to_owned())
         }
         ServeError::Tls(TlsError::NoAuthority) => Some("name its file with `--tls-client-ca`".to_owned()),
-        ServeError::OpenHttp(_) => {
-            Some("use a loopback address, or `--unsafe-open` in a network you trust".to_owned())
+        ServeError::ListenHttp { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+            Some("is a broker running already? port 0 picks a free port".to_owned())
         }
         ServeError::Index(IndexError::InUse { .. }) => {
             Some("give each broker a folder of its own with `--data`".to_owned())

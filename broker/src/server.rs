@@ -1,9 +1,8 @@
 //! Starts everything, accepts connections, and stops everything.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    net::TcpListener,
     runtime::Handle,
     sync::{Semaphore, mpsc},
     time::{sleep, timeout},
@@ -16,7 +15,8 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     control::{self, Done, Engine, Socket},
-    gateway,
+    faces::thingsboard::desk::Desk,
+    gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
         writer::{QUEUE, Writer},
@@ -43,8 +43,8 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// The certificates of those with TLS.
     pub tls: Option<Files>,
-    /// An address for the HTTP gateway, if there is to be one.
-    pub http: Option<SocketAddr>,
+    /// Where to listen for HTTP, and what to show there.
+    pub http: Vec<Place>,
     /// The folder of the index.
     pub data: PathBuf,
     /// The limits.
@@ -85,17 +85,20 @@ pub enum ServeError {
     /// The certificates are not in order.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The HTTP gateway's address cannot be listened on.
-    #[error("cannot listen on http://{address}")]
+    /// An address cannot be listened on for HTTP.
+    #[error("cannot listen on {endpoint}")]
     ListenHttp {
         /// The address.
-        address: SocketAddr,
+        endpoint: HttpEndpoint,
         /// Why not.
         source: io::Error,
     },
-    /// The HTTP gateway on an address of other machines, without leave for it.
-    #[error("HTTP on {0} would tell everyone, without credentials")]
-    OpenHttp(SocketAddr),
+    /// HTTPS without a certificate.
+    #[error("listening on {0} needs a certificate and its key")]
+    NoHttpCertificate(HttpEndpoint),
+    /// HTTP on an address of other machines, without leave for it.
+    #[error("listening on {0} would let everyone in, without credentials")]
+    OpenHttp(HttpEndpoint),
     /// The files of users and rules are not in order.
     #[error(transparent)]
     Users(#[from] UsersError),
@@ -122,7 +125,7 @@ pub struct Broker {
     config: Config,
     listeners: Vec<Listener>,
     tls: Option<Arc<Tls>>,
-    http: Option<(TcpListener, SocketAddr)>,
+    http: Vec<HttpListener>,
     control: Option<Socket>,
     index: Index,
     gate: Gate,
@@ -153,19 +156,21 @@ impl Broker {
             let listener = Listener::bind(endpoint, tls.clone()).await;
             listeners.push(listener.map_err(|source| ServeError::Listen { endpoint, source })?);
         }
-        let http = match config.http {
-            // Users do not count: HTTP does not ask for them.
-            Some(address) if config.access == Access::Loopback && !address.ip().is_loopback() => {
-                return Err(ServeError::OpenHttp(address));
+        let mut http = Vec::new();
+        for place in &config.http {
+            let endpoint = place.endpoint;
+            let needs_certificate = match &tls {
+                Some(tls) => endpoint.is_tls && tls.requires_certificate(),
+                None if endpoint.is_tls => return Err(ServeError::NoHttpCertificate(endpoint)),
+                None => false,
+            };
+            let is_guarded = needs_certificate || gate.is_guarded() || config.access == Access::UnsafeOpen;
+            if !is_guarded && !place.site.is_for_all() && !endpoint.address.ip().is_loopback() {
+                return Err(ServeError::OpenHttp(endpoint));
             }
-            Some(address) => {
-                let failed = |source| ServeError::ListenHttp { address, source };
-                let listener = TcpListener::bind(address).await.map_err(failed)?;
-                let bound = listener.local_addr().map_err(failed)?;
-                Some((listener, bound))
-            }
-            None => None,
-        };
+            let listener = HttpListener::bind(place.clone(), tls.clone()).await;
+            http.push(listener.map_err(|source| ServeError::ListenHttp { endpoint, source })?);
+        }
         let index = Index::open(&config.data)?;
         let control = Socket::bind(&config.data).inspect_err(|error| {
             tracing::error!(%error, "commands cannot reach this broker while it runs");
@@ -178,10 +183,9 @@ impl Broker {
         self.listeners.iter().map(Listener::endpoint)
     }
 
-    /// The address of the HTTP gateway, if there is one.
-    #[must_use]
-    pub fn http(&self) -> Option<SocketAddr> {
-        self.http.as_ref().map(|(_, address)| *address)
+    /// Where HTTP is listened for, and what is shown there, in the order asked for.
+    pub fn http(&self) -> impl Iterator<Item = &Place> {
+        self.http.iter().map(HttpListener::place)
     }
 
     /// Whether clients have to log in.
@@ -228,11 +232,13 @@ impl Broker {
             places: Arc::new(Semaphore::new(limits.inbound_bytes / PLACE)),
             clients: Arc::new(Semaphore::new(limits.clients)),
             sockets: Arc::new(Semaphore::new(limits.clients + limits.strangers)),
+            http: Arc::new(Semaphore::new(limits.http_clients)),
             shutdown: stop.clone(),
             gate: self.gate,
             access: self.config.access,
             registry: Registry::default(),
             mpyblox: SharedDesk::default(),
+            things: Desk::default(),
             limits: limits.clone(),
         });
         sys::renew(&shared);
@@ -250,9 +256,11 @@ impl Broker {
             tasks.spawn(control.serve(engine.clone(), tasks.clone()));
         }
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { collect_daily(&engine).await }));
-        if let Some((listener, _)) = self.http {
-            tasks.spawn(gateway::serve(listener, shared.clone(), tasks.clone()));
+        let gateway = Arc::new(Gateway::new(shared.clone()));
+        for listener in self.http {
+            tasks.spawn(listener.accept(gateway.clone(), tasks.clone()));
         }
+        drop(gateway);
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
         let watched = shared.clone();

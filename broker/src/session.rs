@@ -16,6 +16,7 @@ use mpypi_protocol::topic::{self, TopicError};
 use crate::{
     access::Identity,
     clock::Now,
+    faces::thingsboard::link,
     index::{
         Step,
         sessions::{Change, End, InFlight, Kept, Pending, QUEUE_IDS, Queued, Subscription},
@@ -23,9 +24,9 @@ use crate::{
     },
     limits::Limits,
     mailbox::Delivery,
-    message::{Message, Payload, Refusal, SessionId},
+    message::{Message, Part, Payload, Refusal, SessionId},
     packet::{
-        self, Connect, Packet, PacketError, Publish, Qos, Reason, RetainHandling, Subscribe,
+        self, Connect, Packet, PacketError, Properties, Publish, Qos, Reason, RetainHandling, Subscribe,
         SubscriptionOptions, Unsubscribe, Version,
     },
 };
@@ -71,6 +72,8 @@ pub struct Session {
     queue: Option<Box<Queue>>,
     /// Whether the client runs Mpy-BLOX, which never connects again by itself.
     is_mpyblox: bool,
+    /// Whether the client speaks ThingsBoard's device API.
+    is_thing: bool,
     closing: bool,
     ended: Option<Reason>,
 }
@@ -117,6 +120,10 @@ pub enum Effect {
     Send(Bytes),
     /// Send a PUBLISH: its head, then its payload.
     Deliver(Bytes, Payload),
+    /// Send an answer of a face: a PUBLISH's head, then its payload.
+    Answer(Bytes, Part),
+    /// Hand a message of the client to the face that it speaks to.
+    Face(Publish),
     /// Take note of what the client says of itself, on its own `info`.
     Introduce(Bytes),
     /// Hand a message of the client to the door.
@@ -195,6 +202,7 @@ impl Session {
             subscribing: None,
             queue: None,
             is_mpyblox: false,
+            is_thing: false,
             closing: false,
             ended: None,
         }
@@ -684,6 +692,9 @@ impl Session {
             self.settling.insert(id, publish.qos);
         }
         self.unsettled += 1;
+        if self.is_thing && link::is_ours(&publish.topic) {
+            return effects.push(Effect::Face(publish));
+        }
         effects.push(match self.identity.may_publish(&publish.topic) {
             true => Effect::Admit(publish),
             false => {
@@ -702,6 +713,46 @@ impl Session {
     /// Takes the news that the client runs Mpy-BLOX, or that it does not.
     pub fn runs_mpyblox(&mut self, is_mpyblox: bool) {
         self.is_mpyblox = is_mpyblox;
+    }
+
+    /// Takes the news that the client speaks ThingsBoard's device API.
+    pub fn speaks_to_face(&mut self) {
+        self.is_thing = true;
+    }
+
+    /// Whether the client subscribed to `topic`.
+    #[must_use]
+    pub fn listens_to(&self, topic: &str) -> bool {
+        self.filters().any(|filter| topic::matches(filter, topic))
+    }
+
+    /// The largest payload that an answer of a face may have, in bytes.
+    #[must_use]
+    pub fn largest_answer(&self) -> u64 {
+        /// Of everything around it: the header, a face's topic, no properties.
+        const AROUND: u64 = 128;
+        self.largest.min(self.limits.packet as u64).saturating_sub(AROUND)
+    }
+
+    /// Sends an answer of a face, at QoS 0 and whatever the client subscribed to.
+    pub fn answer(&mut self, topic: &str, content: Part, effects: &mut Vec<Effect>) {
+        let head = packet::Head {
+            topic,
+            qos: Qos::AtMostOnce,
+            retain: false,
+            duplicate: false,
+            packet_id: 0,
+            properties: &Properties::default(),
+            expiry: None,
+            identifiers: &[],
+        };
+        let head = head.to_bytes(self.version, content.len());
+        if head.len() as u64 + content.len() > self.largest {
+            // [MQTT-3.1.2-25]
+            tracing::debug!(client = self.client_id, topic, "an answer larger than the client takes");
+            return;
+        }
+        effects.push(Effect::Answer(head, content));
     }
 
     /// Reads the lists of all its channels again.
@@ -781,8 +832,14 @@ impl Session {
         for (filter, options) in subscribe.filters {
             let is_new = !self.subscriptions.contains_key(&filter);
             let is_shared = topic::split_shared(&filter).is_some();
+            let is_face = self.is_thing && link::is_filter(&filter);
             let verdict = if topic::check_filter(&filter).is_err() {
                 Err(Reason::TopicFilterInvalid)
+            } else if is_face && (!is_new || self.subscriptions.len() < self.limits.subscriptions) {
+                // ThingsBoard's maximum. Nobody but the face sends anything there.
+                self.subscriptions.insert(filter, options);
+                answer.push(Ok(options.qos.min(Qos::AtLeastOnce)));
+                continue;
             } else if !self.identity.may_subscribe(without_share(&filter)) {
                 tracing::info!(client = self.client_id, filter, "{} may not subscribe", self.identity);
                 Err(Reason::NotAuthorized)

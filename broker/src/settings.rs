@@ -2,14 +2,16 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use mpypi_protocol::ChannelName;
+use serde::{Deserialize, Deserializer};
 
 use crate::{
     Limits,
+    gateway::{HttpEndpoint, Place, Site, site::Door},
     listen::{Endpoint, tls},
 };
 
@@ -28,7 +30,10 @@ pub struct Settings {
     /// Where to listen.
     pub listeners: Vec<ListenerSettings>,
     /// Where HTTP answers, if anywhere.
-    pub http: Option<SocketAddr>,
+    #[serde(deserialize_with = "one_or_many")]
+    pub http: Vec<HttpEndpoint>,
+    /// What ota-promoter's devices are shown.
+    pub promoter: PromoterSettings,
     /// Certificates.
     pub tls: TlsSettings,
     /// The limits.
@@ -61,6 +66,22 @@ pub struct TlsSettings {
     pub client_auth: Option<tls::ClientAuth>,
 }
 
+/// `[promoter]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromoterSettings {
+    /// The channel that they follow.
+    pub channel: Option<ChannelName>,
+    /// Where; [`PROMOTER`] if nothing is said.
+    pub address: Option<HttpEndpoint>,
+    /// Whether everybody may read the channel there, also where there are users: those devices cannot log in.
+    pub unsafe_open: bool,
+}
+
+/// Where ota-promoter's devices come if nothing else is said.
+pub const PROMOTER: HttpEndpoint =
+    HttpEndpoint { is_tls: false, address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090) };
+
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -88,6 +109,9 @@ pub enum SettingsError {
     /// Authorities without a certificate of ours.
     #[error("client certificates need TLS, which needs a certificate and its key")]
     NoCertificate,
+    /// Something for ota-promoter's devices, but no channel.
+    #[error("it is not said which channel ota-promoter's devices follow")]
+    NoPromoterChannel,
     /// A limit that nothing could be done with.
     #[error("the limit `{name}` {problem}")]
     Limit {
@@ -124,6 +148,55 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Where HTTP answers, and what.
+    ///
+    /// # Errors
+    /// There is something for ota-promoter's devices, but no channel.
+    pub fn places(&self) -> Result<Vec<Place>, SettingsError> {
+        let main = self.http.iter().map(|&endpoint| Place { endpoint, site: Site::Main });
+        let mut places: Vec<_> = main.collect();
+        let PromoterSettings { channel, address, unsafe_open } = &self.promoter;
+        match channel {
+            Some(channel) => {
+                let door = if *unsafe_open { Door::Guests(channel.clone()) } else { Door::Login };
+                let site = Site::Promoter { channel: channel.clone(), door };
+                places.push(Place { endpoint: address.unwrap_or(PROMOTER), site });
+            }
+            None if address.is_some() || *unsafe_open => return Err(SettingsError::NoPromoterChannel),
+            None => {}
+        }
+        Ok(places)
+    }
+}
+
+/// One endpoint, or several in an array.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HttpEndpoint>, D::Error> {
+    struct OneOrMany;
+
+    impl<'de> serde::de::Visitor<'de> for OneOrMany {
+        type Value = Vec<HttpEndpoint>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an address as `127.0.0.1:8080` or `https://0.0.0.0:8443`, or an array of them")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            text.parse().map(|endpoint| vec![endpoint]).map_err(E::custom)
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(endpoint) = seq.next_element()? {
+                all.push(endpoint);
+            }
+            Ok(all)
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany)
+}
+
 impl TlsSettings {
     /// The files, if TLS is set up.
     ///
@@ -149,6 +222,9 @@ impl SettingsError {
     pub fn hint(&self) -> Option<String> {
         match self {
             SettingsError::Format { meant: Some(meant), .. } => Some(format!("did you mean `{meant}`?")),
+            SettingsError::NoPromoterChannel => {
+                Some("name it with `--promoter-channel`, or as `channel` in `[promoter]`".to_owned())
+            }
             SettingsError::HalfPair | SettingsError::NoCertificate => Some(
                 "give both `--tls-cert` and `--tls-key`, or make both with `mpypi-broker init --tls`"
                     .to_owned(),
@@ -287,6 +363,26 @@ mod tests {
         assert!(matches!(files(""), Ok(None)));
         assert!(matches!(files("tls.cert = \"a\""), Err(SettingsError::HalfPair)));
         assert!(matches!(files("tls.client_ca = \"a\""), Err(SettingsError::NoCertificate)));
+    }
+
+    #[test]
+    fn http_answers_at_each_place_that_is_named() {
+        let places = |text: &str| {
+            let places = parse(text).unwrap().places();
+            places.map(|all| all.iter().map(|place| place.endpoint.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(places("http = \"127.0.0.1:8080\"").unwrap(), ["http://127.0.0.1:8080"]);
+        let text = "http = [\"127.0.0.1:80\", \"https://[::]:443\"]\npromoter.channel = \"dev\"";
+        assert_eq!(
+            places(text).unwrap(),
+            ["http://127.0.0.1:80", "https://[::]:443", "http://127.0.0.1:9090"]
+        );
+        assert!(matches!(places("promoter.unsafe_open = true"), Err(SettingsError::NoPromoterChannel)));
+        for wrong in
+            ["http = 80", "http = [\"x\"]", "promoter.channel = \"a/b\"", "promoter.channels = \"a\""]
+        {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

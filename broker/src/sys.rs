@@ -17,12 +17,13 @@ use crate::{
     door::{Admitted, Kind},
     index::{
         Step,
-        writer::{Op, Submission},
+        writer::{Op, Reply, Settled, Submission},
     },
-    message::{Message, Payload},
+    mailbox::Mailbox,
+    message::{Message, Payload, Refusal},
     metrics::Gauges,
     mpyblox,
-    packet::{Properties, Publish, Qos},
+    packet::{Properties, Publish, Qos, Reason},
     pulse::BROKER,
 };
 
@@ -97,7 +98,43 @@ pub(crate) async fn retain(shared: &Shared, topic: &str, payload: Bytes) -> bool
     submit(shared, topic, payload, Kind::Retained).await
 }
 
+/// The same, if the topic's record still has version `expected`, 0 for none; returns when it is durable.
+///
+/// # Errors
+/// Somebody else was faster, or the index does not take it.
+pub(crate) async fn settle(
+    shared: &Shared,
+    topic: &str,
+    payload: Bytes,
+    expected: u64,
+) -> Result<(), Refusal> {
+    let answers = Arc::new(Mailbox::new(&shared.limits));
+    let reply = Reply { to: answers.clone(), packet_id: 0 };
+    let submission = Submission {
+        reply: Some(reply),
+        expected: Some(expected),
+        ..submission(topic, payload, Kind::Retained)
+    };
+    let stopped = || Refusal::new(Reason::ServerShuttingDown, "the index has stopped");
+    shared.ops.send(Op::Publish(Box::new(submission))).await.map_err(|_| stopped())?;
+    loop {
+        match answers.pop_settled() {
+            Some(Settled::Published { result, .. }) => return result,
+            Some(Settled::Changed(_)) => {}
+            None => tokio::select! {
+                () = answers.arrived() => {}
+                () = shared.ops.closed() => return Err(stopped()),
+            },
+        }
+    }
+}
+
 async fn submit(shared: &Shared, topic: &str, payload: Bytes, kind: Kind) -> bool {
+    let op = Op::Publish(Box::new(submission(topic, payload, kind)));
+    shared.ops.send(op).await.is_ok()
+}
+
+fn submission(topic: &str, payload: Bytes, kind: Kind) -> Submission {
     let retain = matches!(kind, Kind::Retained);
     let digest = retain.then(|| Digest::of(&payload));
     let publish = Publish {
@@ -111,9 +148,7 @@ async fn submit(shared: &Shared, topic: &str, payload: Bytes, kind: Kind) -> boo
     };
     let admitted = Ok(Admitted { publish, kind, digest });
     let topic = topic.into();
-    let submission = Submission { admitted, topic, origin: BROKER, reply: None, place: None, expected: None };
-    let op = Op::Publish(Box::new(submission));
-    shared.ops.send(op).await.is_ok()
+    Submission { admitted, topic, origin: BROKER, reply: None, place: None, expected: None }
 }
 
 fn values(shared: &Shared, gauges: &Gauges) -> BTreeMap<Arc<str>, Bytes> {

@@ -5,6 +5,7 @@
 //! | [`args`] | what the command line says about a broker |
 //! | [`trust`] | files of certificates and a key → whom to believe, and who we are |
 //! | [`endpoint`] | a broker and how it is reached → a stream of bytes, or why there is none, and what to do about it |
+//! | [`http`] | an HTTP client that trusts the same |
 //! | [`meter`] | how many bytes that takes |
 //! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets and its state machines |
 //! | [`mod@line`] | the two together: one connection, packets in and out |
@@ -17,6 +18,7 @@
 
 pub mod args;
 pub mod endpoint;
+pub mod http;
 pub mod limits;
 pub mod line;
 pub mod meter;

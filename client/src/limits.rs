@@ -22,3 +22,6 @@ pub const WRITE: usize = 64 * 1024;
 
 /// Largest file of certificates or of a key, in bytes. A system's whole collection has a quarter of it.
 pub const PEM: u64 = 1024 * 1024;
+
+/// The body of an answer over HTTP may take so long in all.
+pub const BODY: Duration = Duration::from_secs(600);

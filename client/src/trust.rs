@@ -120,6 +120,17 @@ pub(crate) fn config(args: &TrustArgs) -> Result<Arc<ClientConfig>, TrustError> 
     Ok(Arc::new(config))
 }
 
+/// Whom `args` say to trust.
+pub(crate) fn roots(args: &TrustArgs) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let Some(path) = &args.ca else {
+        let found = rustls_native_certs::load_native_certs();
+        return Ok(found.certs);
+    };
+    // They are looked at as those of a broker are.
+    private(path)?;
+    certificates(path)
+}
+
 /// The CAs of one file, and no others.
 fn private(path: &Path) -> Result<RootCertStore, TrustError> {
     let mut roots = RootCertStore::empty();

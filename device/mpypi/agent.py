@@ -10,12 +10,12 @@ What is done is cut into phases, each a module with `async def run(agent)`, whic
 one:
 
     start → dial → greet → listen → arrive → judge → survey → listen → gather → unpack → plan → commit
-                     ↑        ↓                                  ↓
-                  confirm ← ──┘                                 fail
+                     ↑      ↑ ↓                ↓                 ↓
+                  confirm ← ┴─┴→ roots, told  turn              fail
 
-and `leave` where a device restarts, or has looked once. Where memory is short, a phase and what it needs are in
-memory only while it runs; this module, `blocking`, `limits` and `refusal` stay, with a connection `mqtt` and
-`report`. A connection is lost and made again in any phase, without disturbing what is under way.
+`pin` and `roots` see to it who may sign, `told` what time it is, `turn` whose turn it is; `leave` comes where a
+device restarts, or has looked once. Where memory is short, a phase and what it needs are in memory only while it
+runs; this module, `blocking`, `limits` and `refusal` stay, with a connection `mqtt` and `report`. A connection is lost and made again in any phase, without disturbing what is under way.
 """
 
 import gc
@@ -53,12 +53,12 @@ def tidy():
     gc.collect()
     if running:
         # What was made while memory was full lies where it cuts what is free now to pieces.
-        for name in "head seen tried published error asked packed queued root folder".split(" "):
+        for name in "head seen tried published error asked packed queued root folder turn".split(" "):
             setattr(running, name, _moved(getattr(running, name)))
         job = running.job
         if job:
             running.job = moved = Job(_moved(job.seen))
-            for name in ("tries", "again_at", "needs", "cursor", "open", "stall_at", "losses"):
+            for name in ("tries", "again_at", "needs", "cursor", "open", "stall_at", "losses", "keep"):
                 setattr(moved, name, getattr(job, name))
             if not job.open:
                 moved.open = {}
@@ -97,6 +97,7 @@ class Job:
         self.open = {}  # what was asked for, by topic
         self.stall_at = 0
         self.losses = 0  # connections lost since the last package came
+        self.keep = False  # whether what it replaces is revoked: it is never taken back
 
     def stop(self):
         """Asks for nothing more."""
@@ -112,8 +113,11 @@ class Agent:
     `server`: `mqtt://[user[:password]@]host[:port]`, or `mqtts://`, which needs `ca`, the file of the CA that
     vouches for the broker; `cert` and `key` are files with a client's certificate. All of them in DER or PEM.
     `node`: the name of this device; by default made of the platform and the chip's unique id.
-    `keys`: whose signatures are believed: a dict of moduli in hexadecimal by the key's name, or the name of a
-    JSON file with one. With keys, nothing is installed that none of them signed.
+    `keys`: whose signatures are believed. With keys, nothing is installed that none of them signed. The name of a
+    file with a root: those whom that root, or a later one that follows from it, lets sign for the channel. The
+    small way: a dict of moduli in hexadecimal by the key's name, or the name of a JSON file with one.
+    `labels`: a dict of texts that rollouts may ask for. `utc_offset`: how many minutes local time is ahead of UTC;
+    windows of rollouts are local then.
     `root`: where the device's files are.
     `confirm_after`: how long in ms a new release runs until it is taken to work; `None`: the application calls
     `mpypi.confirm()`.
@@ -128,6 +132,8 @@ class Agent:
         node=None,
         root="",
         keys=None,
+        labels=None,
+        utc_offset=None,
         user=None,
         password=None,
         ca=None,
@@ -143,6 +149,10 @@ class Agent:
         self.trust = (ca, cert, key)
         self.root = root
         self.keys = keys
+        self.labels = labels
+        self.utc_offset = utc_offset
+        # Where keys are roots: see `pin`.
+        self.roots = None
         self.confirm_after = confirm_after
         self.log = log
         self.restart = restart
@@ -152,14 +162,17 @@ class Agent:
         self.head = {}  # what is installed: channel, sequence, version, list
         self.job = None
         self.once = self.listed = False  # whether to end when at rest; whether the channel's list came
-        self.since = 0  # of the connection
+        self.since = 0  # when the broker was last asked for something; 0: it never was
         self.check_at = None  # when to ask for the list again
         self.confirming = False
         self.confirm_at = None
         self.confirmed = False  # by the application
-        self.arrived = None  # a list to be judged: where it is, its digest, whether it is a `cmd`
+        self.arrived = None  # a list to be judged: what it says, where it is, its digest, where it came from
         self.queued = None  # the digest of one that waits until the new release is confirmed
-        self.recheck = False  # the next list is compared with the device even if it is what is installed
+        self.order = None  # `check`: the next list is compared with the device even if it is what is installed;
+        # `install`: it need not wait for its turn
+        # What of a list that waits for its turn is to be known: see `turn`.
+        self.turn = None
         self.tried = (None, 0)  # which list was tried how often
         self.restarting = False
         self.packed = self.changes = None  # between the phases that install
@@ -291,6 +304,19 @@ class Agent:
             pass  # There is no connection: that is known.
 
     # What phases use
+
+    async def ask(self, topics):
+        """Subscribes, and notes that an answer is to come."""
+        self.since = time.ticks_ms() or 1
+        self.asked[await self.line.subscribe(topics)] = topics
+
+    async def ask_for_list(self):
+        """Asks for what the channel retains; before, for the root that may be needed to believe it."""
+        roots = self.roots
+        if roots:
+            await self.ask([roots[1]])
+            roots[2] += 1
+        await self.ask(self.topics[:1])
 
     def check_later(self):
         """The list is what the broker retains; whether its last change arrived, only asking tells."""

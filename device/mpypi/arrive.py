@@ -11,10 +11,10 @@ from .refusal import Refused
 
 async def run(agent):
     line = agent.line
-    is_cmd, agent.arrived = agent.arrived, None
+    kind, agent.arrived = agent.arrived, None
     if line.left > limits.LIST:
         text = "a list of %d bytes is larger than %d" % (line.left, limits.LIST)
-        agent.arrived = (Refused("bad-list", text), None, None, False)
+        agent.arrived = (Refused("bad-list", text), None, None, kind)
         return "judge"
     arrival = _Arrival(agent.folder)
     try:
@@ -28,8 +28,8 @@ async def run(agent):
         arrival.close()
     digest = binascii.hexlify(arrival.digest.digest()).decode()
     # The same list as before was written down before.
-    known = path.endswith("list.json") and not agent.recheck and "list.jsonl" in os.listdir(agent.folder[:-1])
-    agent.arrived = (read(agent.folder, path, known), path, digest, is_cmd)
+    known = path.endswith("list.json") and agent.order != "check" and "list.jsonl" in os.listdir(agent.folder[:-1])
+    agent.arrived = (read(agent.folder, path, known), path, digest, kind)
     return "judge"
 
 

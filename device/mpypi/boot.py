@@ -125,7 +125,10 @@ def start(root):
         return "rest", seen
     step = journal.get("step")
     if step in ("install", "confirm"):
-        if journal["boots"] >= _BOOTS:
+        if journal["boots"] >= _BOOTS and step == "confirm" and journal.get("keep"):
+            # What was before is revoked: bad as this one may be, there is nothing to go back to.
+            step = journal["step"] = "finish"
+        elif journal["boots"] >= _BOOTS:
             text = (
                 "not-installed: %d starts did not complete the installation"
                 if step == "install"
@@ -224,6 +227,10 @@ def _take_back(root, journal):
     remove_folders(root, folders(root + PLAN))
     seen = journal["seen"]
     error = journal.get("reason") or "told-to: an operator rolled this release back"
+    before = read(root + SEEN)
+    if _is_newer(before, seen):
+        # What came from the history went wrong: with the list that named it, it is not to be tried again.
+        seen = before
     seen["refused"] = {"error": error, "rolled_back": True}
     write_seen(root, seen)
     _end(root)
@@ -236,9 +243,17 @@ def finish(root, seen):
         remove_folders(root, _without(folders(root + INSTALLED), folders(root + NEXT)))
         os.rename(root + NEXT, root + INSTALLED)
         sync()
-    if read(root + SEEN) != seen:
+    before = read(root + SEEN)
+    if before != seen and not _is_newer(before, seen):
         write_seen(root, seen)
     _end(root)
+
+
+def _is_newer(one, other):
+    # What is installed while a newer list waits for its turn does not make anything older believed again.
+    if not one or one["channel"] != other["channel"] or "sequence" not in one or "sequence" not in other:
+        return False
+    return (one.get("epoch", 0), one["sequence"]) > (other.get("epoch", 0), other["sequence"])
 
 
 def _end(root):
@@ -259,7 +274,7 @@ def tidy(root):
         except ValueError:
             # It was being written when the power went off: no folder was made yet.
             pass
-    for name in (RESERVE, PLAN, NEXT, SEEN + ".new", JOURNAL + ".new"):
+    for name in (RESERVE, PLAN, NEXT, SEEN + ".new", JOURNAL + ".new", FOLDER + "root.json.new"):
         if kind(root + name) == FILE:
             os.remove(root + name)
     # A stale old/3 would be taken for operation 3 of the next journal.
@@ -355,6 +370,8 @@ def _parse(line, path):
 def write_journal(root, journal):
     """Replaces the journal."""
     text = '{"format":%d,"step":"%s","boots":%d' % (FORMAT, journal["step"], journal["boots"])
+    if journal.get("keep"):
+        text += ',"keep":true'
     if journal.get("reason"):
         text += ',"reason":' + json.dumps(journal["reason"])
     _replace(root, JOURNAL, text + ',"seen":{' + list_text(journal["seen"]) + "}}\n")
@@ -368,7 +385,7 @@ def write_seen(root, seen):
 def list_text(seen):
     """What a record says of a list, as JSON without its braces."""
     parts = []
-    for key in ("channel", "sequence", "version", "list"):
+    for key in ("channel", "epoch", "sequence", "version", "created", "list", "rollout"):
         if seen.get(key) is not None:
             parts.append('"%s":%s' % (key, json.dumps(seen[key])))
     refused = seen.get("refused")

@@ -13,7 +13,7 @@ async def run(agent):
     agent.phase = "installing"
     await agent.try_report()
     try:
-        done = commit(agent.root, agent.job.seen, agent.changes)
+        done = commit(agent.root, agent.job.seen, agent.changes, agent.job.keep)
     except (OSError, MemoryError, ValueError, Refused) as error:
         refused = agent.refusal(error)
         agent.tell(refused.text + "; looking what became of it")
@@ -30,14 +30,17 @@ async def run(agent):
     return "greet" if agent.line else "dial"
 
 
-def commit(root, seen, changes):
-    """Puts what `stage` prepared in place. -> "unchanged", or "restart": restart the device"""
+def commit(root, seen, changes, keep=False):
+    """Puts what `stage` prepared in place. `keep`: what it replaces is revoked, and never gone back to.
+
+    -> "unchanged", or "restart": restart the device
+    """
     if kind(root + JOURNAL) != NONE:
         raise Refused("bug", "a release is committed while another is being confirmed")
     if not changes:
         boot.finish(root, seen)
         return "unchanged"
-    journal = {"step": "install", "boots": 0, "seen": seen}
+    journal = {"step": "install", "boots": 0, "keep": keep, "seen": seen}
     try:
         boot.clear(root + OLD)
         _keep_copies(root)

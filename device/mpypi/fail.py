@@ -34,7 +34,7 @@ async def run(agent):
         agent.tell(refused.text)
         agent.abandon()
         agent.fail(refused)
-        _remember(agent, refused)
+        _remember(agent, refused, job)
     if topics and line:
         await line.unsubscribe(topics)
     return _next(agent)
@@ -44,14 +44,18 @@ def _next(agent):
     return "listen" if agent.line else "dial"
 
 
-def _remember(agent, refused):
+def _remember(agent, refused, job):
     from .store import Store
 
     try:
         store = Store(agent.root)
         store.load()
         if refused.verdict == "reject":
-            store.refuse(refused.text)
+            # What a device takes while it waits for its turn is not what it saw last.
+            if store.seen and store.seen["list"] == job.seen["list"]:
+                store.refuse(refused.text)
+            else:
+                store.discard()
         elif refused.word == "no-space":
             # What was fetched would stay for the next try; here the application needs the room.
             store.discard()

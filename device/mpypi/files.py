@@ -92,6 +92,12 @@ def write(file, data):
         raise OSError(28)
 
 
+def sync():
+    """Makes names durable, where the port can."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
 class Filter:
     """Notes digests in bounded memory: says of a noted one that it may be noted, and of nearly all others
     that they are not."""

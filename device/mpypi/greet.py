@@ -1,5 +1,6 @@
 """Says what this device is and has: the payload of `mpypi/nodes/<node>/info`."""
 
+import binascii
 import json
 import os
 import sys
@@ -18,15 +19,26 @@ async def run(agent):
     await line.publish(agent.topics[1] + "info", (size, _info(agent, room)))
     if not agent.since:
         # The connection is new.
-        agent.since = time.ticks_ms() or 1
-        topics = [agent.topics[1] + "cmd", agent.topics[0]]
-        agent.asked = {await line.subscribe(topics): topics}
+        agent.asked = {}
         agent.published = None
+        if agent.roots:
+            await _ask_for_time(agent)
+        await agent.ask([agent.topics[1] + "cmd"])
+        await agent.ask_for_list()
         agent.check_later()
         if agent.job and agent.job.open:
-            topics = list(agent.job.open)
-            agent.asked[await line.subscribe(topics)] = topics
+            await agent.ask(list(agent.job.open))
     return "listen"
+
+
+async def _ask_for_time(agent):
+    """Somebody may know what time it is."""
+    roots = agent.roots
+    roots[2] = 0
+    if time.gmtime()[0] < 2024 and roots[4] is None:
+        roots[3] = binascii.hexlify(os.urandom(16))
+        await agent.ask([agent.topics[1] + "time"])
+        await agent.line.publish(agent.topics[1] + "challenge", roots[3], False)
 
 
 def _info(agent, room):
@@ -45,4 +57,9 @@ def _info(agent, room):
     yield (text % (agent.channel, __version__, here.version[0], here.version[1])).encode()
     if hasattr(here, "_mpy"):
         yield b',"mpy":%d' % here._mpy
-    yield b',"free":%d}' % room
+    yield b',"free":%d' % room
+    if agent.labels:
+        yield (',"labels":' + json.dumps(agent.labels)).encode()
+    if agent.utc_offset is not None:
+        yield b',"utc_offset":%d' % agent.utc_offset
+    yield b"}"

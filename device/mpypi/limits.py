@@ -1,5 +1,5 @@
 """Every limit of the agent, by name. Those of the wire are as in protocol/src/limits.rs, those of the store
-as in agent-sim/src/limits.rs."""
+as in agent-sim/src/limits.rs. Those of what is not always in memory are in `bounds`."""
 
 from micropython import const
 

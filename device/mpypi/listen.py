@@ -27,24 +27,32 @@ async def run(agent):
             await line.publish(agent.topics[1] + "log", agent.lines.pop(0).encode(), False, 0)
         await agent.report()
         if agent.once and not job:
-            if agent.listed or agent.confirming:
+            # A root that comes may change what is believed of a list that came.
+            more = agent.roots and (agent.roots[2] or agent.asked)
+            more = more or agent.turn and "topic" in agent.turn
+            if agent.confirming or agent.listed and not more:
                 return "leave"
             if time.ticks_diff(time.ticks_ms(), agent.since) > limits.FETCH_STALL:
+                if agent.listed:
+                    return "leave"
                 raise line.lost("channel `%s` has no list" % agent.channel)
         if time.ticks_diff(agent.check_at, time.ticks_ms()) <= 0:
             agent.check_later()
-            agent.asked[await line.subscribe(agent.topics[:1])] = agent.topics[:1]
+            await agent.ask_for_list()
+        if agent.turn and time.ticks_diff(agent.turn["look"], time.ticks_ms()) <= 0:
+            agent.turn["look"] = time.ticks_add(time.ticks_ms(), limits.CHECK)
+            await agent.ask_for_list()
         kind = await line.next(_time_to_wait(agent))
         if kind == SUBACK:
             _granted(agent)
         elif kind == PUBLISH:
             topic = line.topic
-            is_cmd = topic == agent.topics[1] + "cmd"
-            # A retained order would be carried out again after every reconnect.
-            if topic == agent.topics[0] or is_cmd and not line.retained:
-                agent.listed = agent.listed or not is_cmd
+            kind = _kind(agent, topic)
+            if kind in ("roots", "told"):
+                return kind
+            if kind:
                 if line.left:
-                    agent.arrived = is_cmd
+                    agent.arrived = kind
                     return "arrive"
                 agent.tell("there is no list any more; nothing changes")
             elif job and topic in job.open and line.left:
@@ -53,12 +61,35 @@ async def run(agent):
                 await line.skip()
 
 
+def _kind(agent, topic):
+    """What kind of list a message is, or which phase takes it in, by its topic."""
+    roots, turn = agent.roots, agent.turn
+    if topic == agent.topics[0]:
+        agent.listed = True
+        if roots and roots[2] and agent.line.retained:
+            roots[2] -= 1
+        return "list"
+    if topic == agent.topics[1] + "cmd":
+        # A retained order would be carried out again after every reconnect.
+        return None if agent.line.retained else "cmd"
+    if turn and topic == turn.get("topic"):
+        del turn["topic"]
+        return "base"
+    if roots and agent.line.left:
+        if topic == roots[1]:
+            return "roots"
+        if roots[3] and topic == agent.topics[1] + "time":
+            return "told"
+    return None
+
+
 def _time_to_wait(agent):
     """How long nothing needs to be done."""
     now = time.ticks_ms()
     job = agent.job
     wait = limits.LOOK
-    for at in (job and (job.again_at or job.stall_at), agent.confirm_at):
+    look = agent.turn and agent.turn["look"]
+    for at in (job and (job.again_at or job.stall_at), agent.confirm_at, look):
         if at:
             wait = min(wait, max(0, time.ticks_diff(at, now)))
     return wait
@@ -99,7 +130,7 @@ async def _fetch(agent, job, now):
             job.cursor = None
     if topics:
         job.stall_at = time.ticks_add(now, limits.FETCH_STALL)
-        agent.asked[await agent.line.subscribe(topics)] = topics
+        await agent.ask(topics)
     elif job.open and time.ticks_diff(job.stall_at, now) <= 0:
         raise missing_package(next(iter(job.open)))
     return len(job.open) > 0

@@ -15,193 +15,27 @@ from micropython import const
 from . import limits
 from .paths import check_path, has_control, normalized
 from .refusal import Refused
-from .words import channel_problem, consists, is_digest
+from .tokens import Reader, bad, is_whole, unescaped
+from .words import channel_problem, consists, is_digest, is_time
 
 _KEYS = {
-    "release": ("channel", "sequence", "version", "created", "expires"),
+    "release": ("channel", "sequence", "version", "created", "expires", "epoch", "previous"),
     "wheel": ("name", "version", "pkg_sha256", "size", "tag"),
     "src": ("path", "pkg_sha256", "size"),
     "firmware": ("name", "version", "target", "pkg_sha256", "size"),
     "signature": ("key", "alg", "sig"),
 }
-_OPTIONAL = ("created", "expires", "size", "tag", "target")
+_OPTIONAL = ("created", "expires", "epoch", "previous", "size", "tag", "target")
+_NUMBERS = ("sequence", "epoch", "size")
 # What a key's value is when it is no text and no number.
 _OTHER = object()
 _HASH = const(6)  # bytes of a name's digest that stand for it
 
 
-def bad(problem):
-    return Refused("bad-list", problem)
-
-
-class _Json:
-    """JSON from a file, token by token."""
-
-    def __init__(self, file):
-        self.file = file
-        self.data = bytearray(256)
-        self.at = self.end = 0
-
-    def more(self):
-        """Reads on; says whether there was more."""
-        self.at = 0
-        self.end = self.file.readinto(self.data) or 0
-        return self.end > 0
-
-    def peek(self):
-        """The next byte that is no white space; 0 at the end."""
-        data = self.data
-        while True:
-            while self.at < self.end:
-                byte = data[self.at]
-                if byte not in b" \t\n\r":
-                    return byte
-                self.at += 1
-            if not self.more():
-                return 0
-
-    def take(self, byte):
-        """Goes on behind `byte`, if it is the next one."""
-        if self.peek() != byte:
-            return False
-        self.at += 1
-        return True
-
-    def string(self):
-        """The string that begins here, as its bytes with their escapes; `None` if it is longer than
-        `limits.VALUE`."""
-        if not self.take(34):
-            raise bad("not JSON: a text is missing")
-        text = b""
-        escaped = False
-        while True:
-            if self.at == self.end and not self.more():
-                raise bad("not JSON: a text has no end")
-            if escaped:
-                end = self.at + 1
-                escaped = False
-            else:
-                end = self.data.find(b'"', self.at, self.end)
-                slash = self.data.find(b"\\", self.at, self.end if end < 0 else end)
-                if slash >= 0:
-                    end = slash + 1
-                    escaped = True
-                elif end < 0:
-                    end = self.end
-                else:
-                    if text is not None:
-                        text += self.data[self.at : end]
-                    self.at = end + 1
-                    return text if text is None or len(text) <= limits.VALUE else None
-            if text is not None:
-                text += self.data[self.at : end]
-                if len(text) > limits.VALUE:
-                    text = None
-            self.at = end
-
-    def plain(self):
-        """The number or word that begins here."""
-        text = b""
-        while True:
-            start = self.at
-            while self.at < self.end and self.data[self.at] not in b' \t\n\r,]}[{":':
-                self.at += 1
-            text += self.data[start : self.at]
-            if len(text) > limits.VALUE:
-                raise bad("not JSON: a number of more than %d digits" % limits.VALUE)
-            if self.at < self.end or not self.more():
-                break
-        if text not in (b"true", b"false", b"null"):
-            for digit in text:
-                if digit not in b"0123456789+-.eE":
-                    raise bad("not JSON: `%s`" % _shown(text))
-            if not text or text[0] not in b"-0123456789":
-                raise bad("not JSON: a value is missing")
-        return text
-
-    def skip(self, depth):
-        """Goes on behind the value that begins here."""
-        kinds = 0  # of the brackets open, as bits
-        base = depth
-        while True:
-            byte = self.peek()
-            if byte == 34:
-                self.string()
-            elif byte in b"[{":
-                self.at += 1
-                kinds = kinds << 1 | (byte == 123)
-                depth += 1
-                if depth > limits.DEPTH:
-                    raise bad("not JSON: nested deeper than %d" % limits.DEPTH)
-            elif byte in b"]}" and depth > base:
-                self.at += 1
-                if kinds & 1 != (byte == 125):
-                    raise bad("not JSON: a bracket has no partner")
-                kinds >>= 1
-                depth -= 1
-            elif byte in b",:" and depth > base:
-                self.at += 1
-                continue
-            elif byte:
-                self.plain()
-            else:
-                raise bad("not JSON: it ends in the middle")
-            if depth == base:
-                return
-
-
-def _shown(text):
-    try:
-        return str(text[:80], "utf-8")
-    except UnicodeError:
-        return "…"
-
-
-def _hex4(text):
-    value = int(str(text, "ascii"), 16)
-    if len(text) != 4 or text[0] in b"+-":
-        raise ValueError
-    return value
-
-
-def _unescaped(text):
-    """What a string's bytes mean."""
-    try:
-        if b"\\" in text:
-            whole = b""
-            parts = text.split(b"\\")
-            whole = parts.pop(0)
-            while parts:
-                part = parts.pop(0)
-                if not part:
-                    # Two in a row.
-                    whole += b"\\" + parts.pop(0)
-                elif part[0] == 117:  # u
-                    code, rest = _hex4(part[1:5]), part[5:]
-                    if code >> 10 == 0x36 and not rest and parts[0][:1] == b"u":
-                        low = parts.pop(0)
-                        if _hex4(low[1:5]) >> 10 != 0x37:
-                            raise ValueError
-                        code = 0x10000 + ((code & 0x3FF) << 10 | _hex4(low[1:5]) & 0x3FF)
-                        rest = low[5:]
-                    elif code >> 11 == 0x1B:
-                        raise ValueError
-                    whole += chr(code).encode() + rest
-                else:
-                    at = b'"/bfnrt'.find(part[:1])
-                    if at < 0:
-                        raise ValueError
-                    whole += b'"/\b\f\n\r\t'[at : at + 1] + part[1:]
-            text = whole
-        return str(text, "utf-8")
-    except (ValueError, IndexError):  # UnicodeError is a ValueError.
-        raise bad("not JSON: `%s` is no text" % _shown(text))
-
-
 def read(path):
     """Yields every entry of the list in the file `path`, checked by itself."""
     with open(path, "rb") as file:
-        json = _Json(file)
+        json = Reader(file)
         if not json.take(91):
             raise bad("an update list is a JSON array" if json.peek() else "not JSON: there is nothing")
         index = 0
@@ -221,21 +55,6 @@ def read(path):
             raise bad("not JSON: something follows the list")
 
 
-def tail(path, offset):
-    """The entry behind the `,` at `offset`, which must be the last one, and nothing but `]` may follow."""
-    with open(path, "rb") as file:
-        file.seek(offset + 1)
-        json = _Json(file)
-        entry = _entry(json)
-        # Byte by byte: white space is something, too.
-        for expected in (93, None):
-            more = json.at < json.end or json.more()
-            if (json.data[json.at] if more else None) != expected:
-                raise bad("something else than `]` follows the signature")
-            json.at += 1
-    return entry
-
-
 def _entry(json):
     if not json.take(123):
         raise bad("an entry is a JSON object")
@@ -243,7 +62,7 @@ def _entry(json):
     more = not json.take(125)
     while more:
         key = json.string()
-        key = key and _unescaped(key)
+        key = key and unescaped(key)
         if not json.take(58):
             raise bad("not JSON: `:` is missing")
         byte = json.peek()
@@ -253,10 +72,10 @@ def _entry(json):
             value = json.string()
             if value is None:
                 raise bad("`%s` is longer than %d bytes" % (key, limits.VALUE))
-            found[key] = _unescaped(value)
+            found[key] = unescaped(value)
         elif byte in b"-0123456789":
             value = json.plain()
-            found[key] = int(value) if _is_whole(value) else _OTHER
+            found[key] = int(value) if is_whole(value) else _OTHER
         else:
             json.skip(2)
             found[key] = _OTHER
@@ -264,13 +83,6 @@ def _entry(json):
         if not more and not json.take(125):
             raise bad("not JSON: `,` or `}` is missing")
     return _checked(found)
-
-
-def _is_whole(digits):
-    for digit in digits:
-        if digit not in b"0123456789":
-            return False
-    return len(digits) <= 20 and (digits == b"0" or digits[0] != 48) and int(digits) < 1 << 64
 
 
 def _checked(found):
@@ -283,19 +95,21 @@ def _checked(found):
         if value is None:
             if key not in _OPTIONAL:
                 raise bad("`%s` is missing" % key)
-        elif isinstance(value, int) != (key in ("sequence", "size")) or value is _OTHER:
+        elif isinstance(value, int) != (key in _NUMBERS) or value is _OTHER:
             raise bad("`%s` is not what it should be" % key)
         else:
             problem = _problem(kind, key, value)
             if problem:
                 raise bad("`%s`: %s" % (key, problem))
             entry[key] = value
+    if kind == "release":
+        entry["more"] = "revoked" in found or "rollout" in found
     return entry
 
 
 def _problem(kind, key, value):
     """What is wrong with a value of the right type."""
-    if key in ("sequence", "size", "sig"):
+    if key in _NUMBERS or key == "sig":
         return None
     if key == "path":
         try:
@@ -307,12 +121,12 @@ def _problem(kind, key, value):
         return None
     if key == "channel":
         return channel_problem(value)
-    if key == "pkg_sha256":
+    if key in ("pkg_sha256", "previous"):
         if is_digest(value):
             return None
         return "a digest is 64 lowercase hexadecimal digits, not `%s`" % value[:80]
     if key in ("created", "expires"):
-        if _is_time(value):
+        if is_time(value):
             return None
         return "`%s` is no time in UTC such as `2026-11-20T10:00:00Z`" % value[:40]
     data = value.encode()
@@ -328,31 +142,8 @@ def _problem(kind, key, value):
     return None
 
 
-def _is_time(text):
-    data = text.encode()
-    if len(data) < 20 or data[-1] != 90:
-        return False
-    for at in range(len(data) - 1):
-        # The form, then a fraction.
-        form = b"0000-00-00T00:00:00."[at] if at < 20 else 48
-        if not (48 <= data[at] <= 57 if form == 48 else data[at] == form):
-            return False
-    if len(data) == 21 or len(data) > 30:
-        return False
-    year, month, day = int(text[:4]), int(text[5:7]), int(text[8:10])
-    days = 28 if month == 2 else 30 if month in (4, 6, 9, 11) else 31
-    if month == 2 and year % 4 == 0 and (year % 100 or year % 400 == 0):
-        days = 29
-    return (
-        1 <= month <= 12
-        and 1 <= day <= days
-        and int(text[11:13]) < 24
-        and int(text[14:16]) < 60
-        and int(text[17:19]) < 60
-    )
-
-
-_ALL = set(["type"])
+# What a release may say beside is read by `nested`.
+_ALL = set(("type", "revoked", "rollout"))
 for _keys in _KEYS.values():
     _ALL.update(_keys)
 
@@ -375,8 +166,8 @@ def check(path, rank):
     `rank(tag)` says how well a wheel with that tag suits this device: 0 not at all; of several wheels of one
     name, the first of the highest rank is taken.
 
-    -> `release`: its entry; `packages`: whether the list names any; `orders`: `check`, `rollback`, `restart`,
-    in order;
+    -> `release`: its entry; `packages`: whether the list names any; `orders`: `check`, `install`, `rollback`,
+    `restart`, in order;
     `ours`: a bitmap of the entries that are wheels and files for this device; `unfit`: a wheel, if none of
     its name suits this device; `skipped`: what is not for this agent, for people
     """
@@ -421,7 +212,7 @@ def check(path, rank):
                 skipped.append("firmware `%s %s`" % (name, entry["version"]))
         elif kind == "signature":
             signed = True
-        elif kind in ("check", "rollback", "restart"):
+        elif kind in ("check", "install", "rollback", "restart"):
             orders.append(kind)
         elif len(skipped) < 4:
             skipped.append("an entry of unknown type `%s`" % kind[:40])

@@ -132,7 +132,7 @@ def _removes(root, files, plan, keeps_agent):
 
 def _write_next(root, seen, entries, files):
     # What `installed.jsonl` will be.
-    head = {key: seen[key] for key in seen if key != "refused"}
+    head = {key: seen[key] for key in seen if key not in ("refused", "created")}
     with open(root + NEXT, "wb") as out:
         write(out, ('{"format":%d,%s}\n' % (boot.FORMAT, boot.list_text(head))).encode())
         for entry in entries():

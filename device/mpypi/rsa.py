@@ -43,59 +43,71 @@ def is_good(modulus, digest, signature):
     return found == int.from_bytes(block, "big")
 
 
-def _split(path):
-    """Where the last mark begins in a file, and the SHA-256 of everything before it; `None` if there is
-    none."""
+def _marks(file):
+    """Yields where each mark begins in a file."""
     data = bytearray(limits.PIECE // 2)
     view = memoryview(data)
     keep = len(_MARK) - 1
-    at = found = None
+    # `at` is where in the file the buffer begins. Enough of its end is kept to see a mark across two readings.
+    at = kept = 0
+    while True:
+        got = file.readinto(view[kept:])
+        if not got:
+            return
+        end = kept + got
+        here = data.find(_MARK, 0, end)
+        while here >= 0:
+            yield at + here
+            here = data.find(_MARK, here + 1, end)
+        kept = min(keep, end)
+        data[:kept] = data[end - kept : end]
+        at += end - kept
+
+
+def split(path, first=False):
+    """Where the last mark begins in a file, or the first; how many there are; and the SHA-256 of everything
+    before it. `None` if there is none."""
+    found, count = None, 0
     with open(path, "rb") as file:
-        # `at` is where in the file the buffer begins. Enough of its end is kept to see a mark across two
-        # readings.
-        at = kept = 0
-        while True:
-            got = file.readinto(view[kept:])
-            if not got:
-                break
-            end = kept + got
-            here = data.find(_MARK, 0, end)
-            while here >= 0:
-                found = at + here
-                here = data.find(_MARK, here + 1, end)
-            kept = min(keep, end)
-            data[:kept] = data[end - kept : end]
-            at += end - kept
+        for at in _marks(file):
+            count += 1
+            if not first or found is None:
+                found = at
         if found is None:
             return None
         file.seek(0)
+        piece = memoryview(bytearray(limits.PIECE // 2))
         digest = hashlib.sha256()
         left = found
         while left:
-            got = file.readinto(view[: min(left, len(view))])
+            got = file.readinto(piece[: min(left, len(piece))])
             if not got:
                 return None
-            digest.update(view[:got])
+            digest.update(piece[:got])
             left -= got
-    return found, digest.digest()
+    return found, count, digest.digest()
 
 
 def check(path, keys):
-    """Checks the signature of the list in the file `path` by one of `keys`: a dict of moduli in hexadecimal,
-    by name.
+    """Checks the signature of the list in the file `path` by one of `keys`: a dict of moduli in hexadecimal by
+    name, or `keys.Signers`.
 
     It covers every byte before the last `,{"type":"signature"`; what follows must be exactly one such object
     and `]`.
     """
-    split = _split(path)
-    if split is None:
+    found = split(path)
+    if found is None:
         raise Refused("unsigned", "the list has no signature, and this device takes none without")
-    offset, digest = split
-    from . import lists
+    offset, _, digest = found
+    from . import keys as others
 
-    entry = lists.tail(path, offset)
-    if entry["type"] != "signature":
-        raise Refused("bad-signature", "what ends the list is no signature")
+    entry = None
+    for found in others.read(path, offset):
+        if entry:
+            raise Refused("bad-list", "something else than `]` follows the signature")
+        entry = found
+        if entry["type"] != "signature":
+            raise Refused("bad-signature", "what ends the list is no signature")
     if entry["alg"] != ALGORITHM:
         raise Refused("bad-signature", "this device knows `%s`, not `%s`" % (ALGORITHM, entry["alg"]))
     modulus = keys.get(entry["key"])
@@ -109,5 +121,7 @@ def check(path, keys):
             raise ValueError
     except ValueError:
         signature = b""
-    if not is_good(binascii.unhexlify(modulus), digest, signature):
+    if isinstance(modulus, str):
+        modulus = binascii.unhexlify(modulus)
+    if not is_good(modulus, digest, signature):
         raise Refused("bad-signature", "the list is not what `%s` signed" % entry["key"])

@@ -7,14 +7,14 @@ from .store import Store
 
 async def run(agent):
     store = Store(agent.root)
-    kind, seen = store.boot()
+    found, seen = store.boot()
     agent.root = store.root
     agent.folder = store.root + "/.mpypi/"
     agent.head = store.head
-    if kind == "restart":
+    if found == "restart":
         agent.restarting = True
         return "leave"
-    if kind == "confirming":
+    if found == "confirming":
         agent.show("confirming", seen)
         agent.confirming = True
         if agent.confirm_after is not None:
@@ -23,4 +23,9 @@ async def run(agent):
         agent.rest_on_refused(seen)
     else:
         agent.rest()
+    if isinstance(agent.keys, str):
+        with open(agent.keys, "rb") as file:
+            if file.read(1) == b"[":
+                # Not plain keys, but a root that says whose they are.
+                return "pin"
     return "dial"

@@ -157,13 +157,18 @@ class Store:
 
     @_flash
     def give_up(self, reason):
-        """The new release is taken back by the next start. `reason` is a text."""
+        """The new release is taken back by the next start. `reason` is a text. -> whether it will: not if what was
+        before is revoked
+        """
         journal = boot.read(self.root + JOURNAL)
         if not journal:
             raise Refused("bug", "there is no release to take back")
+        if journal.get("keep"):
+            return False
         journal["step"] = "rollback"
         journal["reason"] = reason
         boot.write_journal(self.root, journal)
+        return True
 
     def versions(self):
         """Iterates over (name, version) of the wheels installed."""

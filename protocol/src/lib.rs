@@ -10,6 +10,8 @@
 //! | [`package`] | package ids and their topics |
 //! | [`topic`] | what an MQTT topic means to us, topic names and filters |
 //! | [`list`] | update lists and their entries |
+//! | [`rollout`] | whose turn it is to take a release |
+//! | [`query`] | which nodes a rollout is for |
 //! | [`node`] | what a device says about itself |
 //! | [`wheel`] | the texts inside a wheel |
 //! | [`tag`] | which devices a wheel is for |
@@ -25,6 +27,8 @@ pub mod list;
 pub mod node;
 pub mod package;
 pub mod path;
+pub mod query;
+pub mod rollout;
 pub mod tag;
 pub mod topic;
 pub mod wheel;
@@ -34,5 +38,7 @@ pub use digest::Digest;
 pub use list::{Entry, UpdateList};
 pub use package::PackageId;
 pub use path::FilePath;
+pub use query::Query;
+pub use rollout::Rollout;
 pub use tag::{Runtime, Tag};
 pub use topic::{ChannelName, NodeId, Topic};

@@ -38,3 +38,12 @@ pub const NODE_MESSAGE: usize = 64 * 1024;
 
 /// Most filters in one SUBSCRIBE: what every known broker accepts (AWS IoT allows eight).
 pub const SUBSCRIBE_FILTERS: usize = 8;
+
+/// Longest query of a rollout, in bytes of UTF-8.
+pub const QUERY: usize = 512;
+
+/// Most parentheses and `not`s inside each other in a query: a device reads it on a small stack.
+pub const QUERY_DEPTH: usize = 8;
+
+/// Longest jitter of a rollout, in seconds: a day.
+pub const JITTER: u32 = 24 * 60 * 60;

@@ -34,7 +34,7 @@ pub enum Entry {
     Firmware(Firmware),
     /// `signature`: who vouches for everything before it.
     Signature(Signature),
-    /// `check`, `rollback` or `restart`: an order, in lists sent to one node.
+    /// `check`, `install`, `rollback` or `restart`: an order, in lists sent to one node.
     Command(Command, Map<String, Value>),
     /// Any other `type`, kept as it came.
     Unknown(Map<String, Value>),
@@ -53,7 +53,7 @@ pub struct Release {
     pub created: Option<Timestamp>,
     /// When devices must stop believing that this list is the newest.
     pub expires: Option<Timestamp>,
-    /// Other keys, `rollout` among them.
+    /// Other keys, `rollout` among them: see [`Rollout::of`](crate::rollout::Rollout::of).
     pub extra: Map<String, Value>,
 }
 
@@ -117,11 +117,16 @@ pub struct Signature {
     pub extra: Map<String, Value>,
 }
 
+/// The key of an entry that a device takes only if somebody there chose it: `"optional": true`.
+pub const OPTIONAL: &str = "optional";
+
 /// An order to one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Command {
     /// Read the channel again now.
     Check,
+    /// Install now what waits for an order, for its time of day or for its turn in the jitter.
+    Install,
     /// Go back to the release before the present one.
     Rollback,
     /// Restart.
@@ -306,6 +311,22 @@ impl UpdateList {
     }
 }
 
+impl Wheel {
+    /// Whether a device takes it only if somebody there chose it. Who does not know the key takes it.
+    #[must_use]
+    pub fn is_optional(&self) -> bool {
+        self.extra.get(OPTIONAL) == Some(&Value::Bool(true))
+    }
+}
+
+impl Firmware {
+    /// Whether a device takes it only if somebody there chose it. Who does not know the key takes it.
+    #[must_use]
+    pub fn is_optional(&self) -> bool {
+        self.extra.get(OPTIONAL) == Some(&Value::Bool(true))
+    }
+}
+
 impl Entry {
     /// The `type` of the entry.
     #[must_use]
@@ -317,6 +338,7 @@ impl Entry {
             Entry::Firmware(_) => "firmware",
             Entry::Signature(_) => "signature",
             Entry::Command(Command::Check, _) => "check",
+            Entry::Command(Command::Install, _) => "install",
             Entry::Command(Command::Rollback, _) => "rollback",
             Entry::Command(Command::Restart, _) => "restart",
             Entry::Unknown(map) => map.get("type").and_then(Value::as_str).unwrap_or_default(),
@@ -344,7 +366,8 @@ impl Entry {
             Some(other) => return Err(mismatch("type", "a string", other)),
             None => return Err(Problem::Missing("type")),
         };
-        let known = ["release", "wheel", "src", "firmware", "signature", "check", "rollback", "restart"];
+        let known =
+            ["release", "wheel", "src", "firmware", "signature", "check", "install", "rollback", "restart"];
         if !known.contains(&kind.as_str()) {
             return Ok(Entry::Unknown(fields.0));
         }
@@ -393,6 +416,7 @@ impl Entry {
                 extra: fields.0,
             }),
             "check" => Entry::Command(Command::Check, fields.0),
+            "install" => Entry::Command(Command::Install, fields.0),
             "rollback" => Entry::Command(Command::Rollback, fields.0),
             _ => Entry::Command(Command::Restart, fields.0),
         })
@@ -519,7 +543,7 @@ impl Fields {
 }
 
 /// The shape of RFC 3339 that every device can read: UTC, `T` and `Z`, a fraction if need be.
-fn is_utc_time(text: &str) -> bool {
+pub(crate) fn is_utc_time(text: &str) -> bool {
     let Some((time, zone)) = text.strip_suffix('Z').and_then(|time| time.split_at_checked(19)) else {
         return false;
     };

@@ -71,6 +71,9 @@ pub struct State {
     /// How often this release was tried, from 1.
     #[serde(default)]
     pub attempt: u32,
+    /// The sequence of a newer list that the node accepted and does not apply, or not yet: its rollout says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<u64>,
     /// Keys of later versions, kept.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -93,6 +96,12 @@ pub struct Info {
     /// Free space for packages, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<u64>,
+    /// What the node is labelled with, for [queries](crate::query).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// How far its local time is ahead of UTC, in minutes: windows of rollouts are local times then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utc_offset: Option<i32>,
     /// Keys of later versions (`runtime`, `mpy`, `firmware` among them), kept.
     #[serde(flatten)]
     pub extra: Map<String, Value>,

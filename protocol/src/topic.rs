@@ -46,6 +46,8 @@ pub enum NameError {
 pub enum Topic {
     /// `mpypi/channels/<channel>`: the channel's update list.
     Channel(ChannelName),
+    /// `mpypi/channels/<channel>/rollout`, and below: what publishers say to each other about a rollout.
+    Rollout(ChannelName, RolloutSubject),
     /// `mpypi/packages/<id>` in the current layout.
     Package(PackageId),
     /// `mpypi/packages/<id>` in an earlier layout.
@@ -54,6 +56,17 @@ pub enum Topic {
     Node(NodeId, NodeSubject),
     /// Any other topic. Some of them may mean something to a later version.
     Other(String),
+}
+
+/// What a topic of a channel's rollout is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RolloutSubject {
+    /// Retained: what was wanted of it, and what was decided.
+    Record,
+    /// Retained while there is one: who steers it.
+    Lease,
+    /// What someone else wants of who steers it, not retained.
+    Order,
 }
 
 /// What a node's topic is about.
@@ -162,6 +175,31 @@ impl ChannelName {
     pub fn topic(&self) -> String {
         format!("{CHANNELS}{self}")
     }
+
+    /// The topic that keeps the list of this sequence when another has replaced it.
+    #[must_use]
+    pub fn history(&self, sequence: u64) -> String {
+        format!("{CHANNELS}{self}/history/{sequence}")
+    }
+
+    /// The sequence of the list that the channel's history keeps on `topic`, if it is such a topic.
+    #[must_use]
+    pub fn history_sequence(&self, topic: &str) -> Option<u64> {
+        let digits = topic.strip_prefix(CHANNELS)?.strip_prefix(self.as_str())?.strip_prefix("/history/")?;
+        let sequence = digits.parse().ok()?;
+        (self.history(sequence) == topic).then_some(sequence)
+    }
+
+    /// The topic for `subject` of the channel's rollout.
+    #[must_use]
+    pub fn rollout(&self, subject: RolloutSubject) -> String {
+        let end = match subject {
+            RolloutSubject::Record => "",
+            RolloutSubject::Lease => "/lease",
+            RolloutSubject::Order => "/order",
+        };
+        format!("{CHANNELS}{self}/rollout{end}")
+    }
 }
 
 impl NodeId {
@@ -254,6 +292,18 @@ impl Topic {
                 .map(Topic::Channel)
                 .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
         }
+        let rollout = name.strip_prefix(CHANNELS).and_then(|rest| rest.split_once("/rollout"));
+        if let Some((channel, end)) = rollout {
+            let subject = match end {
+                "" => RolloutSubject::Record,
+                "/lease" => RolloutSubject::Lease,
+                "/order" => RolloutSubject::Order,
+                _ => return Ok(Topic::Other(name.to_owned())),
+            };
+            return ChannelName::new(channel)
+                .map(|channel| Topic::Rollout(channel, subject))
+                .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
+        }
         if let Some(id) = name.strip_prefix(PACKAGES) {
             return parse_package(name, id);
         }
@@ -310,6 +360,7 @@ impl fmt::Display for Topic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Topic::Channel(channel) => f.write_str(&channel.topic()),
+            Topic::Rollout(channel, subject) => f.write_str(&channel.rollout(*subject)),
             Topic::Package(id) => f.write_str(&id.topic()),
             Topic::Legacy(id) => f.write_str(&id.topic()),
             Topic::Node(node, subject) => f.write_str(&node.topic(*subject)),

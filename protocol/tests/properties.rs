@@ -5,10 +5,12 @@
 use std::path::{Component, Path};
 
 use mpypi_protocol::{
-    BrokerUrl, ChannelName, Digest, Entry, FilePath, NodeId, PackageId, Runtime, Tag, Topic, UpdateList,
+    BrokerUrl, ChannelName, Digest, Entry, FilePath, NodeId, PackageId, Query, Runtime, Tag, Topic,
+    UpdateList,
     list::{Command, Firmware, Release, Signature, Src, Wheel},
     node::{Info, Phase, State, Uname},
     package::LegacyId,
+    query::Facts,
     topic::{NodeSubject, check_filter, check_name, matches},
     wheel::{RecordLine, parse_headers, parse_record, write_record},
 };
@@ -135,7 +137,8 @@ fn entry() -> impl Strategy<Value = Entry> {
         map.extend(after);
         Entry::Unknown(map)
     });
-    let command = prop::sample::select(vec![Command::Check, Command::Rollback, Command::Restart]);
+    let command =
+        prop::sample::select(vec![Command::Check, Command::Install, Command::Rollback, Command::Restart]);
     let version = || "[A-Za-z0-9.!+_-]{1,12}";
     prop_oneof![
         (name(), version(), digest(), size(), option::of(short_text()), extra()).prop_map(
@@ -366,15 +369,30 @@ proptest! {
     }
 
     #[test]
+    fn no_text_makes_a_query_panic_and_what_can_be_read_is_shown_as_it_was(
+        text in "([a-z=~<>!'\"() ]|node|label\\.x| and | or | not ){0,12}", node: String,
+    ) {
+        if let Ok(query) = text.parse::<Query>() {
+            let facts = Facts { node: node.into(), ..Facts::default() };
+            prop_assert_eq!(query.as_str(), &text);
+            // One level more may be too deep.
+            if let Ok(not) = format!("not ({query})").parse::<Query>() {
+                prop_assert_ne!(query.holds(&facts), not.holds(&facts));
+            }
+        }
+    }
+
+    #[test]
     fn a_node_message_is_read_as_it_is_written(
         version in option::of(any::<String>()), error in option::of(any::<String>()), sequence in option::of(any::<u64>()),
         done: u64, total: u64, attempt: u32, extra in extra(), sysname: String, free in option::of(any::<u64>()),
         versions in prop::collection::btree_map(any::<String>(), any::<String>(), 0..4),
     ) {
-        let state = State { phase: Phase::Failed, sequence, version, done, total, error, attempt, extra: extra.clone() };
+        let state = State { phase: Phase::Failed, sequence, version, done, total, error, attempt, held: sequence, extra: extra.clone() };
         prop_assert_eq!(State::parse(&state.to_bytes()).unwrap(), state);
         let uname = Uname { sysname: sysname.clone(), machine: sysname.clone(), version: sysname };
-        let info = Info { uname, versions, channel: None, agent: None, free, extra };
+        let labels = versions.clone();
+        let info = Info { uname, versions, channel: None, agent: None, free, labels, utc_offset: Some(-60), extra };
         prop_assert_eq!(Info::parse(&info.to_bytes()).unwrap(), info);
     }
 

@@ -2,13 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers, too")]
 
+use std::{borrow::Cow, collections::BTreeMap};
+
+use jiff::Timestamp;
 use mpypi_protocol::{
-    Digest, FilePath, PackageId, Topic, UpdateList,
+    Digest, FilePath, PackageId, Query, Rollout, Topic, UpdateList,
     list::ListError,
     node::{Info, NodeError, State},
     package::LegacyId,
+    query::Facts,
+    rollout::{Moment, Percent, RolloutId, Window},
     tag::{Code, Runtime, Tag, platform},
-    topic::{NodeSubject, check_filter, check_name, matches},
+    topic::{NodeSubject, RolloutSubject, check_filter, check_name, matches},
     wheel::{RecordLine, dist_info, parse_headers, parse_record, write_record},
 };
 use serde_json::{Value, json};
@@ -71,6 +76,14 @@ fn topics() {
         assert_eq!(topic.to_string(), text(&case, "topic"));
         let found = match &topic {
             Topic::Channel(channel) => json!({ "kind": "channel", "channel": channel }),
+            Topic::Rollout(channel, subject) => {
+                let subject = match subject {
+                    RolloutSubject::Record => "record",
+                    RolloutSubject::Lease => "lease",
+                    RolloutSubject::Order => "order",
+                };
+                json!({ "kind": "rollout", "channel": channel, "subject": subject })
+            }
             Topic::Package(PackageId::Wheel(digest)) => json!({ "kind": "wheel", "digest": digest }),
             Topic::Package(PackageId::Firmware(digest)) => json!({ "kind": "firmware", "digest": digest }),
             Topic::Package(PackageId::Src(path, digest)) => {
@@ -211,4 +224,103 @@ fn tags() {
 fn runtime(case: &Value) -> Runtime {
     let mpy = case["mpy"].as_u64().map(|number| number.try_into().unwrap());
     Runtime { mpy, platform: text(case, "platform").to_owned() }
+}
+
+#[test]
+fn rollout_positions() {
+    for case in cases("rollouts.json", "positions") {
+        assert_eq!(json!(id(&case).position(text(&case, "node"))), case["position"], "{case}");
+    }
+    for case in cases("rollouts.json", "shares") {
+        let jitter = number(&case, "jitter").try_into().unwrap();
+        assert_eq!(json!(id(&case).share(text(&case, "node"), jitter)), case["share"], "{case}");
+    }
+    for case in cases("rollouts.json", "admits") {
+        let percent: Percent = text(&case, "percent").parse().unwrap();
+        let position = id(&case).position(text(&case, "node"));
+        assert_eq!(json!(percent.admits(position)), case["in"], "{case}");
+    }
+    for case in cases("rollouts.json", "percents") {
+        let percent = percent(&case).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(json!(percent.hundredths()), case["hundredths"], "{case}");
+        assert_eq!(percent.to_string(), text(&case, "written"), "{case}");
+    }
+    for case in cases("rollouts.json", "invalid_percents") {
+        assert_eq!(percent(&case).unwrap_err(), text(&case, "error"), "{case}");
+    }
+}
+
+fn percent(case: &Value) -> Result<Percent, String> {
+    let rollout = Rollout::read(&json!({ "id": "0123456789abcdef", "percent": case["percent"] }));
+    rollout.map(|rollout| rollout.percent).map_err(|error| error.to_string())
+}
+
+fn id(case: &Value) -> RolloutId {
+    text(case, "id").parse().unwrap()
+}
+
+fn number(case: &Value, key: &str) -> u64 {
+    case[key].as_u64().unwrap_or_else(|| panic!("no number `{key}` in {case}"))
+}
+
+#[test]
+fn rollout_queries() {
+    for case in cases("rollouts.json", "queries") {
+        let query: Query = text(&case, "query").parse().unwrap_or_else(|error| panic!("{case}: {error}"));
+        let facts = &case["facts"];
+        let fact = |key: &str| facts[key].as_str().map(Cow::from);
+        let labels: Option<BTreeMap<String, String>> =
+            serde_json::from_value(facts["labels"].clone()).unwrap();
+        let facts = Facts {
+            node: text(facts, "node").into(),
+            runtime: fact("runtime"),
+            channel: fact("channel"),
+            version: fact("version"),
+            sequence: facts["sequence"].as_u64(),
+            agent: fact("agent"),
+            firmware: fact("firmware"),
+            labels: Cow::Owned(labels.unwrap_or_default()),
+        };
+        assert_eq!(json!(query.holds(&facts)), case["holds"], "{case}");
+    }
+    refused("rollouts.json", "invalid_queries", "query", |query| query.parse::<Query>());
+}
+
+#[test]
+fn rollout_windows() {
+    for case in cases("rollouts.json", "windows") {
+        let window: Window = text(&case, "window").parse().unwrap();
+        assert_eq!(window.to_string(), text(&case, "window"));
+        let (now, offset) = (time(&case, "time").unwrap().as_second(), utc_offset(&case));
+        assert_eq!(json!(window.opens_in(now, offset)), case["opens_in"], "{case}");
+        assert_eq!(json!(window.closes_in(now, offset)), case["closes_in"], "{case}");
+    }
+    refused("rollouts.json", "invalid_windows", "window", |window| window.parse::<Window>());
+    for case in cases("rollouts.json", "waits") {
+        let rollout = Rollout::read(&case["rollout"]).unwrap();
+        let moment =
+            Moment { since: number(&case, "since"), wall: time(&case, "now"), utc_offset: utc_offset(&case) };
+        assert_eq!(json!(rollout.wait(text(&case, "node"), moment)), case["wait"], "{case}");
+    }
+}
+
+fn time(case: &Value, key: &str) -> Option<Timestamp> {
+    case[key].as_str().map(|text| text.parse().unwrap())
+}
+
+fn utc_offset(case: &Value) -> i32 {
+    case["utc_offset"].as_i64().unwrap().try_into().unwrap()
+}
+
+#[test]
+fn rollouts() {
+    for case in cases("rollouts.json", "valid") {
+        let rollout = Rollout::read(&case["rollout"]).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(rollout.to_value().to_string(), case["written"].to_string(), "{case}");
+        assert_eq!(Rollout::read(&case["written"]), Ok(rollout), "{case}");
+    }
+    for case in cases("rollouts.json", "invalid") {
+        let error = Rollout::read(&case["rollout"]).unwrap_err();
+        assert_eq!(error.to_string(), text(&case, "error"), "{case}");
+    }
 }

@@ -1,7 +1,8 @@
 //! A channel's folder → what its devices should have.
 //!
 //! By convention, with nothing to configure: files below `src/` are sent as they are; each folder with a
-//! `pyproject.toml` and each `.whl` below `wheels/` becomes a wheel. A folder with neither is all `src`.
+//! `pyproject.toml` and each `.whl` below `wheels/` becomes a wheel; each `.bin` below `firmware/` is an image for
+//! whole devices. A folder with none of these three is all `src`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +18,7 @@ use mpypi_protocol::{
     ChannelName, Digest, Entry, FilePath, PackageId,
     digest::Hasher,
     limits::PACKAGE,
-    list::{Src, Wheel as WheelEntry},
+    list::{Firmware, OPTIONAL, Src, Wheel as WheelEntry},
     path::PathError,
     topic::NameError,
     wheel::normalized_name,
@@ -25,6 +26,7 @@ use mpypi_protocol::{
 
 use crate::{
     compile::{self, Compiled},
+    firmware::{self, Title},
     limits,
     places::{PlaceError, Places},
     promoter::PromoterIgnore,
@@ -45,7 +47,7 @@ pub struct Channel {
     pub name: ChannelName,
     /// What its `channel.toml` says.
     pub settings: Settings,
-    /// Wheels by name, then files by path.
+    /// Wheels by name, then files by path, then images by name.
     pub packages: Vec<Package>,
     /// What people should know: one sentence each.
     pub warnings: Vec<String>,
@@ -168,6 +170,38 @@ pub enum ChannelError {
         /// The tag.
         tag: String,
     },
+    /// Two images are the same firmware for the same devices.
+    #[error("`{one}` and `{other}` are both firmware `{name}`{}", for_target(target))]
+    SameImage {
+        /// One file.
+        one: String,
+        /// The other.
+        other: String,
+        /// The firmware's name.
+        name: String,
+        /// The hardware it is for, unless it is for all.
+        target: Option<String>,
+    },
+    /// Nothing says which version an image is.
+    #[error("nothing says which version `{file}` is")]
+    NoVersion {
+        /// The image.
+        file: String,
+    },
+    /// An image without a byte.
+    #[error("`{file}` is empty: there is no such firmware")]
+    EmptyImage {
+        /// The image.
+        file: String,
+    },
+    /// `channel.toml` speaks of an image that is not there.
+    #[error("channel file `{}` speaks of `firmware/{file}`, which is not there or left out", path.display())]
+    NoImage {
+        /// The channel file.
+        path: PathBuf,
+        /// The image, relative to `firmware/`.
+        file: String,
+    },
     /// Two files want one place on a device.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -221,8 +255,15 @@ impl Channel {
             warnings: vec![],
             notes: vec![],
         };
-        let packages = reader.packages()?;
+        let mut packages = reader.packages()?;
         let Reader { places, mut warnings, notes, .. } = reader;
+        for name in &settings.optional {
+            let named: Vec<_> = packages.iter_mut().filter(|package| package.is_called(name)).collect();
+            if named.is_empty() {
+                warnings.push(format!("`channel.toml` speaks of package `{name}`, and there is none"));
+            }
+            named.into_iter().for_each(Package::leave_to_device);
+        }
         warnings.extend(places.check()?);
         if packages.is_empty() {
             return Err(ChannelError::Empty { folder: folder.to_owned(), warnings });
@@ -320,18 +361,14 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn packages(&mut self) -> Result<Vec<Package>, ChannelError> {
-        let is_folder = |name| self.folder.join(name).is_dir();
-        let conventional = is_folder("src") || is_folder("wheels");
-        let has_firmware = conventional && is_folder("firmware");
+        const CONVENTION: [&str; 3] = ["src", "wheels", "firmware"];
+        let conventional = CONVENTION.iter().any(|name| self.folder.join(name).is_dir());
         let enter: fn(&OsStr) -> bool = match conventional {
-            true => |name| name == "src" || name == "wheels",
+            true => |name| CONVENTION.iter().any(|known| name == *known),
             false => |name| name != Settings::FILE,
         };
         let Walked { files, warnings } = walk(self.folder, &self.settings.ignore, enter)?;
         self.warnings.extend(warnings);
-        if has_firmware {
-            self.warnings.push("`firmware/` is left out: this version cannot publish firmware".to_owned());
-        }
         if conventional && self.folder.join("pyproject.toml").is_file() {
             self.warnings.push(
                 "`pyproject.toml` is left out: to make a wheel of this project, put its folder below \
@@ -339,13 +376,61 @@ impl Reader<'_> {
                     .to_owned(),
             );
         }
-        let (src, wheels): (Vec<Found>, Vec<Found>) = match conventional {
-            true => files.into_iter().partition(|file| file.name.starts_with("src/")),
-            false => (files, Vec::new()),
+        let below = |folder| files.iter().filter(|file| is_below(&file.name, folder)).cloned().collect();
+        let (src, wheels, images): (Vec<Found>, Vec<Found>, Vec<Found>) = match conventional {
+            true => (below("src"), below("wheels"), below("firmware")),
+            false => (files, Vec::new(), Vec::new()),
         };
         let mut packages = self.wheels(&wheels)?;
         packages.extend(self.src(&src, if conventional { "src/" } else { "" })?);
+        packages.extend(self.firmware(&images)?);
         Ok(packages)
+    }
+
+    fn firmware(&mut self, files: &[Found]) -> Result<Vec<Package>, ChannelError> {
+        let mut images: BTreeMap<(String, Option<String>), (&Found, Package)> = BTreeMap::new();
+        let mut unmentioned = self.settings.firmware.clone();
+        let mut stray = Vec::new();
+        for file in files {
+            let name = &file.name["firmware/".len()..];
+            let given = unmentioned.remove(name);
+            if given.is_none() && !firmware::is_image(name) {
+                stray.push(file.name.as_str());
+                continue;
+            }
+            let title = firmware::title(name, given.as_ref(), self.settings.version.as_deref());
+            let Some(Title { name, version, target }) = title else {
+                return Err(ChannelError::NoVersion { file: file.name.clone() });
+            };
+            let (digest, size) = self.digest(file)?;
+            if size == 0 {
+                return Err(ChannelError::EmptyImage { file: file.name.clone() });
+            }
+            let key = (name.clone(), target.clone());
+            if let Some((one, _)) = images.get(&key) {
+                let (one, other) = (one.name.clone(), file.name.clone());
+                return Err(ChannelError::SameImage { one, other, name, target });
+            }
+            let extra = Default::default();
+            let entry = Entry::Firmware(Firmware { name, version, target, digest, size: Some(size), extra });
+            let content = Content::File(file.path.clone());
+            images.insert(key, (file, Package { id: PackageId::Firmware(digest), entry, size, content }));
+        }
+        if let Some((file, _)) = unmentioned.pop_first() {
+            return Err(ChannelError::NoImage { path: self.folder.join(Settings::FILE), file });
+        }
+        self.leave_out(&stray, "neither a `.bin` nor spoken of in `channel.toml`");
+        Ok(images.into_values().map(|(_, package)| package).collect())
+    }
+
+    /// Warns of files that mean nothing where they are.
+    fn leave_out(&mut self, files: &[&str], reason: &str) {
+        let Some(first) = files.first() else { return };
+        let others = match files.len() {
+            1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
+        self.warnings.push(format!("`{first}`{others} left out: {reason}"));
     }
 
     fn src(&mut self, files: &[Found], root: &str) -> Result<Vec<Package>, ChannelError> {
@@ -467,15 +552,7 @@ impl Reader<'_> {
             }
             wheels.insert(key, (from, wheel));
         }
-        if let Some(first) = stray.first() {
-            let others = match stray.len() {
-                1 => String::new(),
-                count => format!(" and {} more", count - 1),
-            };
-            self.warnings.push(format!(
-                "`{first}`{others} left out: neither a `.whl` nor in a folder with a `pyproject.toml`"
-            ));
-        }
+        self.leave_out(&stray, "neither a `.whl` nor in a folder with a `pyproject.toml`");
         Ok(wheels.into_values().map(|(_, wheel)| Package::from(wheel)).collect())
     }
 
@@ -520,6 +597,10 @@ fn because(warnings: &[String]) -> String {
     }
 }
 
+fn for_target(target: &Option<String>) -> String {
+    target.as_ref().map(|target| format!(" for `{target}`")).unwrap_or_default()
+}
+
 fn is_below(name: &str, folder: &str) -> bool {
     name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
 }
@@ -544,6 +625,23 @@ impl From<Wheel> for Package {
 }
 
 impl Package {
+    fn is_called(&self, name: &str) -> bool {
+        match &self.entry {
+            Entry::Wheel(wheel) => normalized_name(&wheel.name) == normalized_name(name),
+            Entry::Firmware(image) => image.name == name,
+            _ => false,
+        }
+    }
+
+    /// A device takes it only if somebody there chose it.
+    fn leave_to_device(&mut self) {
+        if let Entry::Wheel(WheelEntry { extra, .. }) | Entry::Firmware(Firmware { extra, .. }) =
+            &mut self.entry
+        {
+            extra.insert(OPTIONAL.to_owned(), true.into());
+        }
+    }
+
     /// The package's bytes, which are sure to have its digest.
     ///
     /// # Errors
@@ -576,12 +674,21 @@ impl ChannelError {
             ChannelError::Path { .. } => "rename it, or leave it out with `ignore` in channel.toml",
             ChannelError::TooLarge { .. } => "split it, or leave it out with `ignore` in channel.toml",
             ChannelError::Wheel { source, .. } => return source.hint(),
+            ChannelError::NoVersion { .. } => {
+                "call it `firmware-<hardware>-v<version>.bin`, or give `version` in channel.toml, for the channel \
+                 or below `[firmware.\"<file>\"]`"
+            }
+            ChannelError::EmptyImage { .. } => "remove it, or leave it out with `ignore` in channel.toml",
+            ChannelError::NoImage { .. } => "the name is that of a file, relative to `firmware/`",
+            ChannelError::SameImage { .. } => {
+                "keep one of them, or give them different `name`s or `target`s in channel.toml"
+            }
             ChannelError::Twice { .. } | ChannelError::Place(_) => {
                 "keep one of them; a device would refuse the release"
             }
             ChannelError::Empty { .. } => {
-                "put files below `src/` or projects below `wheels/`; a list without packages would remove \
-                 everything from the channel's devices"
+                "put files below `src/`, projects below `wheels/` or images below `firmware/`; a list without \
+                 packages would remove everything from the channel's devices"
             }
             ChannelError::Changed { .. } => "run again when nothing writes to the folder",
             _ => return None,
@@ -613,6 +720,10 @@ pub(crate) mod tests {
         let name = |package: &Package| match &package.entry {
             Entry::Wheel(wheel) => format!("wheel {} {}", wheel.name, wheel.version),
             Entry::Src(src) => format!("src {}", src.path),
+            Entry::Firmware(image) => {
+                let target = image.target.as_deref().unwrap_or("all");
+                format!("firmware {} {} for {target}", image.name, image.version)
+            }
             other => other.kind().to_owned(),
         };
         channel.packages.iter().map(name).collect()
@@ -646,8 +757,51 @@ pub(crate) mod tests {
 
     #[test]
     fn a_folder_without_the_convention_is_all_src() {
-        let channel = load(&[("main.py", "x"), ("channel.toml", ""), ("firmware/x.bin", "x")]).unwrap();
-        assert_eq!(ids(&channel), ["src firmware/x.bin", "src main.py"]);
+        let channel = load(&[("main.py", "x"), ("channel.toml", ""), ("images/x.bin", "x")]).unwrap();
+        assert_eq!(ids(&channel), ["src images/x.bin", "src main.py"]);
+    }
+
+    #[test]
+    fn images_come_last_by_name_and_need_no_files_beside_them() {
+        let channel = load(&[
+            ("channel.toml", "version = \"1.10\"\n[firmware.\"b.img\"]\ntarget = \"esp32-eth\"\n"),
+            ("firmware/firmware-esp32-v3.0.0.bin", "image"),
+            ("firmware/b.img", "image"),
+            ("firmware/old/a.bin", "older image"),
+            ("firmware/.gitignore", "*.elf\n"),
+            ("firmware/a.elf", "not for devices"),
+        ])
+        .unwrap();
+        assert_eq!(
+            ids(&channel),
+            ["firmware a 1.10 for all", "firmware b 1.10 for esp32-eth", "firmware esp32 3.0.0 for esp32"]
+        );
+        let image = &channel.packages[2];
+        assert_eq!(image.id, PackageId::Firmware(Digest::of(b"image")));
+        assert_eq!(image.size, 5);
+        assert_eq!(
+            channel.warnings,
+            ["`firmware/.gitignore` left out: neither a `.bin` nor spoken of in `channel.toml`"]
+        );
+    }
+
+    #[test]
+    fn an_image_that_is_not_one_is_refused_with_a_remedy() {
+        let speaks = "version = \"1\"\n[firmware.\"b.bin\"]\nname = \"a\"\n";
+        let refused: [(&[(&str, &str)], &str); 4] = [
+            (&[("firmware/a.bin", "x")], "nothing says which version `firmware/a.bin` is"),
+            (&[("firmware/firmware-a-v1.bin", "")], "`firmware/firmware-a-v1.bin` is empty"),
+            (&[("firmware/a.bin", "x"), ("channel.toml", speaks)], "speaks of `firmware/b.bin`"),
+            (
+                &[("firmware/a.bin", "x"), ("firmware/b.bin", "y"), ("channel.toml", speaks)],
+                "`firmware/a.bin` and `firmware/b.bin` are both firmware `a`",
+            ),
+        ];
+        for (files, word) in refused {
+            let error = load(files).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+            assert!(error.hint().is_some(), "{error}");
+        }
     }
 
     #[test]
@@ -656,15 +810,16 @@ pub(crate) mod tests {
             ("src/main.py", "x"),
             ("src/.promoterignore", "(\n.*\\.md\n"),
             ("src/a.md", ""),
-            ("firmware/esp32.bin", "x"),
+            ("firmware/firmware-esp32-v1.bin", "x"),
+            ("firmware/esp32.elf", "x"),
             ("wheels/notes.txt", ""),
         ])
         .unwrap();
-        assert_eq!(ids(&channel), ["src .promoterignore", "src main.py"]);
+        assert_eq!(ids(&channel), ["src .promoterignore", "src main.py", "firmware esp32 1 for esp32"]);
         assert_eq!(channel.warnings.len(), 3, "{:?}", channel.warnings);
-        assert!(channel.warnings[0].contains("`firmware/` is left out"));
-        assert!(channel.warnings[1].contains("`wheels/notes.txt` left out"));
-        assert!(channel.warnings[2].contains("`(`, which is no regular expression"));
+        assert!(channel.warnings[0].contains("`wheels/notes.txt` left out"));
+        assert!(channel.warnings[1].contains("`(`, which is no regular expression"));
+        assert!(channel.warnings[2].contains("`firmware/esp32.elf` left out"));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | [`settings`] | `channel.toml` → settings |
 //! | [`walk`], [`promoter`] | which files of a folder count |
 //! | [`wheel`] | a project or a `.whl` → a wheel in the one form that every installer accepts |
+//! | [`firmware`] | what an image is called, which version it is, and for which hardware |
 //! | [`compile`] | the Python source of wheels → bytecode and machine code, by mpy-cross |
 //! | [`channel`] | a folder → packages |
 //! | [`places`] | which of their files want the same place on a device |
@@ -16,8 +17,9 @@
 //! | [`retained`] | what a broker has |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
 //! | [`link`] | one MQTT connection |
+//! | [`rollout`] | a release for few nodes first, then for more, as long as it goes well |
 //!
-//! [`watch`](mod@watch) does it at every change, [`rehearse`](mod@rehearse) does it to a fleet of its own, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`status`](mod@status) shows what came of it,
+//! [`watch`](mod@watch) does it at every change, [`rehearse`](mod@rehearse) does it to a fleet of its own, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`push`](mod@push) brings firmware to devices with projectMM, [`status`](mod@status) shows what came of it,
 //! [`progress`] and [`report`] are what people and programs see, [`limits`] names every limit. [`cli`] is the
 //! command line.
 //!
@@ -26,6 +28,7 @@
 pub mod channel;
 pub mod cli;
 pub mod compile;
+pub mod firmware;
 pub mod install;
 pub mod limits;
 pub mod link;
@@ -35,9 +38,11 @@ pub mod plan;
 pub mod progress;
 pub mod promoter;
 pub mod publish;
+pub mod push;
 pub mod rehearse;
 pub mod report;
 pub mod retained;
+pub mod rollout;
 pub mod settings;
 pub mod status;
 pub mod walk;

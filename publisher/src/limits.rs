@@ -63,6 +63,33 @@ pub const BROKER_START: Duration = Duration::from_secs(30);
 /// How often a rehearsal looks whether all devices have what they start with.
 pub const REHEARSAL_LOOK: Duration = Duration::from_millis(500);
 
+/// Most steps of a rollout.
+pub const ROLLOUT_STEPS: usize = 32;
+
+/// A step that does not get to where it should is given up after so many times its wait, if nobody says otherwise.
+pub const ROLLOUT_PATIENCE: u64 = 3;
+
+/// How often a rollout is looked at, and at most how long messages about it are collected before.
+pub const ROLLOUT_LOOK: Duration = Duration::from_millis(500);
+
+/// When nothing arrived for so long, what did is looked at.
+pub const ROLLOUT_PAUSE: Duration = Duration::from_millis(30);
+
+/// How often everything about a rollout is asked for again: brokers may drop messages to readers that are slow.
+pub const ROLLOUT_REFRESH: Duration = Duration::from_secs(60);
+
+/// Who claimed a rollout acts when nobody else has for so long: longer than a claim is on its way.
+pub const LEASE_SETTLES: Duration = Duration::from_secs(1);
+
+/// The keep-alive of who steers a rollout: when it is gone, another may take over after one and a half times this.
+pub const LEASE_KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Connections that may be lost in a row while a rollout is steered: it goes on for days, and a broker may be away for long.
+pub const STEER_ATTEMPTS: u32 = 40;
+
+/// Who steers a rollout answers an order within this time.
+pub const ORDER_ANSWER: Duration = Duration::from_secs(10);
+
 /// `watch` waits until nothing changed for so long: editors write in several steps.
 pub const DEBOUNCE: Duration = Duration::from_millis(200);
 
@@ -81,3 +108,12 @@ pub const COMPILE: Duration = Duration::from_secs(60);
 
 /// Most bytes that are kept of what mpy-cross says on one of its outputs.
 pub const COMPILER_OUTPUT: u64 = 64 * 1024;
+
+/// How long a device that is updated over HTTP may take for one answer.
+pub const DEVICE: Duration = Duration::from_secs(10);
+
+/// How often it is asked how it stands.
+pub const DEVICE_POLL: Duration = Duration::from_secs(1);
+
+/// Largest answer of it, in bytes.
+pub const DEVICE_ANSWER: u64 = 256 * 1024;

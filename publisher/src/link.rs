@@ -15,8 +15,8 @@ use rumqttc::{
         mqttbytes::{
             QoS,
             v5::{
-                ConnAck, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, Login,
-                Packet, PubAckReason, Publish, Subscribe, SubscribeReasonCode, Unsubscribe,
+                ConnAck, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter,
+                LastWill, Login, Packet, PubAckReason, Publish, Subscribe, SubscribeReasonCode, Unsubscribe,
             },
         },
     },
@@ -226,17 +226,39 @@ impl Link {
     /// # Errors
     /// [`LinkError::Unreachable`], [`LinkError::Refused`] or [`LinkError::NotMqtt`]
     pub async fn connect(endpoint: &Endpoint) -> Result<Link, LinkError> {
+        Link::open(endpoint, None, limits::KEEP_ALIVE).await
+    }
+
+    /// The same. When the connection ends without a goodbye, the broker clears what is retained on `topic`; it notices the
+    /// end after one and a half times `keep_alive`.
+    ///
+    /// # Errors
+    /// As [`Link::connect`].
+    pub async fn connect_clearing(
+        endpoint: &Endpoint,
+        topic: &str,
+        keep_alive: Duration,
+    ) -> Result<Link, LinkError> {
+        let will = LastWill::new(topic, Vec::new(), QoS::AtLeastOnce, true, None);
+        Link::open(endpoint, Some(will), keep_alive).await
+    }
+
+    async fn open(
+        endpoint: &Endpoint,
+        will: Option<LastWill>,
+        keep_alive: Duration,
+    ) -> Result<Link, LinkError> {
         let url = endpoint.url();
         let properties =
             ConnectProperties { max_packet_size: Some(PACKET as u32), ..ConnectProperties::new() };
         let hello = Connect {
-            keep_alive: limits::KEEP_ALIVE.as_secs() as u16,
+            keep_alive: keep_alive.as_secs() as u16,
             client_id: format!("mpypi-{}-{:08x}", std::process::id(), fastrand::u32(..)),
             clean_start: true,
             properties: Some(properties),
         };
         let login = url.credentials.as_ref().map(|(user, password)| Login::new(user, password));
-        let hello = Packet::Connect(hello, None, login);
+        let hello = Packet::Connect(hello, will, login);
         let opened = Line::open(endpoint, V5::new(PACKET as u32), hello).await;
         let (mut line, packet) = opened.map_err(|error| connect_error(url, error))?;
         let greeting = match packet {
@@ -254,8 +276,8 @@ impl Link {
         let serves = (greeting::SERVES.to_owned(), greeting::MPY_BLOX.to_owned());
         let adapts = properties.is_some_and(|properties| properties.user_properties.contains(&serves));
         // MQTT 5, 3.2.2.3.14: the broker's keep-alive takes the place of ours.
-        let keep_alive = properties.and_then(|properties| properties.server_keep_alive);
-        let keep_alive = keep_alive.map_or(limits::KEEP_ALIVE, |seconds| Duration::from_secs(seconds.into()));
+        let servers = properties.and_then(|properties| properties.server_keep_alive);
+        let keep_alive = servers.map_or(keep_alive, |seconds| Duration::from_secs(seconds.into()));
         line.accept(Some(Packet::ConnAck(greeting)), keep_alive);
         Ok(Link {
             url: url.clone(),

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, PackageId, UpdateList,
+    ChannelName, Digest, Entry, PackageId, Rollout, UpdateList,
     list::{ListError, Release},
+    rollout,
 };
 use serde::Serialize;
 
@@ -25,6 +26,8 @@ pub struct Wanted {
     pub sequence: Option<u64>,
     /// Its packages, in order.
     pub entries: Vec<Entry>,
+    /// Whose turn it is to take it; everybody's if `None`.
+    pub rollout: Option<Rollout>,
 }
 
 /// Whether a broker is believed to have the packages that its list names.
@@ -106,6 +109,9 @@ pub enum PlanError {
     /// The entries contradict each other.
     #[error("the list would not be valid")]
     List(#[from] ListError),
+    /// Neither list has a release.
+    #[error("the channel has no release: publish its folder")]
+    NoRelease,
     /// A time that cannot be written.
     #[error("the release would expire at a time that cannot be written")]
     Expires(#[from] jiff::Error),
@@ -131,6 +137,7 @@ pub fn decide(
     if let Some(release) = release
         && trust == Trust::List
         && old == wanted.entries
+        && release.extra.get(rollout::KEY) == wanted.rollout.as_ref().map(Rollout::to_value).as_ref()
         && wanted.sequence.is_none_or(|sequence| sequence == release.sequence)
         && wanted.version.as_ref().is_none_or(|version| *version == release.version)
         && is_fresh(release, wanted.expires_days, now)
@@ -146,13 +153,14 @@ pub fn decide(
         Some(sequence) => sequence,
         None => last.checked_add(1).ok_or(PlanError::NoSequence)?,
     };
+    let rollout = wanted.rollout.iter().map(|rollout| (rollout::KEY.to_owned(), rollout.to_value()));
     let release = Release {
         channel: wanted.channel.clone(),
         sequence,
         version: wanted.version.clone().unwrap_or_else(|| sequence.to_string()),
         created: Some(now),
         expires: wanted.expires_days.map(|days| now.checked_add(days_of(days))).transpose()?,
-        extra: Default::default(),
+        extra: rollout.collect(),
     };
     let mut all = vec![Entry::Release(release.clone())];
     all.extend(wanted.entries.iter().cloned());
@@ -173,6 +181,44 @@ pub fn decide(
         .collect();
     let diff = diff(&old, &wanted.entries);
     Ok(Decision::Publish(Box::new(Plan { release, list: bytes.into(), unknown, diff })))
+}
+
+/// A new list with the packages of `from`, to take the place of `present`: with another rollout, or none, and what is bad.
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn relist(
+    present: &UpdateList,
+    from: &UpdateList,
+    rollout: Option<&Rollout>,
+    revoked: &[u64],
+    now: Timestamp,
+) -> Result<(Release, Bytes), PlanError> {
+    let now = Timestamp::from_second(now.as_second())?;
+    let (old, last) = (from.release(), present.release().map_or(0, |release| release.sequence));
+    let channel = present.release().or(old).map(|release| release.channel.clone());
+    let sequence = last.checked_add(1).ok_or(PlanError::NoSequence)?;
+    // It stays good for as long as it was meant to.
+    let life = old.and_then(|old| Some(old.expires?.duration_since(old.created?)));
+    let mut extra = old.map(|old| old.extra.clone()).unwrap_or_default();
+    extra.shift_remove(rollout::KEY);
+    extra.extend(rollout.map(|rollout| (rollout::KEY.to_owned(), rollout.to_value())));
+    if !revoked.is_empty() {
+        extra.insert("revoked".to_owned(), revoked.to_vec().into());
+    }
+    let release = Release {
+        channel: channel.ok_or(PlanError::NoRelease)?,
+        sequence,
+        version: old.map_or_else(|| sequence.to_string(), |old| old.version.clone()),
+        created: Some(now),
+        expires: life.map(|life| now.checked_add(life)).transpose()?,
+        extra,
+    };
+    let mut all = vec![Entry::Release(release.clone())];
+    let is_package = |entry: &&Entry| !matches!(entry, Entry::Release(_) | Entry::Signature(_));
+    all.extend(from.entries().iter().filter(is_package).cloned());
+    let list = UpdateList::new(all)?;
+    Ok((release, list.to_bytes().into()))
 }
 
 /// Whether the release need not be renewed: it expires as wanted, and more than half of its time is left.
@@ -253,6 +299,7 @@ mod tests {
             expires_days: None,
             sequence: None,
             entries,
+            rollout: None,
         }
     }
 

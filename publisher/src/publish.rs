@@ -11,7 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::Endpoint;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, NodeId, PackageId, UpdateList,
+    ChannelName, Digest, Entry, NodeId, PackageId, Rollout, UpdateList,
     list::{ListError, Release},
     node::Info,
 };
@@ -42,6 +42,8 @@ pub struct Options {
     pub sequence: Option<u64>,
     /// What becomes of a release that would harm Mpy-BLOX nodes.
     pub harm: Harm,
+    /// Whose turn it is to take the release; everybody's if `None`.
+    pub rollout: Option<Rollout>,
 }
 
 /// What becomes of a release that would harm Mpy-BLOX nodes.
@@ -570,6 +572,7 @@ impl<O: Observer> Run<'_, O> {
             expires_days: settings.expires_days,
             sequence: self.options.sequence,
             entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
+            rollout: self.options.rollout.clone(),
         };
         let decision = decide(present.as_ref(), &wanted, Trust::List, self.now)?;
         // A Mpy-BLOX node waits for ever for what a broker lost, so others' brokers are asked for everything.

@@ -115,6 +115,7 @@ pub async fn rehearse(rehearsal: &Rehearsal, observer: &mut impl Observer) -> Re
         trust: Trust::List,
         sequence: None,
         harm: Harm::Refused,
+        rollout: None,
     };
     // Whatever is wrong with the release shows before anything is started.
     let planned = publish(&rehearsal.folder, &options, &mut ()).await.map_err(Box::new)?;

@@ -11,13 +11,14 @@ use mpypi_protocol::ChannelName;
 use serde_json::{Value, json};
 
 use crate::{
-    commands::Stopped,
+    commands::{Stopped, push::NotAll, rollout::RolloutFailure},
     install::{InstallError, Installed, Way},
     lint::Finding,
     plan::{Change, Diff},
     publish::{Done, Outcome, PublishError},
     rehearse::RehearsalError,
     retained::AskError,
+    rollout::{start::StartError, steer::SteerError},
 };
 
 /// A size for people: `213 B`, `2.3 KiB`, `1.5 MiB`.
@@ -158,6 +159,15 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<RehearsalError>() {
         return error.hint();
     }
+    if let Some(error) = error.downcast_ref::<StartError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<SteerError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<RolloutFailure>() {
+        return error.hint();
+    }
     if let Some(error) = error.downcast_ref::<AskError>() {
         return error.hint();
     }
@@ -173,7 +183,10 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_unconfirmed = matches!(error.downcast_ref(), Some(InstallError::NotConfirmed { .. }));
     let is_unexpected = matches!(error.downcast_ref(), Some(RehearsalError::NotAsExpected));
-    if is_unconfirmed || is_unexpected { 3 } else { 1 }
+    let is_not_done = matches!(error.downcast_ref(), Some(RolloutFailure::NotDone { .. }))
+        || matches!(error.downcast_ref(), Some(StartError::Paused { .. }))
+        || error.downcast_ref::<NotAll>().is_some();
+    if is_unconfirmed || is_unexpected || is_not_done { 3 } else { 1 }
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi watch … 2>&1 | head`), that is no error.

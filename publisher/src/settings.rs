@@ -1,15 +1,22 @@
 //! `channel.toml`: the few things about a channel that its folder cannot say by itself.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
 };
 
-use mpypi_protocol::{ChannelName, Tag, limits};
+use mpypi_client::args::parse_time;
+use mpypi_protocol::{
+    ChannelName, Query, Tag, limits,
+    rollout::{Percent, Window},
+};
 use toml::Value;
 
 use crate::{
     compile::{Compile, Target},
+    firmware::Given,
+    rollout::{OnFailure, Policy, start::patience},
     walk,
 };
 
@@ -26,8 +33,39 @@ pub struct Settings {
     pub compile: Option<Compile>,
     /// `ignore`: patterns as in `.gitignore`, relative to the channel's folder.
     pub ignore: Vec<String>,
+    /// `[packages.NAME]`, `optional = true`: a wheel or an image that a device takes only if somebody there chose it.
+    pub optional: BTreeSet<String>,
     /// `expires`: devices stop believing a release that is older than so many days.
     pub expires_days: Option<u32>,
+    /// `[firmware."esp32.bin"]`: what is said of an image, by its path below `firmware/`.
+    pub firmware: BTreeMap<String, Given>,
+    /// `[rollout]`: how `mpypi rollout` goes about it, unless told otherwise.
+    pub rollout: RolloutSettings,
+}
+
+/// What `[rollout]` in `channel.toml` says, or the command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RolloutSettings {
+    /// `steps`: how many of the nodes at each step, as `"1%,10%,50%,100%"`.
+    pub steps: Option<Vec<Percent>>,
+    /// `wait`: how long a step takes at least, in seconds.
+    pub wait: Option<u64>,
+    /// `patience`: when a step that does not get to `min-success` is given up, in seconds.
+    pub patience: Option<u64>,
+    /// `max-failures`: more than that of a step's nodes failed.
+    pub max_failures: Option<Percent>,
+    /// `min-success`: at least that of a step's nodes have the release.
+    pub min_success: Option<Percent>,
+    /// `rollback-on-failure`
+    pub rollback_on_failure: Option<bool>,
+    /// `only`: for which nodes.
+    pub only: Option<Query>,
+    /// `window`: at which time of day.
+    pub window: Option<Window>,
+    /// `jitter`: each node waits for a time of its own, up to so many seconds.
+    pub jitter: Option<u32>,
+    /// `optional`: each node waits for an order.
+    pub optional: Option<bool>,
 }
 
 /// Why a `channel.toml` is refused.
@@ -63,6 +101,8 @@ pub enum SettingsError {
         key: String,
         /// A known key that looks like it.
         meant: Option<&'static str>,
+        /// The keys that are known there.
+        known: &'static [&'static str],
     },
     /// A key with a value it cannot have.
     #[error("channel file `{}`: `{key}` should be {expected}", path.display())]
@@ -89,8 +129,20 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 9] =
-        ["name", "version", "tag", "compile", "targets", "optimize", "line-numbers", "ignore", "expires"];
+    pub const KEYS: [&'static str; 12] = [
+        "name",
+        "version",
+        "tag",
+        "compile",
+        "targets",
+        "optimize",
+        "line-numbers",
+        "ignore",
+        "expires",
+        "rollout",
+        "firmware",
+        "packages",
+    ];
 
     /// Reads the `channel.toml` of `folder`; without one, everything is as usual.
     ///
@@ -175,10 +227,14 @@ impl Settings {
                             .ok_or_else(|| wrong("a whole number of days from 1 to 36500".to_owned()))?,
                     );
                 }
-                _ => {
-                    let meant = closest(&key, &Self::KEYS);
-                    return Err(SettingsError::UnknownKey { path: path.to_owned(), key, meant });
+                "rollout" => {
+                    let table =
+                        value.as_table().ok_or_else(|| wrong("a table, as `[rollout]`".to_owned()))?;
+                    settings.rollout = RolloutSettings::parse(table, path)?;
                 }
+                "firmware" => settings.firmware = firmware(value, path)?,
+                "packages" => settings.optional = optional(value, path)?,
+                _ => return Err(unknown(path, key, &Self::KEYS)),
             }
         }
         settings.compile = compiling.checked(settings.tag.is_some()).map_err(|problem| {
@@ -186,6 +242,151 @@ impl Settings {
         })?;
         Ok(settings)
     }
+}
+
+impl RolloutSettings {
+    /// The keys of `[rollout]`.
+    pub const KEYS: [&'static str; 10] = [
+        "steps",
+        "wait",
+        "patience",
+        "max-failures",
+        "min-success",
+        "rollback-on-failure",
+        "only",
+        "window",
+        "jitter",
+        "optional",
+    ];
+
+    fn parse(table: &toml::Table, path: &Path) -> Result<RolloutSettings, SettingsError> {
+        let mut settings = RolloutSettings::default();
+        for (key, value) in table {
+            let wrong = |expected: String| SettingsError::Value {
+                path: path.to_owned(),
+                key: format!("rollout.{key}"),
+                expected,
+            };
+            // A percentage may be written as a number.
+            let text = match value {
+                Value::String(text) => Some(text.clone()),
+                Value::Integer(number) => Some(number.to_string()),
+                Value::Float(number) => Some(number.to_string()),
+                _ => None,
+            };
+            let text = || text.clone().ok_or_else(|| wrong("a text".to_owned()));
+            let percent = || parse_percent(&text()?).map_err(wrong);
+            let time = || parse_seconds(&text()?).map_err(wrong);
+            let yes = || value.as_bool().ok_or_else(|| wrong("`true` or `false`".to_owned()));
+            match key.as_str() {
+                "steps" => settings.steps = Some(parse_steps(&text()?).map_err(wrong)?),
+                "wait" => settings.wait = Some(time()?),
+                "patience" => settings.patience = Some(time()?),
+                "max-failures" => settings.max_failures = Some(percent()?),
+                "min-success" => settings.min_success = Some(percent()?),
+                "rollback-on-failure" => settings.rollback_on_failure = Some(yes()?),
+                "only" => {
+                    let query = text()?.parse();
+                    settings.only = Some(query.map_err(|error| wrong(format!("a query: {error}")))?);
+                }
+                "window" => {
+                    let window = text()?.parse();
+                    settings.window =
+                        Some(window.map_err(|_| wrong("a window, as `22:00-04:00`".to_owned()))?);
+                }
+                "jitter" => settings.jitter = Some(parse_jitter(&text()?).map_err(wrong)?),
+                "optional" => settings.optional = Some(yes()?),
+                _ => {
+                    let meant = closest(key, &Self::KEYS);
+                    let (path, key) = (path.to_owned(), format!("rollout.{key}"));
+                    return Err(SettingsError::UnknownKey { path, key, meant, known: &Self::KEYS });
+                }
+            }
+        }
+        Ok(settings)
+    }
+
+    /// What is said here; where it says nothing, what `other` says.
+    #[must_use]
+    pub fn or(self, other: RolloutSettings) -> RolloutSettings {
+        RolloutSettings {
+            steps: self.steps.or(other.steps),
+            wait: self.wait.or(other.wait),
+            patience: self.patience.or(other.patience),
+            max_failures: self.max_failures.or(other.max_failures),
+            min_success: self.min_success.or(other.min_success),
+            rollback_on_failure: self.rollback_on_failure.or(other.rollback_on_failure),
+            only: self.only.or(other.only),
+            window: self.window.or(other.window),
+            jitter: self.jitter.or(other.jitter),
+            optional: self.optional.or(other.optional),
+        }
+    }
+
+    /// How a rollout goes that this is said about.
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub fn policy(self) -> Result<Policy, &'static str> {
+        let hundredths = |number| Percent::from_hundredths(number).unwrap_or(Percent::ALL);
+        let wait = self.wait.unwrap_or(600);
+        let policy = Policy {
+            steps: self.steps.unwrap_or_else(|| [100, 1000, 5000, 10_000].map(hundredths).to_vec()),
+            wait,
+            patience: self.patience.unwrap_or_else(|| patience(wait)),
+            max_failures: self.max_failures.unwrap_or(hundredths(200)),
+            min_success: self.min_success.unwrap_or(hundredths(9500)),
+            on_failure: match self.rollback_on_failure {
+                Some(true) => OnFailure::RollBack,
+                _ => OnFailure::Pause,
+            },
+            only: self.only,
+            window: self.window,
+            jitter: self.jitter.unwrap_or_default(),
+            optional: self.optional.unwrap_or_default(),
+        };
+        policy.problem().map_or(Ok(policy), Err)
+    }
+}
+
+/// Reads `2.5%` or `2.5`.
+///
+/// # Errors
+/// Says what it should be.
+pub fn parse_percent(text: &str) -> Result<Percent, String> {
+    let number = text.strip_suffix('%').unwrap_or(text);
+    number.parse().map_err(|_| "a percentage with at most two decimals, as `2.5%`".to_owned())
+}
+
+/// Reads `1%,10%,100%`.
+///
+/// # Errors
+/// Says what it should be.
+pub fn parse_steps(text: &str) -> Result<Vec<Percent>, String> {
+    let steps: Result<_, _> = text.split(',').map(|step| parse_percent(step.trim())).collect();
+    steps.map_err(|_| "percentages, as `1%,10%,50%,100%`".to_owned())
+}
+
+/// Reads `10m`, as whole seconds.
+///
+/// # Errors
+/// Says what it should be.
+pub fn parse_seconds(text: &str) -> Result<u64, String> {
+    let time = parse_time(text).map_err(|_| "a time, as `30s`, `10m` or `2h`".to_owned())?;
+    match time.subsec_millis() {
+        0 => Ok(time.as_secs()),
+        _ => Err("a time of whole seconds".to_owned()),
+    }
+}
+
+/// Reads `10m`, at most a day.
+///
+/// # Errors
+/// Says what it should be.
+pub fn parse_jitter(text: &str) -> Result<u32, String> {
+    let seconds = parse_seconds(text)?;
+    let seconds = u32::try_from(seconds).ok().filter(|seconds| *seconds <= limits::JITTER);
+    seconds.ok_or_else(|| "a time of at most a day".to_owned())
 }
 
 /// The keys about compiling, before they are compared with each other.
@@ -228,13 +429,75 @@ impl SettingsError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            SettingsError::UnknownKey { .. } => {
-                let keys = Settings::KEYS.map(|key| format!("`{key}`")).join(", ");
-                Some(format!("the keys are {keys}"))
+            SettingsError::UnknownKey { known, .. } => {
+                let keys: Vec<_> = known.iter().map(|key| format!("`{key}`")).collect();
+                Some(format!("the keys are {}", keys.join(", ")))
             }
             _ => None,
         }
     }
+}
+
+/// What the tables below `firmware` say, each of one image.
+fn firmware(value: Value, path: &Path) -> Result<BTreeMap<String, Given>, SettingsError> {
+    let wrong = |key: String, expected: String| SettingsError::Value { path: path.to_owned(), key, expected };
+    let Value::Table(images) = value else {
+        let expected = "tables, one for each image, as `[firmware.\"esp32.bin\"]`".to_owned();
+        return Err(wrong("firmware".to_owned(), expected));
+    };
+    let mut all = BTreeMap::new();
+    for (file, keys) in images {
+        let place = format!("firmware.\"{file}\"");
+        let Value::Table(keys) = keys else {
+            return Err(wrong(place, "a table of `name`, `version` and `target`".to_owned()));
+        };
+        let mut given = Given::default();
+        for (key, value) in keys {
+            let known = match key.as_str() {
+                "name" => &mut given.name,
+                "version" => &mut given.version,
+                "target" => &mut given.target,
+                _ => return Err(unknown(path, key, &Given::KEYS)),
+            };
+            *known = Some(short_text(&value).map_err(|expected| wrong(format!("{place}.{key}"), expected))?);
+        }
+        all.insert(file, given);
+    }
+    Ok(all)
+}
+
+/// The packages whose table below `packages` says that they are optional.
+fn optional(value: Value, path: &Path) -> Result<BTreeSet<String>, SettingsError> {
+    let wrong = |key: String, expected: &str| SettingsError::Value {
+        path: path.to_owned(),
+        key,
+        expected: expected.to_owned(),
+    };
+    let Value::Table(packages) = value else {
+        return Err(wrong("packages".to_owned(), "tables, one for each package, as `[packages.blink]`"));
+    };
+    let mut optional = BTreeSet::new();
+    for (name, keys) in packages {
+        let Value::Table(keys) = keys else {
+            return Err(wrong(format!("packages.{name}"), "a table, with `optional = true`"));
+        };
+        for (key, value) in keys {
+            match (key.as_str(), value) {
+                ("optional", Value::Boolean(true)) => _ = optional.insert(name.clone()),
+                ("optional", Value::Boolean(false)) => {}
+                ("optional", _) => {
+                    return Err(wrong(format!("packages.{name}.optional"), "`true` or `false`"));
+                }
+                _ => return Err(unknown(path, key, &["optional"])),
+            }
+        }
+    }
+    Ok(optional)
+}
+
+fn unknown(path: &Path, key: String, known: &'static [&'static str]) -> SettingsError {
+    let meant = closest(&key, known);
+    SettingsError::UnknownKey { path: path.to_owned(), key, meant, known }
 }
 
 fn short_text(value: &Value) -> Result<String, String> {
@@ -287,6 +550,9 @@ mod tests {
             compile: None,
             ignore: vec!["*.md".into()],
             expires_days: Some(90),
+            rollout: RolloutSettings::default(),
+            firmware: BTreeMap::new(),
+            optional: BTreeSet::new(),
         };
         assert_eq!(settings, Ok(expected));
     }
@@ -299,9 +565,43 @@ mod tests {
             "channel file `dev/channel.toml` has unknown key `versoin` (did you mean `version`?)"
         );
         assert_eq!(
-            parse("rollout = 1").unwrap_err(),
-            "channel file `dev/channel.toml` has unknown key `rollout`"
+            parse("release = 1").unwrap_err(),
+            "channel file `dev/channel.toml` has unknown key `release`"
         );
+    }
+
+    #[test]
+    fn a_rollout_is_described_as_on_the_command_line() {
+        let text = "[rollout]\nsteps = \"1%,10%,100%\"\nwait = \"5m\"\nmax-failures = 2.5\nmin-success = \"90%\"\n\
+            rollback-on-failure = true\nonly = \"label.room = kitchen\"\nwindow = \"22:00-04:00\"\njitter = \"10m\"\n\
+            optional = true\n";
+        let policy = parse(text).unwrap().rollout.policy().unwrap();
+        assert_eq!(
+            policy.steps.iter().map(|step| step.hundredths()).collect::<Vec<_>>(),
+            [100, 1000, 10_000]
+        );
+        assert_eq!((policy.wait, policy.patience, policy.jitter), (300, 900, 600));
+        assert_eq!((policy.max_failures.hundredths(), policy.min_success.hundredths()), (250, 9000));
+        assert_eq!((policy.on_failure, policy.optional), (OnFailure::RollBack, true));
+        let given = RolloutSettings { wait: Some(60), ..RolloutSettings::default() };
+        let both = given.or(parse(text).unwrap().rollout).policy().unwrap();
+        assert_eq!((both.wait, both.jitter), (60, 600), "the command line counts before the file");
+        for (text, word) in [
+            ("[rollout]\nstep = \"1%\"", "`rollout.step` (did you mean `steps`?)"),
+            ("[rollout]\nsteps = \"1%,x\"", "`rollout.steps` should be percentages"),
+            ("[rollout]\nwait = \"ten\"", "`rollout.wait` should be a time"),
+            ("[rollout]\nonly = \"size = 1\"", "`size` is no field"),
+            ("[rollout]\njitter = \"25h\"", "at most a day"),
+            ("[rollout]\nwindow = \"22-04\"", "a window"),
+            ("rollout = 1", "should be a table"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        for steps in ["10%,1%", "0%,100%", "50%,50%"] {
+            let text = format!("[rollout]\nsteps = \"{steps}\"");
+            assert!(parse(&text).unwrap().rollout.policy().is_err(), "{steps}");
+        }
     }
 
     #[test]
@@ -310,6 +610,24 @@ mod tests {
             assert!(parse(text).unwrap_err().contains("should be"), "{text}");
         }
         assert!(parse("name = \"dev\"\nversion = ").unwrap_err().contains("line 2"));
+    }
+
+    #[test]
+    fn what_is_said_of_an_image_is_read() {
+        let settings =
+            parse("[firmware.\"esp32.bin\"]\nname = \"thing\"\nversion = \"1.10\"\ntarget = \"esp32-eth\"\n");
+        let text = |text: &str| Some(text.to_owned());
+        let given = Given { name: text("thing"), version: text("1.10"), target: text("esp32-eth") };
+        assert_eq!(settings.map(|settings| settings.firmware), Ok([("esp32.bin".to_owned(), given)].into()));
+        for (text, word) in [
+            ("firmware = \"esp32.bin\"", "`firmware` should be tables"),
+            ("[firmware]\n\"esp32.bin\" = \"1.0\"", "`firmware.\"esp32.bin\"` should be a table"),
+            ("[firmware.\"a.bin\"]\nversion = 1.10", "`firmware.\"a.bin\".version` should be a text"),
+            ("[firmware.\"a.bin\"]\nversoin = \"1\"", "`versoin` (did you mean `version`?)"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 
     #[test]
@@ -327,6 +645,21 @@ mod tests {
         assert_eq!(compile(&text), Ok(Some(all)));
         let least = compile("compile = \"mpy\"\noptimize = 3").unwrap().unwrap();
         assert!(!least.line_numbers, "mpy-cross leaves them out at that level");
+    }
+
+    #[test]
+    fn packages_that_are_optional_are_named_in_tables() {
+        let text = "[packages.blink]\noptional = true\n[packages.led]\noptional = false\n";
+        assert_eq!(parse(text).unwrap().optional, ["blink".to_owned()].into());
+        for (text, word) in [
+            ("packages = true", "`packages` should be tables"),
+            ("packages = { blink = true }", "`packages.blink` should be a table"),
+            ("[packages.blink]\noptional = 1", "`packages.blink.optional` should be `true` or `false`"),
+            ("[packages.blink]\noptinal = true", "did you mean `optional`?"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -18,31 +18,32 @@ use mpypi_protocol::{
     wheel::{RecordLine, dist_info, write_record},
 };
 use mpypi_tests::{
-    Authority, Client, Deadline, Kind, Output, Running, Secure, Server, Validity, World, micropython, run,
+    Authority, Client, Deadline, Kind, Output, Running, Secure, Server, Validity, World, micropython, peer,
+    run,
 };
 use serde_json::{Value, json};
 
 /// Where the agent is, and the scripts that run it.
-fn device(name: &str) -> PathBuf {
+pub(crate) fn device(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../device").join(name)
 }
 
-fn script(name: &str) -> String {
+pub(crate) fn script(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("device").join(name).to_str().unwrap().to_owned()
 }
 
 /// Where MicroPython finds its own modules and the agent's.
-fn path() -> String {
+pub(crate) fn path() -> String {
     format!(".frozen:{}", device("").display())
 }
 
 /// Runs a script with the agent's sources on its path.
-fn python(arguments: &[&str]) -> Output {
+pub(crate) fn python(arguments: &[&str]) -> Output {
     micropython(arguments, &[("MICROPYPATH", &path())])
 }
 
 /// One device, its files in the world's folder `root`.
-fn options(world: &World, broker: &str, more: Value) -> String {
+pub(crate) fn options(world: &World, broker: &str, more: Value) -> String {
     fs::create_dir_all(world.path("root")).unwrap();
     let mut options = json!({
         "server": broker, "channel": "dev", "node": "board", "root": world.text("root"), "how": "follow",
@@ -54,22 +55,22 @@ fn options(world: &World, broker: &str, more: Value) -> String {
 }
 
 /// Runs the device until there is nothing more to do. Returns the lines that it said.
-fn update(world: &World, broker: &str, more: Value) -> Vec<Value> {
+pub(crate) fn update(world: &World, broker: &str, more: Value) -> Vec<Value> {
     said(&python(&[&script("node.py"), &options(world, broker, more)]).expect_code(0))
 }
 
-fn said(output: &Output) -> Vec<Value> {
+pub(crate) fn said(output: &Output) -> Vec<Value> {
     output.stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
 /// The phase it ended in, and why, if something was refused: the first word.
-fn result(lines: &[Value]) -> (String, String) {
+pub(crate) fn result(lines: &[Value]) -> (String, String) {
     let last = lines.last().unwrap();
     let word = last["error"].as_str().unwrap_or_default().split(':').next().unwrap_or_default();
     (last["phase"].as_str().unwrap().to_owned(), word.to_owned())
 }
 
-fn idle() -> (String, String) {
+pub(crate) fn idle() -> (String, String) {
     ("idle".to_owned(), String::new())
 }
 
@@ -92,7 +93,7 @@ fn expected(world: &World) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-fn files(world: &World) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(world: &World) -> BTreeMap<String, Vec<u8>> {
     let mut files = world.files("root");
     files.retain(|path, _| !path.contains(".dist-info/"));
     files
@@ -102,11 +103,11 @@ fn publish(world: &World, broker: &str) -> Value {
     run("mpypi", &["publish", &world.text("dev"), "--broker", broker, "--json"]).expect_code(0).json()
 }
 
-fn state(client: &mut Client) -> State {
+pub(crate) fn state(client: &mut Client) -> State {
     State::parse(&client.retained("mpypi/nodes/board/state").unwrap().payload).unwrap()
 }
 
-fn info(client: &mut Client) -> Info {
+pub(crate) fn info(client: &mut Client) -> Info {
     Info::parse(&client.retained("mpypi/nodes/board/info").unwrap().payload).unwrap()
 }
 
@@ -190,7 +191,7 @@ fn a_release_that_is_not_confirmed_is_taken_back_and_not_tried_again() {
 }
 
 /// Waits for the state that `wanted` likes.
-fn await_state(client: &mut Client, wanted: impl Fn(&State) -> bool) -> State {
+pub(crate) fn await_state(client: &mut Client, wanted: impl Fn(&State) -> bool) -> State {
     let patience = Deadline::new();
     loop {
         patience.check("the board did not say what was awaited");
@@ -204,7 +205,7 @@ fn await_state(client: &mut Client, wanted: impl Fn(&State) -> bool) -> State {
     }
 }
 
-fn start(world: &World, broker: &str, more: Value) -> Running {
+pub(crate) fn start(world: &World, broker: &str, more: Value) -> Running {
     let arguments = [&script("node.py"), &options(world, broker, more)];
     Running::start_with("micropython", &arguments.map(String::as_str), &[("MICROPYPATH", &path())])
 }
@@ -256,7 +257,7 @@ fn a_board_that_is_connected_follows_orders() {
 }
 
 /// A wheel of these files, made by hand: nobody checks what is in it.
-fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     let info = dist_info(name, version);
     let metadata = format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n").into_bytes();
     let mut all: Vec<(String, Vec<u8>)> =
@@ -285,16 +286,16 @@ fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> Vec<u8> {
     archive.finish().unwrap().into_inner()
 }
 
-fn release(sequence: u64) -> Value {
+pub(crate) fn release(sequence: u64) -> Value {
     json!({"type": "release", "channel": "dev", "sequence": sequence, "version": sequence.to_string()})
 }
 
-fn src(path: &str, content: &[u8]) -> Value {
+pub(crate) fn src(path: &str, content: &[u8]) -> Value {
     json!({"type": "src", "path": path, "pkg_sha256": Digest::of(content), "size": content.len()})
 }
 
 /// Retains a list, and its packages before.
-fn retain(client: &mut Client, list: &[Value], packages: &[(&Value, &[u8])]) {
+pub(crate) fn retain(client: &mut Client, list: &[Value], packages: &[(&Value, &[u8])]) {
     for (entry, content) in packages {
         let digest = entry["pkg_sha256"].as_str().unwrap();
         let topic = match entry["path"].as_str() {
@@ -385,7 +386,7 @@ fn signing_key(world: &World, name: &str) -> (String, String) {
     (name.to_owned(), modulus)
 }
 
-fn openssl(arguments: &[&str]) -> Vec<u8> {
+pub(crate) fn openssl(arguments: &[&str]) -> Vec<u8> {
     let output = Command::new("openssl").args(arguments).output().expect("openssl is installed");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
@@ -615,7 +616,7 @@ fn meet(world: &World, scripts: Vec<Vec<u8>>) -> Vec<String> {
 const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
 
 /// A PUBLISH with this first byte, of this topic, with these bytes behind it, that says it is `more` bytes longer.
-fn message(first: u8, topic: &str, behind: &[u8], more: usize) -> Vec<u8> {
+pub(crate) fn message(first: u8, topic: &str, behind: &[u8], more: usize) -> Vec<u8> {
     let mut packet = vec![first];
     let mut left = 2 + topic.len() + behind.len() + more;
     loop {
@@ -886,8 +887,32 @@ fn mip_installs_the_agent() {
     assert!(module.contains(&format!("\n__version__ = \"{version}\"\n")));
 }
 
+#[test]
+fn mpremote_installs_the_agent_as_the_readme_says_and_it_updates() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world);
+    publish(&world, &server.url());
+    fs::create_dir(world.path("root")).unwrap();
+    let [board, tool] = ["micropython", "mpremote"].map(|name| peer(name).to_str().unwrap().to_owned());
+    let (root, package) = (world.text("root"), device("package.json").to_str().unwrap().to_owned());
+    let mut arguments = vec![&*board, &tool, &root];
+    // A serial line, MicroPython behind it.
+    let script = script("serial.py");
+    arguments.insert(0, &script);
+    arguments.extend(["fs", "mkdir", ":lib", "+", "mip", "install", "--target=lib", &package]);
+    let output = Command::new("python3").args(&arguments).output().unwrap();
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(result(&switched_on(&world, &server.url())), idle());
+    let mut found = files(&world);
+    found.retain(|path, _| !path.starts_with("lib/mpypi/"));
+    assert_eq!(found, expected(&world));
+}
+
 /// The agent as an installation for small boards has it: precompiled.
-fn compiled(world: &World) -> String {
+pub(crate) fn compiled(world: &World) -> String {
     for item in fs::read_dir(device("mpypi")).unwrap() {
         let path = item.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
@@ -921,7 +946,7 @@ fn mebibyte(world: &World, wheel: bool) {
 }
 
 /// Runs a device with a heap of this size until it is idle; `more` goes to its script. Returns all that it said.
-fn small(path: &str, heap: &str, arguments: &[&str]) -> String {
+pub(crate) fn small(path: &str, heap: &str, arguments: &[&str]) -> String {
     let path = format!(".frozen:{path}");
     let heap = format!("heapsize={heap}");
     let script = script("small.py");

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use mpypi_tests::{Client, Deadline, Options, Output, PATIENCE, Server, World, run};
+use mpypi_tests::{Client, Deadline, Options, Output, PATIENCE, Server, World, http::Web, run};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned,
     crypto::ring,
@@ -695,4 +695,33 @@ fn a_listener_with_tls_stops_as_gracefully_as_any() {
         assert!(line.is_closed());
     }
     drop(silent);
+}
+
+#[test]
+fn https_is_http_with_the_brokers_certificate_and_knows_a_node_by_its_own() {
+    let world = with_certificates();
+    let kitchen = node(&world, "kitchen");
+    let (publisher, viewer) = (user(&world, "ci", "publisher"), user(&world, "look", "viewer"));
+    let server = Server::start_with(
+        &world,
+        &[
+            &["--http", "https://127.0.0.1:0", "--http", "127.0.0.1:0", "--tls-cert"][..],
+            &[&world.text("data/tls/server.pem"), "--tls-key", &world.text("data/tls/server.key")],
+            &["--tls-client-ca", &world.text("data/tls/ca.pem")],
+        ]
+        .concat(),
+    );
+    let secure = |shown: Option<&[String; 2]>| Web::over(tls(&world, address(&server, "https"), shown));
+    let mut stranger = secure(None);
+    assert_eq!(stranger.ask("GET", "/healthz", &[], b"").code, 200);
+    let refused = stranger.ask("GET", "/metrics", &[], b"").expect(401);
+    assert!(refused.header("www-authenticate").unwrap().starts_with("Basic "));
+    assert_eq!(refused.json()["status"], 401);
+    assert!(refused.json()["hint"].as_str().unwrap().contains("Bearer"));
+    let bearer = |token: &str| format!("Bearer {token}");
+    assert_eq!(stranger.ask("GET", "/metrics", &[("Authorization", &bearer(&viewer))], b"").code, 200);
+    assert_eq!(stranger.ask("GET", "/metrics", &[("Authorization", &bearer(&publisher))], b"").code, 403);
+    let refused = secure(Some(&kitchen)).ask("GET", "/metrics", &[], b"").expect(403);
+    assert!(refused.json()["detail"].as_str().unwrap().contains("node `kitchen`"));
+    assert_eq!(Web::get(address(&server, "http"), "/healthz", &[]).code, 200);
 }

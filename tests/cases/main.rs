@@ -3,23 +3,35 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
 mod access;
+mod appstore;
 mod broker;
 mod bytecode;
 mod device;
 mod device_store;
+mod device_trust;
+mod downloads;
 mod durability;
 mod fleet;
 mod flood;
 mod hostile;
+mod http;
 mod install;
 mod judges;
 mod lint;
 mod listeners;
 mod mpyblox;
 mod operations;
+mod pipeline;
 mod powerloss;
+mod projectmm;
+mod promoter;
 mod publish;
 mod readers;
 mod rehearsal;
+mod rollout;
 mod sessions;
+mod things;
+mod things_http;
+mod things_sdk;
 mod tls;
+mod wheels;

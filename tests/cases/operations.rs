@@ -100,14 +100,15 @@ fn metrics_and_health_tell_what_has_happened() {
 }
 
 #[test]
-fn http_listens_to_strangers_only_when_told_even_with_users() {
+fn http_listens_to_other_machines_only_with_users_or_when_told() {
     let world = World::new();
-    command(&world, &["user", "add", "ci", "--role", "publisher", "--token"]).expect_code(0);
     let data = world.text("data");
     let arguments = ["serve", "--listen", "127.0.0.1:0", "--http", "0.0.0.0:0", "--data", &data];
     let refused = run("mpypi-broker", &arguments).expect_code(1);
-    assert!(refused.stderr.contains("HTTP on 0.0.0.0:0"), "{}", refused.stderr);
-    let _server = Server::start_with(&world, &["--http", "0.0.0.0:0", "--unsafe-open"]);
+    assert!(refused.stderr.contains("http://0.0.0.0:0"), "{}", refused.stderr);
+    drop(Server::start_with(&world, &["--http", "0.0.0.0:0", "--unsafe-open"]));
+    command(&world, &["user", "add", "ci", "--role", "publisher", "--token"]).expect_code(0);
+    let _server = Server::start_with(&world, &["--http", "0.0.0.0:0"]);
 }
 
 #[test]

@@ -4,9 +4,10 @@ to write to. Says each case that is not as it should be, and how many there were
 
 import binascii
 import json
+import os
 import sys
 
-from mpypi import lists, names, paths, rsa, tags
+from mpypi import clock, judge, keys, lists, names, nested, paths, query, rollout, roots, rsa, tags, told, vouch
 from mpypi.files import topic
 from mpypi.refusal import Refused
 
@@ -114,13 +115,13 @@ for case in cases("tags.json", "platforms"):
         wrong("platform", case)
 
 # Signatures.
-keys = cases("signatures.json", "keys")
+moduli = cases("signatures.json", "keys")
 for case in cases("signatures.json", "lists"):
     with open(scratch, "wb") as file:
         file.write(case["text"].encode())
     word = None
     try:
-        rsa.check(scratch, keys)
+        rsa.check(scratch, moduli)
     except Refused as refused:
         word = refused.word
     if word != case["refused"]:
@@ -129,4 +130,158 @@ for case in cases("signatures.json", "blocks"):
     block = [binascii.unhexlify(case[key]) for key in ("modulus", "digest", "signature")]
     if rsa.is_good(*block) != case["good"]:
         wrong("block", case["name"])
+
+
+def word(function, *arguments):
+    """The word of a refusal, or `None`."""
+    try:
+        function(*arguments)
+    except Refused as refused:
+        return refused.word
+
+
+def put(text, path=scratch):
+    with open(path, "wb") as file:
+        file.write(text.encode())
+    return path
+
+
+# Roots.
+payloads = cases("roots.json", "roots")
+other = scratch + ".2"
+for case in cases("roots.json", "pins"):
+    found = word(roots.check, put(payloads[case["root"]]))
+    if found != case["refused"]:
+        wrong("pin", case["name"], found)
+for case in cases("roots.json", "steps"):
+    old, new = put(payloads[case["from"]]), put(payloads[case["to"]], other)
+    found = word(roots.step, old, new, case["number"])
+    if found != case["refused"]:
+        wrong("step", case["name"], found)
+for case in cases("roots.json", "walks"):
+    put(payloads[case["pin"]])
+    found = None
+    while found is None:
+        number = roots.version(scratch) + 1
+        if str(number) not in case["retained"]:
+            break
+        text = payloads[case["retained"][str(number)]]
+        found = word(roots.step, scratch, put(text, other), number)
+        if found is None:
+            put(text)
+    if (roots.version(scratch), found) != (case["version"], case["refused"]):
+        wrong("walk", case["name"], roots.version(scratch), found)
+
+
+class Board:
+    """What of an agent is looked at to believe a list."""
+
+    keys = True
+    turn = None
+
+    def __init__(self, channel):
+        self.root = scratch + ".root"
+        self.folder = self.root + "/.mpypi/"
+        self.channel = channel
+        self.roots = [1, None, 0, None, None]
+
+
+def believe(case):
+    board = Board(case["channel"])
+    put(payloads[case["root"]], board.root + keys.ROOT)
+    seen = case["seen"]
+    if seen:
+        seen = {"channel": board.channel, "list": "0" * 64, "epoch": seen["epoch"], "sequence": seen["sequence"]}
+    judge.now = lambda agent: case["now"] and case["now"][:19]
+    release = read(case["text"].encode())["release"]
+    found = {"channel": board.channel, "list": "f" * 64}
+    if release:
+        found["sequence"] = release["sequence"]
+    time = vouch.check(board, release, found, scratch)
+    judge.check(board, release, found, seen or {}, "list", time)
+    if release["more"]:
+        nested.release(scratch)
+
+
+for folder_of_root in ("", "/.mpypi"):
+    try:
+        os.mkdir(scratch + ".root" + folder_of_root)
+    except OSError:
+        pass
+for case in cases("roots.json", "lists"):
+    found = word(believe, case)
+    if found != case["refused"]:
+        wrong("list", case["name"], found)
+# This agent does not know Ed25519.
+for case in cases("roots.json", "hosts"):
+    if word(believe, case) != "bad-signature":
+        wrong("host", case["name"])
+for case in cases("roots.json", "times"):
+    signers = keys.Signers(put(payloads[case["root"]], other), "time")
+    try:
+        found = told.check(put(case["text"]), signers, case["node"], case["nonce"])
+    except Refused:
+        found = None
+    if found != case["time"]:
+        wrong("time", case["name"], found)
+
+# Rollouts.
+LIST = '[{"type":"release","channel":"dev","sequence":1,"version":"1","rollout":%s}]'
+
+
+def plan(value):
+    put(LIST % json.dumps(value))
+    return rollout.read(nested.release(scratch)["rollout"])
+
+
+ID = "0123456789abcdef"
+for case in cases("rollouts.json", "valid"):
+    if refuses(plan, case["rollout"]) or plan(case["rollout"]) != plan(case["written"]):
+        wrong("rollout", case)
+for case in cases("rollouts.json", "invalid"):
+    if not refuses(plan, case["rollout"]):
+        wrong("rollout taken", case)
+for case in cases("rollouts.json", "positions"):
+    if rollout.position(case["id"], case["node"]) != case["position"]:
+        wrong("position", case)
+for case in cases("rollouts.json", "shares"):
+    if rollout.share({"id": case["id"], "jitter": case["jitter"]}, case["node"]) != case["share"]:
+        wrong("share", case)
+for case in cases("rollouts.json", "admits"):
+    found = plan({"id": case["id"], "percent": case["percent"]})
+    if rollout.admits(found, case["node"], None) != case["in"]:
+        wrong("admits", case)
+for case in cases("rollouts.json", "percents"):
+    if plan({"id": ID, "percent": case["percent"]})["percent"] != case["hundredths"]:
+        wrong("percent", case)
+for case in cases("rollouts.json", "invalid_percents"):
+    if not refuses(plan, {"id": ID, "percent": case["percent"]}):
+        wrong("percent taken", case)
+for case in cases("rollouts.json", "queries"):
+    facts = case["facts"]
+
+    def fact(field):
+        if field.startswith("label."):
+            return facts.get("labels", {}).get(field[6:])
+        return None if facts.get(field) is None else str(facts[field])
+
+    if query.holds(case["query"], fact) != case["holds"]:
+        wrong("query", case)
+for case in cases("rollouts.json", "invalid_queries"):
+    if not refuses(query.holds, case["query"], None):
+        wrong("query taken", case)
+for case in cases("rollouts.json", "windows"):
+    window = plan({"id": ID, "percent": 1, "window": case["window"]})["window"]
+    now = clock.seconds(case["time"])
+    found = [of(window, now, case["utc_offset"]) for of in (rollout.opens_in, rollout.closes_in)]
+    if found != [case["opens_in"], case["closes_in"]]:
+        wrong("window", case, found)
+for case in cases("rollouts.json", "invalid_windows"):
+    if not refuses(plan, {"id": ID, "percent": 1, "window": case["window"]}):
+        wrong("window taken", case)
+for case in cases("rollouts.json", "waits"):
+    now = case["now"] and clock.seconds(case["now"])
+    found = rollout.wait(plan(case["rollout"]), case["node"], case["since"], now, case["utc_offset"])
+    if found != case["wait"]:
+        wrong("wait", case, found)
 print(count)

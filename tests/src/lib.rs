@@ -3,6 +3,7 @@
 //! [`World`] is a scratch folder; a [`Server`] is a broker of ours or mosquitto on a free loopback port, and
 //! dies with the test; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
 //! told, also what no proper client does; a [`mpyblox::Blox`] is a device that runs what others wrote; an
+//! [`face::Device`] is an agent with its own interfaces over HTTP; an
 //! [`Authority`] makes certificates, and a [`Secure`] broker shows one; a [`Proxy`] sits on the line and counts,
 //! cuts or corrupts; a [`disk::Disk`] tells what a power cut leaves.
 
@@ -12,6 +13,8 @@
 mod authority;
 mod client;
 pub mod disk;
+pub mod face;
+pub mod http;
 pub mod mpyblox;
 mod programs;
 mod proxy;

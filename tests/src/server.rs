@@ -42,7 +42,10 @@ impl Server {
     /// Our broker by a command of its own: `mpypi-broker`, or what leads to it.
     #[must_use]
     pub fn start_as(world: &World, mut command: Command, arguments: &[&str]) -> Server {
-        let more = arguments.iter().filter(|argument| ["--listen", "--http"].contains(argument)).count();
+        let more = arguments
+            .iter()
+            .filter(|argument| ["--listen", "--http", "--promoter-channel"].contains(argument))
+            .count();
         let data = world.text("data");
         command.args(["serve", "--listen", "127.0.0.1:0", "--data", &data]).args(arguments);
         Server::spawn(world.path("broker.log"), command, 1 + more)
@@ -132,7 +135,7 @@ impl Server {
     pub fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.http.expect("the broker was started with --http")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

@@ -1,7 +1,7 @@
 //! `mpypi-agent fleet`
 
 use std::{
-    fs,
+    env, fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -9,15 +9,21 @@ use std::{
 
 use anyhow::Context as _;
 use mpypi_agent_sim::{
-    device::Hardware,
-    fleet::{FleetOptions, Home, Member, expect::Expectation, profile::Profile, report::Report},
+    device::{Hardware, Traits},
+    fleet::{
+        FleetOptions, Home, Member,
+        expect::Expectation,
+        github, html,
+        profile::{Abi, Profile},
+        report::Report,
+    },
     limits,
     update::Timing,
 };
 use mpypi_client::args::parse_time;
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, Mpy, endpoint, parse_mpy, print, run_fleet};
+use super::{Common, Failure, endpoint, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +41,7 @@ A profile is one of lab, home-wifi, cellular and hostile, or a TOML file: `--sho
 /// Run many devices in one process.
 ///
 /// Each runs the same agent as `run`, with its own connection, its own name (`device-1`, `device-2`, …) and its own flash,
-/// in memory unless `--dir` is given. Runs until Ctrl-C or SIGTERM, or as long as `--releases` and `--for` say; then starts
+/// in memory unless `--disk` is given. Runs until Ctrl-C or SIGTERM, or as long as `--releases` and `--for` say; then starts
 /// every device once more and compares each of its files with the release, and prints what became of them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -66,12 +72,21 @@ pub(crate) struct Args {
     /// Write a report as JUnit XML to this file.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// Write a report for people to this file: one page of HTML with plots, which needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Tell GitHub: annotations beside the pull request, and a summary of the step.
+    #[arg(long)]
+    github: bool,
+    /// Print the JSON Schema of the report, and exit.
+    #[arg(long)]
+    show_schema: bool,
     /// What their names start with.
     #[arg(long, default_value = "device-")]
     prefix: String,
     /// Keep their files below this directory; unless given, they are in memory.
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", visible_alias = "dir")]
+    disk: Option<PathBuf>,
     /// End when every device has applied or refused this many different releases; with a profile, when its faults are over,
     /// so many were seen, and every device has applied the newest.
     #[arg(long, value_name = "K")]
@@ -81,8 +96,8 @@ pub(crate) struct Args {
     time: Option<Duration>,
     /// What `.mpy` files they load: `sys.implementation._mpy` of the MicroPython they stand for, or `none`. Of
     /// several, separated by commas, the devices take one each, in turn.
-    #[arg(long, value_name = "NUMBER,…", default_value = "6", value_delimiter = ',', value_parser = parse_mpy)]
-    mpy: Vec<Mpy>,
+    #[arg(long, value_name = "NUMBER,…", default_value = "6", value_delimiter = ',')]
+    mpy: Vec<Abi>,
     /// The platforms they stand for, as `esp32`; several likewise.
     #[arg(long, value_name = "NAME,…", default_value = "mpypi-sim", value_delimiter = ',')]
     platform: Vec<String>,
@@ -98,6 +113,10 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         print(text.trim_end())?;
         return Ok(true);
     }
+    if args.show_schema {
+        print(&Report::schema())?;
+        return Ok(true);
+    }
     // Where it may not be raised, connections beyond it fail and say so.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let profile = args.profile.as_deref().map(read_profile).transpose()?;
@@ -105,7 +124,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let (mut mpys, mut platforms) = (args.mpy.iter().cycle(), args.platform.iter().cycle());
     for number in 1..=args.nodes.max(args.node.unwrap_or_default()) {
         let node = NodeId::new(format!("{}{number}", args.prefix))?;
-        let home = match &args.dir {
+        let home = match &args.disk {
             Some(dir) => Home::Disk(dir.join(node.as_str())),
             None => Home::Memory,
         };
@@ -114,10 +133,17 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             sysname: platforms.next().cloned().unwrap_or(usual.sysname),
             mpy: mpys.next().map_or(usual.mpy, |mpy| mpy.0),
         };
-        members.push(Member { node, home, hardware, number: number.into() });
+        members.push(Member {
+            node,
+            home,
+            hardware,
+            traits: Traits::default(),
+            number: number.into(),
+            desk: None,
+        });
     }
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
-    let summary = run_fleet(FleetOptions {
+    let options = FleetOptions {
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         members,
@@ -127,13 +153,21 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         seed: args.seed,
         releases: args.releases,
         time: args.time,
-    })?;
+        trace: args.node.is_some(),
+    };
+    let summary = run_fleet(options, None)?;
     let report = Report::of(&summary, &args.expect, args.seed, args.profile.as_deref());
     if let Some(path) = &args.report {
         write(path, &report.json())?;
     }
     if let Some(path) = &args.junit {
         write(path, &report.junit()?)?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &html::page(&report))?;
+    }
+    if args.github {
+        tell_github(&report)?;
     }
     if args.common.json {
         print(&report.json())?;
@@ -152,6 +186,17 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         let _ = write!(io::stderr(), "{}", report.troubles(limits::TOLD_ONE_BY_ONE));
     }
     Ok(report.good)
+}
+
+/// Annotations go to standard error, where GitHub reads them too and scripts do not; the summary goes to the file that
+/// GitHub names.
+fn tell_github(report: &Report<'_>) -> anyhow::Result<()> {
+    // Nobody is left to tell if this fails.
+    let _ = write!(io::stderr(), "{}", github::annotations(report));
+    let Some(path) = env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from) else { return Ok(()) };
+    let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+    file.and_then(|mut file| file.write_all(github::summary(report).as_bytes()))
+        .with_context(|| format!("cannot write the summary `{}`", path.display()))
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

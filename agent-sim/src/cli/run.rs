@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use mpypi_agent_sim::{
-    device::Hardware,
-    fleet::{FleetOptions, Home, Member, report::Report},
+    device::{Hardware, Traits},
+    fleet::{FleetOptions, Home, Member, profile::Abi, report::Report},
     update::Timing,
 };
-use mpypi_protocol::NodeId;
+use mpypi_protocol::{NodeId, limits};
 
-use super::{Common, Failure, Mpy, endpoint, parse_mpy, print, run_fleet};
+use super::{Common, Failure, endpoint, face, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,8 +19,14 @@ Examples:
       log in as the node `kitchen`
   mpypi-agent run --channel stable --once --json
       apply one release, print the result, exit
+  mpypi-agent run --label room=kitchen --utc-offset 60
+      be in rollouts for kitchens, whose windows are in local time
   mpypi-agent run --mpy 11014 --platform esp32
-      take the wheels that an ESP32 with MicroPython 1.23 or later takes";
+      take the wheels that an ESP32 with MicroPython 1.23 or later takes
+  mpypi-agent run --http 127.0.0.1:8090 --updates ask
+      offer what the channel has to local screens and scripts, and install what they choose
+  mpypi-agent run --http 127.0.0.1:8090 --firmware-key esp32 --firmware-version 3.0.0
+      take firmware from projectMM's tools, and newer images from the channel";
 
 /// Run one device in a directory.
 ///
@@ -38,20 +44,30 @@ pub(crate) struct Args {
     #[arg(long)]
     node: Option<NodeId>,
     /// What `.mpy` files it loads: `sys.implementation._mpy` of the MicroPython it stands for, or `none`.
-    #[arg(long, value_name = "NUMBER", default_value = "6", value_parser = parse_mpy)]
-    mpy: Mpy,
+    #[arg(long, value_name = "NUMBER", default_value = "6")]
+    mpy: Abi,
     /// The platform it stands for, as `esp32`: what wheels for one platform must name.
     #[arg(long, value_name = "NAME", default_value = "mpypi-sim")]
     platform: String,
+    /// A label, for rollouts that ask for it: `--only 'label.room = kitchen'`. May be given more than once.
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// How far its local time is ahead of UTC, in minutes, for rollouts with a window.
+    #[arg(long, value_name = "MINUTES", allow_hyphen_values = true,
+        value_parser = clap::value_parser!(i32).range(-14 * 60..=14 * 60))]
+    utc_offset: Option<i32>,
     /// Exit when one release is applied or has failed.
     #[arg(long)]
     once: bool,
+    #[command(flatten)]
+    face: face::Args,
 }
 
 /// Whether every release was applied.
 pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let node = args.node.unwrap_or_else(this_machine);
-    let summary = run_fleet(FleetOptions {
+    let (desk, faces) = args.face.open(args.common.broker.trust.clone())?;
+    let options = FleetOptions {
         broker: endpoint(args.common.broker)?,
         channel: args.common.channel,
         seed: node
@@ -63,13 +79,17 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             home: Home::Disk(args.root.clone()),
             number: 1,
             hardware: Hardware { sysname: args.platform, mpy: args.mpy.0 },
+            traits: Traits { labels: args.labels.into_iter().collect(), utc_offset: args.utc_offset },
+            desk,
         }],
         timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
         profile: None,
         calm_at: None,
         releases: args.once.then_some(1),
+        trace: false,
         time: None,
-    })?;
+    };
+    let summary = run_fleet(options, faces)?;
     if let Some(Err(error)) = &summary.nodes[0].found {
         return Err(Failure {
             error: anyhow::anyhow!("node `{}` does not start: {error}", summary.nodes[0].node),
@@ -83,6 +103,16 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         print(&Report::of(&summary, &[], 0, None).json())?;
     }
     Ok(summary.all_applied())
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let good = |c: char| !c.is_whitespace() && !c.is_control() && !"'\"()=!<>~".contains(c);
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && name.chars().all(good) && text.len() <= limits::TEXT => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err(format!("use `<name>=<value>`, as `room=kitchen`, of at most {} bytes", limits::TEXT)),
+    }
 }
 
 /// The host's name, without what a node's name cannot have.

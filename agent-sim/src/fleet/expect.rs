@@ -2,9 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::tally::{Outcome, Summary};
+use super::tally::{Fate, Summary};
 
 /// Something that is counted at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub struct Expectation {
 }
 
 /// What became of an expectation.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct Verdict {
     /// What was expected.
     pub expected: String,
@@ -54,19 +55,19 @@ pub struct Verdict {
 }
 
 /// A fleet's numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Metrics {
     /// All nodes.
     pub nodes: usize,
-    /// See [`Metric::Applied`].
+    /// Nodes that run the newest release, every byte of it right.
     pub applied: usize,
-    /// See [`Metric::Failed`].
+    /// Nodes on which the newest release failed; an older one runs.
     pub failed: usize,
-    /// See [`Metric::RolledBack`].
+    /// Nodes that took the newest release back.
     pub rolled_back: usize,
-    /// See [`Metric::Bricked`].
+    /// Nodes that do not start any more, or have a wrong byte.
     pub bricked: usize,
-    /// See [`Metric::Unfinished`].
+    /// Nodes on which nothing became of the newest release yet.
     pub unfinished: usize,
     /// Bytes that the sockets of nodes which applied the newest release received for it.
     pub wire_bytes: u64,
@@ -78,22 +79,19 @@ impl Metrics {
     /// Counts.
     #[must_use]
     pub fn of(summary: &Summary) -> Metrics {
-        let newest = summary.newest;
         let mut metrics = Metrics { nodes: summary.nodes.len(), ..Metrics::default() };
         for node in &summary.nodes {
-            let record = node.records.iter().find(|record| Some(record.list) == newest);
-            // What is on the flash counts, not what was told of it.
-            let has = matches!(&node.found, Some(Ok(found)) if found.list == newest && newest.is_some());
-            match (&node.found, record.map(|record| &record.outcome)) {
-                (Some(Err(_)), _) => metrics.bricked += 1,
-                (_, Some(Outcome::Failed(_))) if !has => metrics.failed += 1,
-                (_, Some(Outcome::RolledBack(_))) if !has => metrics.rolled_back += 1,
-                _ if has => {
+            match summary.fate_of(node) {
+                Fate::Bricked => metrics.bricked += 1,
+                Fate::Failed => metrics.failed += 1,
+                Fate::RolledBack => metrics.rolled_back += 1,
+                Fate::Unfinished => metrics.unfinished += 1,
+                Fate::Applied => {
+                    let record = summary.newest_of(node);
                     metrics.applied += 1;
                     metrics.wire_bytes += record.map_or(0, |record| record.wire);
                     metrics.full_bytes += record.and_then(|record| record.size).unwrap_or_default();
                 }
-                _ => metrics.unfinished += 1,
             }
         }
         metrics

@@ -5,8 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use mpypi_protocol::{Digest, FilePath, NodeId};
 use tokio_util::sync::CancellationToken;
 
+use super::history::History;
 use crate::{
-    device::Hardware,
+    device::{Hardware, Traits},
+    face::desk::Desk,
     flash::{self, Disk, Flash, Loss, Memory, PowerCut, Tear},
     limits,
     node::{self, Clock, Ended, Happening, NodeOptions},
@@ -23,8 +25,12 @@ pub struct Member {
     pub home: Home,
     /// What it is, if its profile does not say.
     pub hardware: Hardware,
+    /// What it was told about itself.
+    pub traits: Traits,
     /// Its number in its fleet, which decides its fate.
     pub number: u64,
+    /// Where those ask who stand before it, if anybody does.
+    pub desk: Option<Desk>,
 }
 
 /// Where a node's files are.
@@ -81,6 +87,10 @@ pub(super) async fn live<F: Storage>(
     stop: CancellationToken,
 ) -> Result<Found, String> {
     options.hardware = weather.hardware(options.hardware);
+    let history = weather.history();
+    history
+        .write(&mut flash, &options.node, &options.channel, &options.hardware)
+        .map_err(|error| text(&error))?;
     let mut pause = weather.join();
     loop {
         tokio::select! {
@@ -91,6 +101,12 @@ pub(super) async fn live<F: Storage>(
         let mut loss = Loss::Nothing;
         let mut powered = match weather.next_cut(clock.now()) {
             Some(cut) => {
+                if options.trace {
+                    let torn = if cut.torn { ", half of it written" } else { "" };
+                    let loses = if cut.loses { ", and loses what was not synced" } else { "" };
+                    let text = format!("its power fails at operation {} of its flash{torn}{loses}", cut.at);
+                    observe(Happening::Trace(text));
+                }
                 loss = if cut.loses { Loss::Everything } else { Loss::Nothing };
                 PowerCut::new(&mut flash, cut.at, if cut.torn { Tear::Torn } else { Tear::Clean })
             }
@@ -110,11 +126,12 @@ pub(super) async fn live<F: Storage>(
         observe(Happening::Blow(blow));
     }
     flash.limit(None);
-    inspect(flash)
+    inspect(flash, history)
 }
 
-/// Starts a node once more, and compares every file of its release with what it should be.
-fn inspect(flash: impl Storage) -> Result<Found, String> {
+/// Starts a node once more, and compares every file of its release with what it should be; looks whether what it had
+/// before is where it should be.
+fn inspect(flash: impl Storage, history: History) -> Result<Found, String> {
     let (store, _) = Store::boot(flash).map_err(|error| text(&error))?;
     let installed = store.installed();
     for (path, digest) in &installed.files {
@@ -125,7 +142,8 @@ fn inspect(flash: impl Storage) -> Result<Found, String> {
             return Err(format!("`{path}` should be {}: it is {found}", digest.short()));
         }
     }
-    Ok(Found { list: installed.list, files: installed.files.clone() })
+    let found = Found { list: installed.list, files: installed.files.clone() };
+    history.trouble(store.flash(), &found).map_or(Ok(found), Err)
 }
 
 /// An error with its cause.
@@ -140,7 +158,8 @@ fn text(error: &BootError) -> String {
 #[must_use]
 pub(super) fn reference(hardware: Hardware, number: usize) -> Member {
     let node = NodeId::new(format!("mpypi-reference-{number}")).expect("a plain word is a name");
-    Member { node, home: Home::Memory, hardware, number: u64::MAX - number as u64 }
+    let number = u64::MAX - number as u64;
+    Member { node, home: Home::Memory, hardware, traits: Traits::default(), number, desk: None }
 }
 
 #[cfg(test)]
@@ -159,14 +178,14 @@ mod tests {
 
     #[test]
     fn what_a_node_has_is_compared_to_the_last_byte() {
-        assert_eq!(inspect(installed()).unwrap().files.len(), 2);
+        assert_eq!(inspect(installed(), History::Blank).unwrap().files.len(), 2);
         let mut flash = installed();
         flash.create("main.py").unwrap();
         flash.append("main.py", b"0ne").unwrap();
-        assert!(inspect(flash).unwrap_err().starts_with("`main.py` should be "));
+        assert!(inspect(flash, History::Blank).unwrap_err().starts_with("`main.py` should be "));
         let mut flash = installed();
         flash.remove("a/b.txt").unwrap();
-        assert!(inspect(flash).unwrap_err().ends_with("it is missing"));
+        assert!(inspect(flash, History::Blank).unwrap_err().ends_with("it is missing"));
     }
 
     #[test]
@@ -174,6 +193,6 @@ mod tests {
         let mut flash = installed();
         flash.create(crate::journal::JOURNAL).unwrap();
         flash.append(crate::journal::JOURNAL, b"{").unwrap();
-        assert!(inspect(flash).unwrap_err().contains("is damaged"));
+        assert!(inspect(flash, History::Blank).unwrap_err().contains("is damaged"));
     }
 }

@@ -1,6 +1,6 @@
 //! A fleet and its bad day, as a TOML file describes them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use mpypi_client::args::parse_time;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -19,8 +19,14 @@ pub struct Profile {
     pub check: Option<Time>,
     /// The platforms of the nodes, and which share of them is of each.
     pub platforms: BTreeMap<String, Share>,
+    /// What `.mpy` files the nodes load, as `--mpy` names it (`6`, `11014`, `none`), and which share of them does.
+    pub abi: BTreeMap<Abi, Share>,
+    /// What the nodes had before.
+    pub history: Past,
     /// The way between the broker and each node.
     pub link: Link,
+    /// Nodes that read no faster than this: what is for them waits at the broker.
+    pub slow: Slow,
     /// Nodes that are off much of the time.
     pub sleep: Sleep,
     /// Nodes whose power fails while they write.
@@ -51,6 +57,26 @@ pub struct Link {
     pub corrupted: Share,
     /// Messages that others overtake.
     pub reordered: Share,
+}
+
+/// What nodes had before the fleet started. The others start with an empty flash.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Past {
+    /// Nodes that had another release, from a list without a number.
+    pub used: Share,
+    /// Nodes with files of their owner's, one of them `main.py`.
+    pub owned: Share,
+}
+
+/// Nodes that read slowly.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Slow {
+    /// How many.
+    pub nodes: Share,
+    /// Bytes a second that they take.
+    pub bandwidth: Span<Size>,
 }
 
 /// Nodes that are off much of the time.
@@ -107,6 +133,8 @@ pub struct Application {
     pub crashes: Share,
     /// Nodes on which it always does: a release that breaks them.
     pub broken: Share,
+    /// The version of the releases that break them; all if there is none.
+    pub broken_version: Option<String>,
 }
 
 /// A profile that comes with the program, or one of the user's.
@@ -115,9 +143,14 @@ pub enum ProfileError {
     /// It is no profile; says where and why.
     #[error("not a fleet's profile")]
     Syntax(#[from] toml::de::Error),
-    /// The platforms' shares are more than all nodes.
-    #[error("the platforms' shares make {0} %")]
-    Platforms(u64),
+    /// The shares of what a node can be only one of are more than all nodes.
+    #[error("the shares of `{key}` make {percent} %")]
+    Shares {
+        /// The key.
+        key: &'static str,
+        /// Their sum, in percent.
+        percent: u64,
+    },
 }
 
 impl Profile {
@@ -141,11 +174,50 @@ impl Profile {
     /// See [`ProfileError`].
     pub fn parse(text: &str) -> Result<Profile, ProfileError> {
         let profile: Profile = toml::from_str(text)?;
-        let all: f64 = profile.platforms.values().map(|share| share.0).sum();
-        match all > 1.000_001 {
-            true => Err(ProfileError::Platforms((all * 100.0).round() as u64)),
-            false => Ok(profile),
+        let Past { used, owned } = profile.history;
+        let sums: [(_, f64); 3] = [
+            ("platforms", profile.platforms.values().map(|share| share.0).sum()),
+            ("abi", profile.abi.values().map(|share| share.0).sum()),
+            ("history", used.0 + owned.0),
+        ];
+        match sums.into_iter().find(|(_, sum)| *sum > 1.000_001) {
+            Some((key, sum)) => Err(ProfileError::Shares { key, percent: (sum * 100.0).round() as u64 }),
+            None => Ok(profile),
         }
+    }
+}
+
+/// What `.mpy` files a node loads: `sys.implementation._mpy`, if it loads any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Abi(pub Option<u32>);
+
+impl FromStr for Abi {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Abi, String> {
+        let number = match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None if text == "none" => return Ok(Abi(None)),
+            None => text.parse(),
+        };
+        let wrong =
+            |_| "use the number that `sys.implementation._mpy` says on a device, or `none`".to_owned();
+        number.map(|number| Abi(Some(number))).map_err(wrong)
+    }
+}
+
+impl fmt::Display for Abi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(number) => number.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Abi {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -289,7 +361,9 @@ mod tests {
             ("[link]\nlost = \"120%\"", "0% to 100%"),
             ("[link]\nlatency = \"9s..1s\"", "ends before it begins"),
             ("[link]\nbandwidth = \"9\"", "20KB"),
-            ("[platforms]\nesp32 = \"70%\"\nrp2 = \"40%\"", "110 %"),
+            ("[platforms]\nesp32 = \"70%\"\nrp2 = \"40%\"", "the shares of `platforms` make 110 %"),
+            ("[history]\nused = \"70%\"\nowned = \"40%\"", "the shares of `history` make 110 %"),
+            ("[abi]\nsix = \"70%\"", "`sys.implementation._mpy`"),
         ];
         for (text, reason) in cases {
             let error = Profile::parse(text).unwrap_err();

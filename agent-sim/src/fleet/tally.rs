@@ -9,7 +9,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use mpypi_client::Traffic;
 use mpypi_protocol::{Digest, NodeId, node::Phase};
 
-use super::member::Found;
+use super::{member::Found, reconnects::Reconnects};
 use crate::{node::Trouble, update::Report, weather::Blow};
 
 /// Counts along while a fleet runs: what is asked for at each report costs the same however large the fleet is.
@@ -27,6 +27,7 @@ pub struct Tally {
     on_newest: usize,
     standing: Standing,
     samples: Vec<Sample>,
+    reconnects: Reconnects,
     ever_connected: bool,
     trouble: Option<Trouble>,
 }
@@ -46,8 +47,12 @@ pub enum Until {
 pub struct NodeResult {
     /// The node.
     pub node: NodeId,
+    /// Its number in its fleet.
+    pub number: u64,
     /// What its `info` calls its platform.
     pub platform: String,
+    /// What it has in common with others: in which respect, and what.
+    pub cohorts: Cohorts,
     /// Its releases, in the order they came.
     pub records: Vec<Record>,
     /// Where its update stands, and since when.
@@ -56,10 +61,32 @@ pub struct NodeResult {
     pub traffic: Traffic,
     /// Connections made.
     pub connects: u32,
+    /// Whether it has one.
+    pub is_online: bool,
+    /// Since when it has none, although it did not end it.
+    lost_at: Option<Duration>,
     /// Power cuts, crashes and naps that befell it.
     pub blows: [u32; 3],
     /// What it has in the end; an error if it does not start, or has a wrong byte.
     pub found: Option<Result<Found, String>>,
+}
+
+/// What nodes have in common with others: in which respect, as `platform`, and what, as `esp32`.
+pub type Cohorts = Vec<(&'static str, String)>;
+
+/// What the newest release came to on a node, by what is on its flash in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// It runs it, every byte of it right.
+    Applied,
+    /// It failed; the old one runs.
+    Failed,
+    /// It was taken back.
+    RolledBack,
+    /// The node does not start any more, or has a wrong byte.
+    Bricked,
+    /// Nothing became of it yet.
+    Unfinished,
 }
 
 /// How a fleet stands.
@@ -71,6 +98,12 @@ pub struct Standing {
     pub bytes: u64,
     /// Nodes that are connected.
     pub online: usize,
+    /// Bytes that the sockets of all nodes received.
+    pub wire: u64,
+    /// Connections made so far.
+    pub connections: u64,
+    /// Tries of a release so far, beyond the first of each node.
+    pub retries: u64,
 }
 
 /// How a fleet stood at some moment.
@@ -147,6 +180,8 @@ pub struct Summary {
     pub newest: Option<Digest>,
     /// How it stood meanwhile.
     pub samples: Vec<Sample>,
+    /// How nodes came back that lost their connections.
+    pub reconnects: Reconnects,
     /// How many releases each had to apply.
     pub releases: usize,
     /// How long it ran.
@@ -158,11 +193,9 @@ pub struct Summary {
 }
 
 impl Tally {
-    /// For these nodes and their platforms, waiting for so many releases on each.
+    /// For these nodes, of which nothing is known yet, waiting for so many releases on each.
     #[must_use]
-    pub fn new(nodes: Vec<(NodeId, String)>, releases: Option<usize>, until: Until) -> Tally {
-        let nodes: Vec<_> =
-            nodes.into_iter().map(|(node, platform)| NodeResult::new(node, platform)).collect();
+    pub fn new(nodes: Vec<NodeResult>, releases: Option<usize>, until: Until) -> Tally {
         Tally {
             complete: if releases == Some(0) { nodes.len() } else { 0 },
             nodes,
@@ -173,6 +206,7 @@ impl Tally {
             until,
             standing: Standing::default(),
             samples: Vec::new(),
+            reconnects: Reconnects::default(),
             ever_connected: false,
             trouble: None,
         }
@@ -196,21 +230,33 @@ impl Tally {
         &self.standing
     }
 
-    /// Notes how the fleet stands now.
-    pub fn sample(&mut self, now: Duration) -> Sample {
+    /// Notes how the fleet stands now, its sockets having received `wire` bytes.
+    pub fn sample(&mut self, now: Duration, wire: u64) -> Sample {
+        self.standing.wire = wire;
         let sample = Sample { at: now, standing: self.standing, newest: self.on_newest };
         self.samples.push(sample);
         sample
     }
 
-    /// The error that most releases failed with, and how many. Looks at every node.
+    /// Package bytes a second, lately.
     #[must_use]
-    pub fn commonest_error(&self) -> Option<(String, usize)> {
+    pub fn throughput(&self) -> f64 {
+        let [.., before, last] = &self.samples[..] else { return 0.0 };
+        let time = last.at.saturating_sub(before.at).as_secs_f64();
+        let bytes = last.standing.bytes.saturating_sub(before.standing.bytes) as f64;
+        if time > 0.0 { bytes / time } else { 0.0 }
+    }
+
+    /// What nodes' last releases failed with, the commonest first, and how many. Looks at every node.
+    #[must_use]
+    pub fn errors(&self) -> Vec<(&str, usize)> {
         let mut errors: BTreeMap<&str, usize> = BTreeMap::new();
         for error in self.nodes.iter().filter_map(|node| node.records.last()?.outcome.error()) {
             *errors.entry(word(error)).or_default() += 1;
         }
-        errors.into_iter().max_by_key(|(_, count)| *count).map(|(error, count)| (error.to_owned(), count))
+        let mut errors: Vec<_> = errors.into_iter().collect();
+        errors.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        errors
     }
 
     /// The node that has been under way for longest, with its phase. Looks at every node.
@@ -232,6 +278,9 @@ impl Tally {
     /// Notes what befell a node.
     pub fn blow(&mut self, index: usize, blow: Blow) {
         self.nodes[index].blows[blow as usize] += 1;
+        // It is off, and will be back when it is on again: no matter of its connection.
+        self.nodes[index].lost_at = None;
+        self.offline(index);
     }
 
     /// Notes what a node has in the end.
@@ -284,6 +333,9 @@ impl Tally {
         self.standing.bytes += report.state.done.saturating_sub(record.bytes);
         record.bytes = record.bytes.max(report.state.done);
         record.size = record.size.or(report.size);
+        // The first try is none again.
+        self.standing.retries +=
+            u64::from(report.state.attempt.max(1).saturating_sub(record.attempts.max(1)));
         record.attempts = record.attempts.max(report.state.attempt);
         let error = || report.state.error.clone().unwrap_or_default();
         let outcome = match report.state.phase {
@@ -316,14 +368,28 @@ impl Tally {
     }
 
     /// Notes a connection.
-    pub fn connected(&mut self, index: usize) {
-        self.nodes[index].connects += 1;
+    pub fn connected(&mut self, now: Duration, index: usize) {
+        let node = &mut self.nodes[index];
+        node.connects += 1;
+        if let Some(lost_at) = node.lost_at.take() {
+            self.reconnects.note(lost_at, now);
+        }
+        self.standing.online += usize::from(!std::mem::replace(&mut node.is_online, true));
+        self.standing.connections += 1;
         self.ever_connected = true;
         self.trouble = None;
     }
 
+    fn offline(&mut self, index: usize) {
+        self.standing.online -= usize::from(std::mem::take(&mut self.nodes[index].is_online));
+    }
+
     /// Notes that a connection was lost or not made; whether that is news.
-    pub fn lost(&mut self, trouble: &Trouble) -> bool {
+    pub fn lost(&mut self, now: Duration, index: usize, trouble: &Trouble) -> bool {
+        if self.nodes[index].is_online {
+            self.nodes[index].lost_at = Some(now);
+            self.offline(index);
+        }
         self.trouble.replace(trouble.clone()).as_ref() != Some(trouble)
     }
 
@@ -344,6 +410,7 @@ impl Tally {
             nodes: self.nodes.clone(),
             newest: self.newest.map(|(_, list)| list),
             samples: self.samples.clone(),
+            reconnects: self.reconnects.clone(),
             releases,
             time,
             ever_connected: self.ever_connected,
@@ -353,14 +420,20 @@ impl Tally {
 }
 
 impl NodeResult {
-    fn new(node: NodeId, platform: String) -> NodeResult {
+    /// Of a node that did nothing yet.
+    #[must_use]
+    pub fn new(node: NodeId, number: u64, platform: String, cohorts: Cohorts) -> NodeResult {
         NodeResult {
             node,
+            number,
             platform,
+            cohorts,
             records: Vec::new(),
             phase: None,
             traffic: Traffic::default(),
             connects: 0,
+            is_online: false,
+            lost_at: None,
             blows: [0; 3],
             found: None,
         }
@@ -441,14 +514,32 @@ impl Summary {
         self.nodes.iter().all(|node| node.is_good(self.releases))
     }
 
+    /// What the newest release came to on a node. What is on its flash counts, not what was told of it.
+    #[must_use]
+    pub fn fate_of(&self, node: &NodeResult) -> Fate {
+        let has =
+            matches!(&node.found, Some(Ok(found)) if found.list == self.newest && self.newest.is_some());
+        match (&node.found, self.newest_of(node).map(|record| &record.outcome)) {
+            (Some(Err(_)), _) => Fate::Bricked,
+            _ if has => Fate::Applied,
+            (_, Some(Outcome::Failed(_))) => Fate::Failed,
+            (_, Some(Outcome::RolledBack(_))) => Fate::RolledBack,
+            _ => Fate::Unfinished,
+        }
+    }
+
+    /// What is known of the newest release on a node.
+    #[must_use]
+    pub fn newest_of<'a>(&self, node: &'a NodeResult) -> Option<&'a Record> {
+        node.records.iter().find(|record| Some(record.list) == self.newest)
+    }
+
     /// What a node did not come to, if it should have.
     #[must_use]
     pub fn trouble_of(&self, node: &NodeResult) -> Option<String> {
-        let newest = self.newest;
-        let record = node.records.iter().find(|record| Some(record.list) == newest);
-        match (&node.found, record) {
+        match (&node.found, self.newest_of(node)) {
             (Some(Err(error)), _) => Some(format!("bricked: {error}")),
-            (Some(Ok(found)), _) if found.list == newest => None,
+            (Some(Ok(found)), _) if found.list == self.newest => None,
             (_, Some(record)) => Some(match record.outcome.error() {
                 Some(error) => format!("{}: {error}", record.outcome.word()),
                 None => record.outcome.word().to_owned(),
@@ -506,14 +597,17 @@ mod tests {
             total: 9,
             error: error.map(str::to_owned),
             attempt: 1,
+            held: None,
             extra: serde_json::Map::new(),
         };
         Report { state, list: Some(Digest::of(list.as_bytes())), size: Some(9) }
     }
 
     fn tally(releases: usize) -> Tally {
-        let node = |name| (NodeId::new(name).unwrap(), "esp32".to_owned());
-        Tally::new(vec![node("a"), node("b")], Some(releases), Until::Ended)
+        let node = |name, number| {
+            NodeResult::new(NodeId::new(name).unwrap(), number, "esp32".to_owned(), Vec::new())
+        };
+        Tally::new(vec![node("a", 1), node("b", 2)], Some(releases), Until::Ended)
     }
 
     const fn at(seconds: u64) -> Duration {
@@ -556,12 +650,33 @@ mod tests {
         tally.report(at(1), 0, &report("one", 1, Phase::Idle, 9, None));
         tally.report(at(1), 1, &report("one", 1, Phase::Failed, 9, Some("no-space: x")));
         tally.report(at(2), 0, &report("two", 2, Phase::Idle, 9, None));
-        assert_eq!((tally.is_complete(), tally.sample(at(2)).newest), (false, 1));
+        assert_eq!((tally.is_complete(), tally.sample(at(2), 0).newest), (false, 1));
         tally.report(at(3), 1, &report("two", 2, Phase::Failed, 9, Some("no-space: x")));
         assert!(!tally.is_complete());
         tally.report(at(4), 1, &report("two", 2, Phase::Idle, 9, None));
         tally.report(at(5), 1, &report("two", 2, Phase::Idle, 9, None));
-        assert_eq!((tally.is_complete(), tally.sample(at(5)).newest), (true, 2));
+        assert_eq!((tally.is_complete(), tally.sample(at(5), 0).newest), (true, 2));
+    }
+
+    #[test]
+    fn connections_that_are_lost_are_timed_and_those_that_end_with_the_power_are_not() {
+        let mut tally = tally(1);
+        let trouble = Trouble { error: "gone".into(), hint: String::new() };
+        for node in [0, 1] {
+            tally.connected(at(1), node);
+        }
+        assert!(tally.lost(at(2), 0, &trouble));
+        // An attempt that fails is no second loss.
+        assert!(!tally.lost(at(3), 0, &trouble));
+        tally.blow(1, Blow::PowerCut);
+        assert_eq!(tally.standing().online, 0);
+        for node in [0, 1] {
+            tally.connected(at(4), node);
+        }
+        assert_eq!((tally.standing().online, tally.standing().connections), (2, 4));
+        let bins = tally.summary(at(5), 1).reconnects.bins();
+        assert_eq!(bins.iter().map(|bin| bin.count).sum::<usize>(), 1);
+        assert_eq!(bins.last().map(|bin| bin.from), Some(at(2)));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What people see while a fleet runs, on standard error: bars on a terminal, plain lines elsewhere.
 
-use std::io::{Write, stderr};
+use std::{
+    io::{Write, stderr},
+    time::Duration,
+};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mpypi_protocol::{Digest, NodeId, node::Phase};
@@ -25,6 +28,10 @@ pub trait View: Send {
             },
         );
     }
+    /// A node that is looked at alone took a step.
+    fn trace(&mut self, now: Duration, node: &NodeResult, line: &str) {
+        self.log(node, &format!("{:8.3} s  {line}", now.as_secs_f64()));
+    }
     /// How the fleet stands now.
     fn sample(&mut self, tally: &Tally, sample: &Sample);
     /// Nothing more comes.
@@ -39,14 +46,40 @@ pub struct Lines {
     sums: Option<String>,
 }
 
-/// One bar for each node; for a larger fleet one bar for all.
+/// One bar for each node; for a larger fleet one for each phase, with throughput, errors and who is last.
 #[derive(Debug)]
 pub struct Bars {
     screen: MultiProgress,
+    /// One for each node of a small fleet.
     bars: Vec<ProgressBar>,
-    total: Option<ProgressBar>,
+    board: Option<Sums>,
     lines: Lines,
 }
+
+/// The screen of a large fleet.
+#[derive(Debug)]
+struct Sums {
+    applied: ProgressBar,
+    /// In the order of [`SHOWN`].
+    phases: [ProgressBar; SHOWN.len()],
+    traffic: ProgressBar,
+    straggler: ProgressBar,
+    errors: ProgressBar,
+}
+
+/// The phases that a large fleet's screen shows; who is idle has applied something, or nothing yet.
+const SHOWN: [Phase; 7] = [
+    Phase::Downloading,
+    Phase::Verifying,
+    Phase::Installing,
+    Phase::Restarting,
+    Phase::Confirming,
+    Phase::Failed,
+    Phase::RolledBack,
+];
+
+/// How many reasons of errors that screen names.
+const REASONS: usize = 4;
 
 impl Lines {
     /// For these nodes.
@@ -104,17 +137,10 @@ impl Bars {
     pub fn new<'a>(nodes: impl Iterator<Item = &'a NodeId> + Clone) -> Bars {
         let lines = Lines::new(nodes.clone());
         let screen = MultiProgress::new();
-        let style = |template: &str| {
-            let style = ProgressStyle::with_template(template);
-            style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
-        };
-        let count = lines.last.len();
         let mut bars = Vec::new();
-        let mut total = None;
+        let mut board = None;
         if lines.is_large() {
-            let bar = screen.add(ProgressBar::new(count as u64));
-            bar.set_style(style("[{elapsed_precise}] [{bar:30}] {pos} of {len} applied\n{msg}"));
-            total = Some(bar);
+            board = Some(Sums::new(&screen, lines.last.len() as u64));
         } else {
             for node in nodes {
                 let bar = screen.add(ProgressBar::new(0));
@@ -125,7 +151,67 @@ impl Bars {
                 bars.push(bar);
             }
         }
-        Bars { screen, bars, total, lines }
+        Bars { screen, bars, board, lines }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template);
+    style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
+impl Sums {
+    fn new(screen: &MultiProgress, nodes: u64) -> Sums {
+        let add = |length: u64, template: &str| {
+            let bar = screen.add(ProgressBar::new(length));
+            bar.set_style(style(template));
+            bar
+        };
+        let applied = add(nodes, "{prefix:<11} [{bar:40.green}] {pos:>6} of {len}  {elapsed}");
+        applied.set_prefix("applied");
+        let phases = SHOWN.map(|phase| {
+            let bar = add(
+                nodes,
+                match phase {
+                    Phase::Failed | Phase::RolledBack => "{prefix:<11} [{bar:40.red}] {pos:>6}",
+                    _ => "{prefix:<11} [{bar:40.cyan}] {pos:>6}",
+                },
+            );
+            bar.set_prefix(phase.to_string());
+            bar
+        });
+        let [traffic, straggler, errors] = ["traffic", "last", "errors"].map(|name| {
+            let line = add(0, "{prefix:<11} {wide_msg}");
+            line.set_prefix(name);
+            line.set_message("-");
+            line
+        });
+        Sums { applied, phases, traffic, straggler, errors }
+    }
+
+    fn show(&self, tally: &Tally, sample: &Sample) {
+        self.applied.set_position(sample.newest as u64);
+        for (bar, shown) in self.phases.iter().zip(SHOWN) {
+            let place = PHASES.iter().position(|phase| *phase == shown).unwrap_or_default();
+            bar.set_position(sample.standing.phases[place] as u64);
+        }
+        let standing = &sample.standing;
+        self.traffic.set_message(format!(
+            "{:.1} MB/s, {:.1} MB in all, {:.1} MB at the sockets; {} connected, {} tries again",
+            tally.throughput() / 1e6,
+            standing.bytes as f64 / 1e6,
+            standing.wire as f64 / 1e6,
+            standing.online,
+            standing.retries
+        ));
+        self.straggler.set_message(straggler(tally, sample).unwrap_or_else(|| "-".to_owned()));
+        let errors: Vec<_> =
+            tally.errors().iter().take(REASONS).map(|(error, count)| format!("{error} {count}")).collect();
+        self.errors.set_message(if errors.is_empty() { "-".to_owned() } else { errors.join(", ") });
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &ProgressBar> {
+        [&self.applied].into_iter().chain(&self.phases).chain([&self.traffic, &self.straggler, &self.errors])
     }
 }
 
@@ -142,9 +228,8 @@ impl View for Bars {
     }
 
     fn sample(&mut self, tally: &Tally, sample: &Sample) {
-        if let Some(total) = &self.total {
-            total.set_position(sample.newest as u64);
-            total.set_message(sums(tally, sample));
+        if let Some(board) = &self.board {
+            board.show(tally, sample);
         }
     }
 
@@ -158,7 +243,7 @@ impl View for Bars {
     }
 
     fn end(&mut self) {
-        for bar in self.bars.iter().chain(&self.total) {
+        for bar in self.bars.iter().chain(self.board.iter().flat_map(Sums::lines)) {
             bar.abandon();
         }
     }
@@ -173,14 +258,19 @@ fn sums(tally: &Tally, sample: &Sample) -> String {
         }
     }
     let mut line = format!("{}  {:.1} MB", parts.join(", "), sample.standing.bytes as f64 / 1e6);
-    if let Some((error, count)) = tally.commonest_error() {
+    if let Some((error, count)) = tally.errors().first() {
         line += &format!("  {error} {count}");
     }
-    if let Some((node, phase, since)) = tally.straggler() {
-        let time = sample.at.saturating_sub(since).as_secs_f64();
-        line += &format!("  last: {node}, {phase} for {time:.0} s");
+    if let Some(straggler) = straggler(tally, sample) {
+        line += &format!("  last: {straggler}");
     }
     line
+}
+
+/// Who is under way for longest, in what and how long.
+fn straggler(tally: &Tally, sample: &Sample) -> Option<String> {
+    let (node, phase, since) = tally.straggler()?;
+    Some(format!("{node}, {phase} for {:.0} s", sample.at.saturating_sub(since).as_secs_f64()))
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi-agent fleet 2>&1 | head`), the fleet goes

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    device::Traits,
     flash::{Loss, Memory},
     testing::{Bench, Files, Release, channel, files, list_of, release},
 };
@@ -498,4 +499,314 @@ fn a_wheel_that_does_not_run_here_is_refused_before_anything_is_fetched() {
     assert_eq!(bench.phase(), Phase::Idle);
     drop(bench);
     assert_eq!(files(&flash), new.files);
+}
+
+const ID: &str = "0123456789abcdef";
+
+/// A release that is a step of a rollout.
+fn step(sequence: u64, text: &str, rollout: &str) -> Release {
+    let head = format!(
+        r#"{{"type":"release","channel":"dev","sequence":{sequence},"version":"{sequence}.0","rollout":{{"id":"{ID}",{rollout}}}}}"#
+    );
+    list_of(Some(head), &[("main.py", text.as_bytes())], &[])
+}
+
+fn plain(sequence: u64, text: &str) -> Release {
+    release(sequence, &[("main.py", text.as_bytes())], &[])
+}
+
+/// A device that runs release 1 is given `release`; how it stands then.
+fn given(release: &Release) -> (Phase, Option<u64>, Option<u64>) {
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(release);
+    bench.run().unwrap();
+    standing(&bench)
+}
+
+fn standing(bench: &Bench<&mut Memory>) -> (Phase, Option<u64>, Option<u64>) {
+    let state = &bench.device.report().state;
+    (state.phase, state.sequence, state.held)
+}
+
+#[test]
+fn a_list_that_is_not_for_a_node_is_seen_and_not_applied() {
+    assert_eq!(given(&step(2, "two", r#""percent":"0""#)), (Phase::Idle, Some(1), Some(2)));
+    assert_eq!(given(&step(2, "two", r#""percent":"100""#)), (Phase::Idle, Some(2), None));
+    let only = |query: &str| given(&step(2, "two", &format!(r#""percent":100,"only":"{query}""#)));
+    assert_eq!(only("version < 2 and node = n"), (Phase::Idle, Some(2), None));
+    assert_eq!(only("label.room = kitchen"), (Phase::Idle, Some(1), Some(2)));
+}
+
+#[test]
+fn what_is_held_is_seen_so_that_nothing_older_is_believed() {
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&step(3, "three", r#""percent":"0""#));
+    bench.run().unwrap();
+    bench.publish(&plain(2, "two"));
+    bench.settle().unwrap();
+    assert!(bench.error().is_some_and(|error| error.starts_with("rollback:")), "{:?}", bench.error());
+    assert_eq!(files(&flash), plain(1, "one").files);
+}
+
+#[test]
+fn a_node_is_in_at_its_step_and_takes_later_steps_without_a_restart() {
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    let position = ID.parse::<RolloutId>().unwrap().position("n");
+    let first = (0..=10_000)
+        .find(|p| mpypi_protocol::rollout::Percent::from_hundredths(*p).unwrap().admits(position));
+    let percent = |hundredths: u16| format!(r#""percent":"{}.{:02}""#, hundredths / 100, hundredths % 100);
+    let first = first.unwrap();
+    bench.publish(&step(2, "two", &percent(first - 1)));
+    bench.run().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)));
+    bench.publish(&step(3, "two", &percent(first)));
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(3), None));
+    let before = bench.reports.len();
+    bench.publish(&step(4, "two", r#""percent":"100","only":"version = 1.0""#));
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(4), None), "who is in stays in, whatever the query says");
+    assert!(bench.reports[before..].iter().all(|report| report.state.phase != Phase::Restarting));
+    bench.publish(&step(5, "two", r#""percent":"0""#));
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(5), None));
+}
+
+#[test]
+fn an_unreadable_rollout_holds_and_says_so() {
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&step(2, "two", r#""percent":"100","only":"size > 3""#));
+    bench.run().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)));
+    assert!(bench.error().is_some_and(|error| error.starts_with("bad-rollout: ")), "{:?}", bench.error());
+    bench.command(r#"[{"type":"install"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)), "no order makes it readable");
+    bench.publish(&plain(3, "three"));
+    bench.settle().unwrap();
+    assert_eq!((standing(&bench), bench.error()), ((Phase::Idle, Some(3), None), None));
+}
+
+#[test]
+fn an_optional_release_waits_for_an_order() {
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&step(2, "two", r#""percent":"100","optional":true"#));
+    bench.run().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)));
+    bench.command(r#"[{"type":"install"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(2), None));
+}
+
+#[test]
+fn an_order_brings_nobody_in_who_is_not_in() {
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&step(2, "two", r#""percent":"0","optional":true"#));
+    bench.run().unwrap();
+    bench.command(r#"[{"type":"install"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)));
+    assert!(bench.logs.iter().any(|line| line.contains("not for this node")), "{:?}", bench.logs);
+}
+
+#[test]
+fn jitter_delays_a_start_by_a_time_of_the_nodes_own_and_an_order_ends_it() {
+    let share = ID.parse::<RolloutId>().unwrap().share("n", 600);
+    assert!(share > 1);
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&step(2, "two", r#""percent":"100","jitter":600"#));
+    bench.give(Event::Connected).unwrap();
+    while bench.deliver().unwrap() {}
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)));
+    let started = bench.now;
+    bench.now += Duration::from_secs(share - 1);
+    bench.give(Event::Tick).unwrap();
+    while bench.deliver().unwrap() {}
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)));
+    assert_eq!(bench.device.deadline(), Some(started + Duration::from_secs(share)));
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(2), None));
+
+    bench.publish(&plain(3, "three"));
+    bench.settle().unwrap();
+    let other = step(4, "four", r#""percent":"100","jitter":600"#);
+    bench.publish(&other);
+    while bench.deliver().unwrap() {}
+    assert_eq!(standing(&bench), (Phase::Idle, Some(3), Some(4)));
+    let now = bench.now;
+    bench.command(r#"[{"type":"install"}]"#);
+    while bench.deliver().unwrap() {}
+    assert_ne!(standing(&bench).0, Phase::Idle, "it starts at once");
+    assert_eq!(bench.now, now);
+}
+
+#[test]
+fn a_window_is_waited_for_by_the_clock_the_list_came_with() {
+    let release = step(2, "two", r#""percent":"100","window":"22:00-04:00""#);
+    let wait = |wall: Option<&str>, utc_offset| {
+        let mut flash = memory();
+        installed(&mut flash, &plain(1, "one"));
+        let mut bench =
+            Bench::start(&mut flash).unwrap().with_traits(Traits { utc_offset, ..Traits::default() });
+        bench.retained.extend(release.packages.clone());
+        bench.give(Event::Connected).unwrap();
+        let before = bench.now;
+        let wall = wall.map(|wall| wall.parse().unwrap());
+        bench.give(Event::List { source: Source::Channel, payload: release.list.clone(), wall }).unwrap();
+        if bench.phase() != Phase::Idle {
+            return 0;
+        }
+        // Longer than an hour: the list is asked for now and then, and comes as it was.
+        while bench.phase() == Phase::Idle {
+            bench.now = bench.device.deadline().unwrap();
+            bench.give(Event::Tick).unwrap();
+        }
+        (bench.now - before).as_secs()
+    };
+    assert_eq!(wait(Some("2026-11-28T23:00:00Z"), None), 0);
+    assert_eq!(wait(Some("2026-11-28T20:00:00Z"), None), 2 * 3600);
+    assert_eq!(wait(Some("2026-11-28T20:00:00Z"), Some(60)), 3600);
+    assert_eq!(wait(None, None), 0, "without a clock a window means nothing");
+}
+
+#[test]
+fn a_release_that_is_revoked_is_left_whatever_the_rollout_says() {
+    let head = format!(
+        r#"{{"type":"release","channel":"dev","sequence":3,"version":"3.0","revoked":[2],"rollout":{{"id":"{ID}","percent":"0"}}}}"#
+    );
+    let release = list_of(Some(head), &[("main.py", b"three")], &[]);
+    for (runs, expected) in [(2, (Phase::Idle, Some(3), None)), (1, (Phase::Idle, Some(1), Some(3)))] {
+        let mut flash = memory();
+        installed(&mut flash, &plain(runs, "old"));
+        let mut bench = Bench::start(&mut flash).unwrap();
+        bench.publish(&release);
+        bench.run().unwrap();
+        assert_eq!(standing(&bench), expected, "it runs {runs}");
+    }
+}
+
+#[test]
+fn a_revoked_release_is_never_gone_back_to() {
+    let head = r#"{"type":"release","channel":"dev","sequence":3,"version":"3.0","revoked":[2]}"#;
+    let release = list_of(Some(head.to_owned()), &[("main.py", b"three")], &[]);
+    let mut flash = memory();
+    installed(&mut flash, &plain(2, "bad"));
+    let timing = Timing { confirm_after: None, ..Timing::default() };
+    let mut bench = Bench::start_with(&mut flash, timing).unwrap();
+    bench.publish(&release);
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming);
+    bench.command(r#"[{"type":"rollback"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming, "{:?}", bench.logs);
+    assert!(bench.logs.iter().any(|line| line.starts_with("revoked:")), "{:?}", bench.logs);
+    for _ in 0..limits::UNCONFIRMED_BOOTS {
+        bench.command(r#"[{"type":"restart"}]"#);
+        bench.settle().unwrap();
+    }
+    assert_eq!(standing(&bench), (Phase::Idle, Some(3), None), "it is kept, though it never confirmed");
+    drop(bench);
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
+fn what_was_rolled_back_at_one_step_is_not_tried_again_at_the_next() {
+    let mut flash = memory();
+    installed(&mut flash, &plain(1, "one"));
+    let timing = Timing { confirm_after: None, ..Timing::default() };
+    let mut bench = Bench::start_with(&mut flash, timing).unwrap();
+    bench.publish(&step(2, "bad", r#""percent":"100""#));
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming);
+    bench.command(r#"[{"type":"rollback"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::RolledBack, Some(2), None));
+    let before = bench.reports.len();
+    bench.publish(&step(3, "bad", r#""percent":"100""#));
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::RolledBack, Some(3), None));
+    assert!(bench.reports[before..].iter().all(|report| report.state.phase == Phase::RolledBack));
+    bench.publish(&plain(4, "good"));
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming, "another release is tried");
+    bench.give(Event::Confirmed).unwrap();
+    bench.settle().unwrap();
+    assert_eq!(files(&flash), plain(4, "good").files);
+}
+
+#[test]
+fn a_node_without_anything_takes_the_base_until_it_is_its_turn() {
+    let mut flash = memory();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    let base = plain(1, "one");
+    bench.retained.extend(base.packages.clone());
+    bench.retained.insert(channel().history(1), base.list.clone());
+    bench.publish(&step(2, "two", r#""percent":"0","base":1"#));
+    bench.run().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(1), Some(2)));
+    assert_eq!(bench.open.len(), 2, "{:?}", bench.open);
+    bench.publish(&plain(1, "old"));
+    bench.settle().unwrap();
+    assert!(
+        bench.error().is_some_and(|error| error.starts_with("rollback:")),
+        "2 was seen: {:?}",
+        bench.error()
+    );
+    bench.publish(&step(3, "two", r#""percent":"100","base":1"#));
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(3), None));
+    drop(bench);
+    assert_eq!(files(&flash), plain(3, "two").files);
+}
+
+#[test]
+fn a_base_that_is_another_release_is_not_taken() {
+    let mut flash = memory();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    let other = plain(7, "seven");
+    bench.retained.extend(other.packages.clone());
+    bench.retained.insert(channel().history(1), other.list.clone());
+    bench.publish(&step(2, "two", r#""percent":"0","base":1"#));
+    bench.run().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, None, Some(2)));
+    assert!(bench.logs.iter().any(|line| line.contains("wrong-base")), "{:?}", bench.logs);
+    // Nor is one that nobody asked for.
+    let source = Source::History(7);
+    bench.give(Event::List { source, payload: other.list.clone(), wall: None }).unwrap();
+    bench.settle().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, None, Some(2)));
+}
+
+#[test]
+fn a_base_that_does_not_work_is_taken_back_and_not_tried_again() {
+    let mut flash = memory();
+    let timing = Timing { confirm_after: None, ..Timing::default() };
+    let mut bench = Bench::start_with(&mut flash, timing).unwrap();
+    let base = plain(1, "one");
+    bench.retained.extend(base.packages.clone());
+    bench.retained.insert(channel().history(1), base.list.clone());
+    bench.publish(&step(2, "two", r#""percent":"0","base":1"#));
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Confirming);
+    bench.command(r#"[{"type":"rollback"}]"#);
+    bench.settle().unwrap();
+    assert_eq!(bench.phase(), Phase::RolledBack);
+    bench.give(Event::Disconnected).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::RolledBack);
+    assert!(files(&flash).is_empty());
 }

@@ -1,5 +1,5 @@
-//! The gate: who a client is. The driver around [`Users`]: files, threads for hashing, and patience with
-//! those who guess.
+//! The gate: who a client is. The driver around [`Users`] and [`Devices`]: files, threads for hashing, and patience
+//! with those who guess.
 
 use std::{
     collections::HashMap,
@@ -13,11 +13,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use mpypi_protocol::{Digest, digest::Hasher};
+use mpypi_protocol::{ChannelName, Digest, NodeId, digest::Hasher};
 use tokio::sync::Semaphore;
 
 use super::{
     Identity, Role,
+    devices::{Device, Devices},
     users::{User, Users, UsersError, pretend, stamp},
 };
 use crate::{clock, listen::tls::ClientCertificate, message::Refusal, packet::Reason};
@@ -45,6 +46,8 @@ pub struct Gate {
     folder: PathBuf,
     /// Held to read or replace the pointer.
     users: RwLock<Arc<Users>>,
+    /// Held to read or replace the pointer.
+    devices: RwLock<Arc<Devices>>,
     hashing: Semaphore,
     /// Makes remembered logins worthless outside this process.
     secret: [u8; 32],
@@ -69,6 +72,8 @@ enum Proof {
     /// The user that the name was then.
     Password(User),
     Certificate(Arc<ClientCertificate>),
+    /// The device that the token was for then.
+    Token(NodeId, Device),
 }
 
 /// What a client shows of itself.
@@ -78,6 +83,8 @@ pub struct Shown {
     pub name: Option<String>,
     /// A password.
     pub password: Option<Bytes>,
+    /// A bearer token, whose user need not be named.
+    pub token: Option<Bytes>,
     /// A certificate that a trusted authority has signed.
     pub certificate: Option<Arc<ClientCertificate>>,
 }
@@ -92,6 +99,25 @@ struct Failures {
     next: Instant,
 }
 
+impl Login {
+    /// The device that came in with its token, if it is one.
+    #[must_use]
+    pub fn device(&self) -> Option<(&NodeId, &Device)> {
+        match &self.proof {
+            Proof::Token(node, device) => Some((node, device)),
+            Proof::Password(_) | Proof::Certificate(_) => None,
+        }
+    }
+}
+
+impl Shown {
+    /// What may be a device's token: a name without a password.
+    fn as_token(&self) -> Option<&str> {
+        let without_password = self.password.as_ref().is_none_or(Bytes::is_empty);
+        self.name.as_deref().filter(|_| without_password)
+    }
+}
+
 impl Gate {
     /// A gate for the users in the data folder.
     ///
@@ -99,11 +125,13 @@ impl Gate {
     /// The files are not in order.
     pub fn open(folder: PathBuf) -> Result<Gate, UsersError> {
         let users = Users::load(&folder)?;
+        let devices = Devices::load(&folder)?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(|error| UsersError::Hash(error.to_string()))?;
         Ok(Gate {
             folder,
             users: RwLock::new(Arc::new(users)),
+            devices: RwLock::new(Arc::new(devices)),
             hashing: Semaphore::new(HASHING),
             secret,
             remembered: Mutex::default(),
@@ -137,11 +165,12 @@ impl Gate {
             Proof::Certificate(certificate) => {
                 node_of(certificate, &users).is_ok_and(|(_, identity)| identity == login.identity)
             }
+            Proof::Token(node, device) => self.devices().get(node) == Some(device),
         }
     }
 
-    /// Says who a client is that comes from `address` and shows this. A name and a password count before a
-    /// certificate, so that not only nodes can come in where a certificate is required.
+    /// Says who a client is that comes from `address` and shows this. A name and a password, or a token, count before
+    /// a certificate, so that not only nodes can come in where a certificate is required.
     ///
     /// # Errors
     /// Reason 0x86 for a wrong name or password, 0x87 for none or a certificate that is none of a node, 0x89 for an
@@ -152,7 +181,25 @@ impl Gate {
         shown: Shown,
     ) -> Result<(Identity, Option<Login>), Refusal> {
         let users = self.users();
+        if let Some(token) = shown.as_token()
+            && !self.devices().is_empty()
+        {
+            match self.device(address, token).await {
+                Ok((node, device)) => {
+                    let identity = device.identity(&node);
+                    let name = node.to_string();
+                    let proof = Proof::Token(node, device);
+                    return Ok((identity.clone(), Some(Login { name, proof, identity })));
+                }
+                Err(refusal) if shown.certificate.is_none() => return Err(refusal),
+                Err(_) => {}
+            }
+        }
         let (name, password) = match shown {
+            // A token of nobody is a wrong password of a user who does not exist.
+            Shown { token: Some(token), .. } if !users.is_empty() => {
+                (users.owner(&Digest::of(&token)).unwrap_or_default().to_owned(), token)
+            }
             Shown { name: Some(name), password: Some(password), .. } if !users.is_empty() => (name, password),
             Shown { certificate: Some(certificate), .. } => return self.recognise(&users, certificate),
             _ if users.is_empty() => return Ok((Identity::Anyone, None)),
@@ -187,6 +234,40 @@ impl Gate {
         }
     }
 
+    /// The device whose token this is, that comes from `address`. Who guesses has to wait.
+    ///
+    /// # Errors
+    /// Reason 0x86 for a token of nobody, 0x89 for an address that guesses too fast.
+    pub async fn device(&self, address: IpAddr, token: &str) -> Result<(NodeId, Device), Refusal> {
+        if let Some((node, device)) = self.devices().find(token.as_bytes()) {
+            return Ok((node.clone(), device.clone()));
+        }
+        let _waiting = self.enqueue(address)?;
+        while let Some(pause) = self.turn(address) {
+            tokio::time::sleep(pause).await;
+        }
+        self.failed(address);
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::info!(%address, refused, "a token of no device");
+        Err(Refusal::new(Reason::BadUserNameOrPassword, "a token of no device"))
+    }
+
+    /// The address of the git repository that a channel of files is to devices. Who knows it may read the channel: its
+    /// owner's name is a secret where clients have to say who they are.
+    #[must_use]
+    pub fn repository(&self, channel: &ChannelName) -> String {
+        format!("https://github.com/{}/{channel}", self.owner(channel))
+    }
+
+    /// The owner of that repository.
+    #[must_use]
+    pub fn owner(&self, channel: &ChannelName) -> String {
+        match self.is_guarded() {
+            true => self.devices().owner(channel),
+            false => "mpypi".to_owned(),
+        }
+    }
+
     /// Reads the files whenever they change, until dropped; says each time that they did. Files that are not
     /// in order change nothing.
     pub async fn watch(&self, mut changed: impl FnMut()) {
@@ -200,6 +281,13 @@ impl Gate {
                 continue;
             }
             seen = now;
+            match Devices::load(&self.folder) {
+                Ok(devices) => {
+                    tracing::debug!(devices = devices.iter().len(), "devices read again");
+                    *self.devices.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(devices);
+                }
+                Err(error) => tracing::error!(%error, "devices stay as they were"),
+            }
             let users = match Users::load(&self.folder) {
                 // Nobody at all would open the door to everybody.
                 Ok(users) if users.is_empty() && self.is_guarded() => {
@@ -212,6 +300,7 @@ impl Gate {
                 }
                 Err(error) => {
                     tracing::error!(%error, "users and rules stay as they were");
+                    changed();
                     continue;
                 }
             };
@@ -239,6 +328,10 @@ impl Gate {
 
     fn users(&self) -> Arc<Users> {
         self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn devices(&self) -> Arc<Devices> {
+        self.devices.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Checks a password when it is its turn: after a failure, an address has to wait longer and longer.

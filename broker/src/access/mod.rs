@@ -3,12 +3,14 @@
 //! | role | reads | writes |
 //! |---|---|---|
 //! | `admin` | everything | everything |
-//! | `publisher` | everything below `mpypi/` | channels, packages and every node's `cmd` |
+//! | `publisher` | everything below `mpypi/` | channels and their rollouts, packages and every node's `cmd` |
 //! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
 //! | `node` | channels, packages, its own topics | its own `info`, `state`, `online`, `log` |
+//! | guest over HTTP | one channel, packages by their digest | nothing |
 //!
 //! A rule file may narrow which channels a node reads.
 
+pub mod devices;
 pub mod gate;
 pub mod users;
 
@@ -44,6 +46,8 @@ pub enum Identity {
     Viewer,
     /// A device, and which channels it may read.
     Node(NodeId, Channels),
+    /// Who did not log in, where one channel is shown to everybody.
+    Guest(ChannelName),
 }
 
 /// Which channels a node may read.
@@ -64,10 +68,14 @@ impl Identity {
         };
         match (self, topic) {
             (Identity::Anyone | Identity::Admin, _) => true,
-            (Identity::Viewer, _) => false,
+            (Identity::Viewer | Identity::Guest(_), _) => false,
             (Identity::Publisher, topic) => matches!(
                 topic,
-                Topic::Channel(_) | Topic::Package(_) | Topic::Legacy(_) | Topic::Node(_, NodeSubject::Cmd)
+                Topic::Channel(_)
+                    | Topic::Rollout(..)
+                    | Topic::Package(_)
+                    | Topic::Legacy(_)
+                    | Topic::Node(_, NodeSubject::Cmd)
             ),
             // `cmd` is what others tell the node.
             (Identity::Node(own, _), Topic::Node(node, subject)) => {
@@ -96,6 +104,10 @@ impl Identity {
                 };
                 channel || package || covers(&format!("mpypi/nodes/{own}/#"), filter)
             }
+            Identity::Guest(channel) => {
+                channel.topic() == filter
+                    || (covers("mpypi/packages/#", filter) && !filter.contains(['+', '#']))
+            }
         }
     }
 
@@ -118,6 +130,7 @@ impl fmt::Display for Identity {
             Identity::Publisher => f.write_str("a publisher"),
             Identity::Viewer => f.write_str("a viewer"),
             Identity::Node(node, _) => write!(f, "node `{node}`"),
+            Identity::Guest(_) => f.write_str("who is not logged in"),
         }
     }
 }
@@ -154,6 +167,9 @@ mod tests {
         // Topic: admin, publisher, viewer, node.
         let table: &[(&str, [bool; 4])] = &[
             ("mpypi/channels/dev", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout/lease", [true, true, false, false]),
+            ("mpypi/channels/dev/rollout/order", [true, true, false, false]),
             (package, [true, true, false, false]),
             ("mpypi/nodes/kitchen/info", [true, false, false, true]),
             ("mpypi/nodes/kitchen/state", [true, false, false, true]),

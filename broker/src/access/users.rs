@@ -19,7 +19,7 @@ use argon2::{
 use mpypi_protocol::{ChannelName, Digest, NodeId};
 use serde::{Deserialize, Serialize};
 
-use super::{Channels, Identity, Role};
+use super::{Channels, Identity, Role, devices::DEVICES};
 
 /// The file of users, in the data folder.
 pub const USERS: &str = "users.toml";
@@ -103,6 +103,17 @@ pub enum UsersError {
     /// There is no such user.
     #[error("there is no user `{0}`")]
     Unknown(String),
+    /// There is no such device.
+    #[error("there is no device `{0}`")]
+    UnknownDevice(String),
+    /// Two devices cannot have one token.
+    #[error("devices `{one}` and `{other}` would have one token")]
+    SharedToken {
+        /// Who has it.
+        one: NodeId,
+        /// Who was to have it too.
+        other: NodeId,
+    },
     /// The password cannot be hashed.
     #[error("the password cannot be hashed: {0}")]
     Hash(String),
@@ -132,23 +143,10 @@ impl Users {
     /// # Errors
     /// The file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), UsersError> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let path = folder.join(USERS);
-        let at = |source| UsersError::File { path: path.clone(), source };
         let text = toml::to_string(&UsersFile { users: self.users.clone() })
-            .map_err(|error| UsersError::Format { path: path.clone(), problem: error.to_string() })?;
-        fs::create_dir_all(folder).map_err(at)?;
-        let beside = folder.join(format!("{USERS}.new"));
-        let write = || {
-            let mut file =
-                fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-            file.write_all(b"# Written by `mpypi-broker user`. A running broker reads changes at once.\n\n")?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            crate::index::blobs::sync_folder(folder)
-        };
-        write().map_err(at)
+            .map_err(|error| UsersError::Format { path: folder.join(USERS), problem: error.to_string() })?;
+        let comment = "# Written by `mpypi-broker user`. A running broker reads changes at once.\n\n";
+        write(folder, USERS, &format!("{comment}{text}"))
     }
 
     /// Lets nobody in.
@@ -172,6 +170,12 @@ impl Users {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&User> {
         self.users.get(name)
+    }
+
+    /// Whose the token with this digest is.
+    #[must_use]
+    pub fn owner(&self, token: &Digest) -> Option<&str> {
+        self.users.iter().find(|(_, user)| user.tokens.contains(token)).map(|(name, _)| name.as_str())
     }
 
     /// Adds a user, or changes one.
@@ -254,8 +258,8 @@ fn verify(hash: &str, password: &[u8]) -> bool {
 
 /// When the files changed last, and how large they are; something else if they changed again.
 #[must_use]
-pub fn stamp(folder: &Path) -> [Option<(SystemTime, u64)>; 2] {
-    [USERS, RULES].map(|name| crate::listen::tls::stamp(&folder.join(name)))
+pub fn stamp(folder: &Path) -> [Option<(SystemTime, u64)>; 3] {
+    [USERS, RULES, DEVICES].map(|name| crate::listen::tls::stamp(&folder.join(name)))
 }
 
 fn check_name(name: &str, role: Role) -> Result<(), UsersError> {
@@ -268,7 +272,25 @@ fn check_name(name: &str, role: Role) -> Result<(), UsersError> {
     Ok(())
 }
 
-fn read<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, UsersError> {
+/// Writes a file in `folder`, beside and renamed, for its owner alone.
+pub(super) fn write(folder: &Path, name: &str, text: &str) -> Result<(), UsersError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = folder.join(name);
+    let at = |source| UsersError::File { path: path.clone(), source };
+    fs::create_dir_all(folder).map_err(at)?;
+    let beside = folder.join(format!("{name}.new"));
+    let write = || {
+        let mut file =
+            fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, &path)?;
+        crate::index::blobs::sync_folder(folder)
+    };
+    write().map_err(at)
+}
+
+pub(super) fn read<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, UsersError> {
     match fs::read_to_string(path) {
         Ok(text) => toml::from_str(&text).map_err(|error| UsersError::Format {
             path: path.to_owned(),

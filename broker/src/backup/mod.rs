@@ -23,7 +23,7 @@ pub use self::{
 use crate::control::LinkError;
 
 /// Files of the data folder that a backup holds too. Keys and certificates are not among them.
-pub const FILES: [&str; 3] = ["users.toml", "rules.toml", "broker.toml"];
+pub const FILES: [&str; 4] = ["users.toml", "rules.toml", "devices.toml", "broker.toml"];
 
 /// A backup cannot be made, read or put back.
 #[derive(Debug, thiserror::Error)]

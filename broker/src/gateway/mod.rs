@@ -1,110 +1,68 @@
-//! The HTTP gateway: what others read about the broker.
+//! The HTTP gateway: one house with several doors, in which each face has its rooms.
 //!
-//! | path | answer |
+//! | module | does |
 //! |---|---|
-//! | `/healthz` | 200 if messages get through within a bound, 503 if not; JSON says what |
-//! | `/metrics` | counters and gauges for Prometheus |
+//! | [`listen`] | accepts: HTTP and HTTPS, keep-alive, what a connection may take of time and room |
+//! | [`site`] | which faces a listener shows |
+//! | [`caller`] | who asks, by the broker's users, and what they may |
+//! | [`problem`] | how a refusal is told: `application/problem+json`, with a hint |
+//! | [`body`] | bodies that come in, within bounds of size and time |
+//! | [`file`] | files that go out: validators, [ranges](range), pieces from disk to socket |
+//! | [`publish`] | what comes in over HTTP goes to the index's writer, as from any client |
+//! | [`query`] | parameters |
+//! | [`count`] | requests and bytes by face |
+//! | [`health`] | `/healthz` and `/metrics` |
+//!
+//! A face is a module in [`faces`](crate::faces) with its `routes()`, mounted in [`site`], where its callers are
+//! asked who they are; its handlers then ask their [`Caller`](caller::Caller) what it may.
 
-use std::{sync::Arc, time::Duration};
+pub mod body;
+pub mod caller;
+pub mod count;
+pub mod file;
+pub mod health;
+pub mod listen;
+pub mod problem;
+pub mod publish;
+pub mod query;
+pub mod range;
+pub mod site;
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
-use tokio_util::task::TaskTracker;
+use std::sync::Arc;
+
+use axum::{Router, extract::State};
+
+pub use caller::Caller;
+pub use listen::{HttpEndpoint, HttpListener, Place};
+pub use problem::Problem;
+pub use site::Site;
 
 use crate::{
     connection::Shared,
-    listen::ACCEPT_PAUSE,
-    metrics::{Gauges, prometheus},
+    faces::{catalog::Catalog, promoter::Folders},
 };
 
-/// HTTP connections at once; more wait to be accepted.
-const CONNECTIONS: usize = 64;
-/// For a request's head to arrive.
-const HEAD: Duration = Duration::from_secs(10);
-/// For a request and its answer. A connection carries one.
-const REQUEST: Duration = Duration::from_secs(30);
-
-/// Serves HTTP until the broker stops.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let router = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/metrics", get(metrics))
-        .with_state(shared.clone());
-    loop {
-        let accepted = async {
-            let place = places.clone().acquire_owned().await;
-            (listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            accepted = accepted => accepted,
-            () = shared.shutdown.cancelled() => return,
-        };
-        let socket = match accepted {
-            Ok((socket, _)) => TokioIo::new(socket),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept an HTTP connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router.clone());
-        let shutdown = shared.shutdown.clone();
-        tasks.spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .keep_alive(false)
-                .serve_connection(socket, service);
-            tokio::select! {
-                served = timeout(REQUEST, connection) => {
-                    if let Ok(Err(error)) = served {
-                        tracing::debug!(%error, "an HTTP connection failed");
-                    }
-                }
-                () = shutdown.cancelled() => {}
-            }
-            drop(place);
-        });
-    }
+/// What all handlers share.
+#[derive(Debug)]
+pub struct Gateway {
+    /// What the gateway shares with all connections.
+    pub shared: Arc<Shared>,
+    /// What channels name and wheels hold.
+    pub catalog: Catalog,
+    /// Channels as ota-promoter's folders.
+    pub folders: Folders,
 }
 
-async fn healthz(State(shared): State<Arc<Shared>>) -> Response {
-    let felt = shared.pulse.feel(&shared).await;
-    let is_full = Gauges::look(&shared).is_ok_and(|gauges| gauges.is_full);
-    let (code, problem) = match &felt {
-        Ok(_) => (StatusCode::OK, None),
-        Err(ill) => (StatusCode::SERVICE_UNAVAILABLE, Some(ill.to_string())),
-    };
-    let detail = serde_json::json!({
-        "healthy": felt.is_ok(),
-        "problem": problem,
-        "latency_ms": felt.ok().map(|latency| latency.as_secs_f64() * 1e3),
-        "stores": !is_full,
-        "version": env!("CARGO_PKG_VERSION"),
-    });
-    (code, Json(detail)).into_response()
-}
+/// How a handler gets at the [`Gateway`].
+pub type Here = State<Arc<Gateway>>;
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    match Gauges::look(&shared) {
-        Ok(gauges) => {
-            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-            (kind, prometheus(&shared.metrics, &gauges)).into_response()
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot tell the metrics");
-            (StatusCode::INTERNAL_SERVER_ERROR, "the index cannot be read\n").into_response()
-        }
+/// The routes of a face, before they are mounted.
+pub type Routes = Router<Arc<Gateway>>;
+
+impl Gateway {
+    /// A gateway to what `shared` holds.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Gateway {
+        Gateway { shared, catalog: Catalog::default(), folders: Folders::default() }
     }
 }

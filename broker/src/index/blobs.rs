@@ -33,6 +33,15 @@ pub struct Blobs {
     pins: Arc<AtomicUsize>,
 }
 
+/// A blob that is being read: it stays readable also when it is removed meanwhile.
+#[derive(Debug)]
+pub struct Blob {
+    file: File,
+    digest: Digest,
+    len: u64,
+    blobs: Arc<Blobs>,
+}
+
 /// Recently read pieces; the one unused for longest goes first.
 #[derive(Debug, Default)]
 struct Recent {
@@ -123,13 +132,32 @@ impl Blobs {
     /// # Errors
     /// The file is not there, too short, or cannot be read.
     pub fn chunk(&self, digest: &Digest, len: u64, offset: u64) -> io::Result<Bytes> {
+        self.read(digest, len, offset, |piece| File::open(self.path(digest))?.read_exact_at(piece, offset))
+    }
+
+    /// Opens a blob of `len` bytes.
+    ///
+    /// # Errors
+    /// The file is not there.
+    pub fn open_blob(self: &Arc<Blobs>, digest: &Digest, len: u64) -> io::Result<Blob> {
+        Ok(Blob { file: self.open_file(digest)?, digest: *digest, len, blobs: self.clone() })
+    }
+
+    /// A piece from memory, or as `read` fills it.
+    fn read(
+        &self,
+        digest: &Digest,
+        len: u64,
+        offset: u64,
+        read: impl FnOnce(&mut [u8]) -> io::Result<()>,
+    ) -> io::Result<Bytes> {
         let key = (*digest, offset);
         if let Some(piece) = self.lock().find(&key) {
             return Ok(piece);
         }
         let size = len.saturating_sub(offset).min(CHUNK);
         let mut piece = vec![0; usize::try_from(size).unwrap_or_default()];
-        File::open(self.path(digest))?.read_exact_at(&mut piece, offset)?;
+        read(&mut piece)?;
         let piece = Bytes::from(piece);
         self.lock().keep(key, piece.clone());
         Ok(piece)
@@ -159,6 +187,20 @@ impl Blobs {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Recent> {
         self.recent.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Blob {
+    /// Some bytes from `offset`; pieces begin at multiples of [`CHUNK`], so that readers share them.
+    ///
+    /// # Errors
+    /// The file is too short, or cannot be read.
+    pub fn piece(&self, offset: u64) -> io::Result<Bytes> {
+        let start = offset - offset % CHUNK;
+        let piece =
+            self.blobs.read(&self.digest, self.len, start, |piece| self.file.read_exact_at(piece, start))?;
+        let skipped = usize::try_from(offset - start).unwrap_or(usize::MAX).min(piece.len());
+        Ok(piece.slice(skipped..))
     }
 }
 

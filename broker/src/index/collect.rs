@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use mpypi_protocol::{
-    Digest, FilePath, PackageId, Topic, UpdateList,
+    ChannelName, Digest, FilePath, PackageId, Topic, UpdateList,
     package::{LegacyId, PACKAGES},
     topic::CHANNELS,
 };
@@ -98,6 +98,26 @@ impl Index {
             }
         }
         Ok(garbage)
+    }
+
+    /// The packages that the last `lists` lists of a channel name, the newest list's first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn named_lately(&self, channel: &ChannelName, lists: usize) -> Result<Vec<PackageId>, IndexError> {
+        let channel = channel.as_str();
+        let transaction = self.store.begin_read()?;
+        let mut named = Vec::new();
+        let history = transaction.open_table(HISTORY)?;
+        for item in history.range((channel, 0)..=(channel, u64::MAX))?.rev().take(lists) {
+            let (_, value) = item?;
+            let topics = read(channel, value.value())?;
+            named.extend(topics.iter().filter_map(|topic| match Topic::parse(topic) {
+                Ok(Topic::Package(id)) => Some(id),
+                _ => None,
+            }));
+        }
+        Ok(named)
     }
 
     /// When garbage was last collected, in milliseconds since 1970; 0 for never.

@@ -379,6 +379,14 @@ impl Index {
         Ok(bytes)
     }
 
+    /// Opens a blob of `len` bytes, to be read in pieces.
+    ///
+    /// # Errors
+    /// Its file is not there.
+    pub fn open_blob(&self, digest: &Digest, len: u64) -> std::io::Result<blobs::Blob> {
+        self.blobs.open_blob(digest, len)
+    }
+
     /// A piece of a blob, at most [`blobs::CHUNK`] bytes from `offset`.
     ///
     /// # Errors

@@ -262,7 +262,7 @@ impl Listener {
 /// Has the system take bytes from us only as the client takes them from it, some at a time. Otherwise megabytes
 /// wait in the socket of a client that reads little, and until a third of them has gone it looks like one that
 /// reads nothing.
-fn limit_unsent(socket: &TcpStream) {
+pub(crate) fn limit_unsent(socket: &TcpStream) {
     /// Bytes that wait in a socket. Half of them gone is progress: at 10 KB/s, every 7 s.
     #[cfg(target_os = "linux")]
     const UNSENT: u32 = 128 * 1024;

@@ -171,7 +171,7 @@ fn answer(buffer: &mut BytesMut, pages: Pages) -> Result<Vec<u8>, Rejected> {
 }
 
 /// Whether no web page asks, or one of this machine.
-fn comes_from_here(headers: &HeaderMap) -> bool {
+pub(crate) fn comes_from_here(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get("Origin") else { return true };
     let uri: Option<Uri> = origin.to_str().ok().and_then(|origin| origin.parse().ok());
     let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();

@@ -30,6 +30,8 @@ pub struct History {
     pub stuck: Option<Digest>,
     fetched: Option<Digest>,
     tried: VecDeque<(Digest, u8)>,
+    /// The list that an operator ordered the node to install.
+    pub ordered: Option<Digest>,
     /// Whether the node took anything that was delivered.
     pub took: bool,
     /// Packages that the node had and no longer finds, or had in another version at that time.

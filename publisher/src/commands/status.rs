@@ -4,7 +4,7 @@ use std::io::stdout;
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use mpypi_client::BrokerArgs;
-use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList};
+use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList, node::State};
 use serde_json::{Value, json};
 
 use super::{Stopped, endpoint, interrupted, print};
@@ -150,13 +150,20 @@ fn nodes(status: &Status, color: bool) -> Table {
             online,
             Cell::new(node.channel().map(|channel| channel.to_string()).unwrap_or_default()),
             Cell::new(release.unwrap_or_default()),
-            Cell::new(state.map(|state| state.phase.to_string()).unwrap_or_default()),
+            Cell::new(state.map(phase).unwrap_or_default()),
             Cell::new(received.unwrap_or_default()),
             // A node may say anything, commands to the terminal included.
             Cell::new(state.and_then(|state| state.error.as_deref()).unwrap_or_default().escape_debug()),
         ]);
     }
     table
+}
+
+fn phase(state: &State) -> String {
+    match state.held {
+        Some(held) => format!("{}, {held} is held", state.phase),
+        None => state.phase.to_string(),
+    }
 }
 
 fn to_json(status: &Status) -> Value {

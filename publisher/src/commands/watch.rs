@@ -39,6 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         trust: Trust::List,
         sequence: None,
         harm,
+        rollout: None,
     };
     let lines = if args.json { Lines::Hidden } else { Lines::Shown };
     let mut screen =
