@@ -64,6 +64,11 @@ impl fmt::Display for Stage {
     }
 }
 
+/// An update takes no more bytes: it failed, or another one followed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this update is over")]
+pub struct Over;
+
 /// Why none is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotStarted {
@@ -192,7 +197,7 @@ impl Firmware {
         self.origin = origin;
         (self.stage, self.done, self.total, self.closing) = (Stage::Starting, 0, 0, None);
         if let Origin::Sent(total) = origin {
-            self.begin(self.session, flash, Some(total)).map_err(|()| NotStarted::Failed)?;
+            self.begin(self.session, flash, Some(total)).map_err(|Over| NotStarted::Failed)?;
         }
         Ok(self.session)
     }
@@ -201,11 +206,11 @@ impl Firmware {
     ///
     /// # Errors
     /// The update is over; the stage says why.
-    pub fn begin(&mut self, session: u64, flash: &mut impl Flash, total: Option<u64>) -> Result<(), ()> {
+    pub fn begin(&mut self, session: u64, flash: &mut impl Flash, total: Option<u64>) -> Result<(), Over> {
         self.check(session)?;
         self.total = total.unwrap_or(0);
         if let Err(error) = self.slots.begin(flash, total) {
-            return Err(self.fail(flash, format!("ota begin {error}")));
+            return Err(self.end(flash, format!("ota begin {error}")));
         }
         self.stage = match self.origin {
             Origin::Fetched => Stage::Downloading,
@@ -218,11 +223,11 @@ impl Firmware {
     ///
     /// # Errors
     /// The update is over; the stage says why.
-    pub fn push(&mut self, session: u64, flash: &mut impl Flash, bytes: &[u8]) -> Result<(), ()> {
+    pub fn push(&mut self, session: u64, flash: &mut impl Flash, bytes: &[u8]) -> Result<(), Over> {
         self.check(session)?;
         for piece in bytes.chunks(limits::PIECE) {
             if let Err(error) = self.slots.push(flash, piece) {
-                return Err(self.fail(flash, format!("ota perform {error}")));
+                return Err(self.end(flash, format!("ota perform {error}")));
             }
             self.done += piece.len() as u64;
         }
@@ -240,10 +245,10 @@ impl Firmware {
         flash: &mut impl Flash,
         expected: Option<Digest>,
         version: Option<String>,
-    ) -> Result<(), ()> {
+    ) -> Result<(), Over> {
         self.check(session)?;
         if self.total != 0 && self.done != self.total {
-            return Err(self.fail(flash, self.incomplete()));
+            return Err(self.end(flash, self.incomplete()));
         }
         self.stage = Stage::Flashing;
         self.closing = Some(Closing { expected, version });
@@ -301,9 +306,14 @@ impl Firmware {
     }
 
     /// What is under way is `session`, and still wants bytes.
-    fn check(&self, session: u64) -> Result<(), ()> {
+    fn check(&self, session: u64) -> Result<(), Over> {
         let wants = matches!(self.stage, Stage::Starting | Stage::Downloading | Stage::Flashing);
-        (session == self.session && wants && self.closing.is_none()).then_some(()).ok_or(())
+        (session == self.session && wants && self.closing.is_none()).then_some(()).ok_or(Over)
+    }
+
+    fn end(&mut self, flash: &mut impl Flash, cause: String) -> Over {
+        self.fail(flash, cause);
+        Over
     }
 
     /// It failed for `cause`, which stays until the next one starts.

@@ -422,7 +422,6 @@ mod tests {
                 let mut powered = PowerCut::new(&mut flash, cut, Tear::Torn);
                 let third = write(&mut slots, &mut powered, b"the third image, a longer one", "3.0.0");
                 let survived = !powered.is_off();
-                drop(powered);
                 flash.lose(loss);
                 let version = on(&mut flash).0.running().version.clone();
                 let possible = if third.is_ok() { &["3.0.0"][..] } else { &["2.0.0", "3.0.0"] };

@@ -75,16 +75,16 @@ impl Numbers {
         while release.last() == Some(&0) {
             release.pop();
         }
-        let marks: [(&str, fn(u64) -> Before); 4] = [
-            (".dev", Before::Development),
-            ("rc", Before::Candidate),
-            ("a", Before::Alpha),
-            ("b", Before::Beta),
-        ];
-        let before = marks.iter().find_map(|(mark, make)| {
+        let before = [".dev", "rc", "a", "b"].into_iter().find_map(|mark| {
             let number = rest.strip_prefix(mark)?;
             let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
-            Some(make(number[..end].parse().unwrap_or(0)))
+            let number = number[..end].parse().unwrap_or(0);
+            Some(match mark {
+                ".dev" => Before::Development(number),
+                "rc" => Before::Candidate(number),
+                "a" => Before::Alpha(number),
+                _ => Before::Beta(number),
+            })
         });
         Some(Numbers { release, before: before.unwrap_or(Before::Release) })
     }

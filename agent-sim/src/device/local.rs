@@ -488,11 +488,11 @@ impl<F: Flash> Device<F> {
             }
             FlashAsk::Begin(session, total, reply) => {
                 let begun = firmware.begin(session, flash, total);
-                let _ = reply.send(begun.map_err(|()| status(firmware)));
+                let _ = reply.send(begun.map_err(|_| status(firmware)));
             }
             FlashAsk::Push(session, bytes, reply) => {
                 let pushed = firmware.push(session, flash, &bytes);
-                let _ = reply.send(pushed.map_err(|()| status(firmware)));
+                let _ = reply.send(pushed.map_err(|_| status(firmware)));
             }
             FlashAsk::Finish { session, expected, version, reply } => {
                 let finished = firmware.finish(session, flash, expected, version);

@@ -227,7 +227,6 @@ fn power_cut_at_any_write_of_a_task_leaves_it_to_be_told_truly_and_gone_on_with(
                 }
                 Err(_) => false,
             };
-            drop(powered);
             flash.lose(loss);
             let mut bench = start(&mut flash, asking()).unwrap();
             bench.publish(&upgrade);
@@ -364,7 +363,6 @@ fn power_cut_at_any_write_of_firmware_from_the_channel_ends_with_the_new_one() {
             }
             Err(_) => false,
         };
-        drop(powered);
         flash.lose(Loss::Everything);
         let mut bench = start(&mut flash, board(false)).unwrap();
         bench.publish(&news);
