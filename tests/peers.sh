@@ -60,7 +60,7 @@ if ! cmp -s tests/things/sources.txt "$peers/things/sources.txt"; then
     done
   for package in uthingsboard umqtt; do
     mkdir -p "$peers/things/$package"
-    find "$peers/things.tmp" -path "*/$package/*.py" -exec cp {} "$peers/things/$package/" \;
+    find "$peers/things.tmp" -type f -path "*/$package/*.py" -exec cp {} "$peers/things/$package/" \;
   done
   rm -rf "$peers/things.tmp"
   MICROPYPATH="$peers/things" "$peers/micropython" -c 'import uthingsboard.client'

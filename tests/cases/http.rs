@@ -180,6 +180,19 @@ const ROUTES: &[(&str, &str, &str, [u16; 7])] = &[
     ("POST", "/channels/dev/files", "/files",                             [405, 405, 405, 405, 405, 405, 405]),
     ("DELETE", "/packages/WHEEL", "/packages/{digest}",                   [405, 405, 405, 405, 405, 405, 405]),
     ("PUT", "/upload/dev", "/upload/{channel}",                           [405, 405, 405, 405, 405, 405, 405]),
+    // Devices of ThingsBoard's are known by a token in the path, whoever else asks; cOTA's by an owner that they alone are told.
+    ("GET", "/api/v1/TOKEN/attributes", "/attributes",                   [200, 200, 200, 200, 200, 200, 200]),
+    ("POST", "/api/v1/TOKEN/attributes", "/attributes",                  [400, 400, 400, 400, 400, 400, 400]),
+    ("GET", "/api/v1/TOKEN/attributes/updates?timeout=1", "/attributes/updates",   [408, 408, 408, 408, 408, 408, 408]),
+    ("POST", "/api/v1/TOKEN/telemetry", "/telemetry",                    [400, 400, 400, 400, 400, 400, 400]),
+    ("GET", "/api/v1/TOKEN/firmware?title=dev&version=1", "/firmware",   [200, 200, 200, 200, 200, 200, 200]),
+    ("GET", "/api/v1/TOKEN/software?title=dev&version=1", "/software",   [404, 404, 404, 404, 404, 404, 404]),
+    ("GET", "/api/v1/TOKEN/rpc?timeout=1", "/rpc",                                 [408, 408, 408, 408, 408, 408, 408]),
+    ("POST", "/api/v1/TOKEN/rpc/1", "/rpc/{id}",                         [200, 200, 200, 200, 200, 200, 200]),
+    ("GET", "/github/api/repos/mpypi/dev/git/trees/main", "/github/api/repos/{owner}/{channel}/git/trees/{branch}", [404, 404, 404, 404, 404, 404, 404]),
+    ("GET", "/github/raw/mpypi/dev/main/main.py", "/github/raw/{owner}/{channel}/{branch}/{*path}", [404, 404, 404, 404, 404, 404, 404]),
+    ("GET", "api.github.com/repos/mpypi/dev/git/trees/main", "/repos/{owner}/{channel}/git/trees/{branch}", [404, 404, 404, 404, 404, 404, 404]),
+    ("GET", "raw.githubusercontent.com/mpypi/dev/main/main.py", "/{owner}/{channel}/{branch}/{*path}", [404, 404, 404, 404, 404, 404, 404]),
     ("GET", "/nothing", "",                                               [404, 404, 404, 404, 404, 404, 404]),
 ];
 
@@ -189,6 +202,7 @@ fn no_role_reads_or_changes_over_http_what_it_may_not_on_any_route() {
     let roles = ["admin", "publisher", "viewer", "node", "narrow"];
     let tokens = roles.map(|name| user(&world, name, if name == "narrow" { "node" } else { name }));
     world.write("data/rules.toml", "[[rules]]\nnodes = \"narrow\"\nchannels = [\"stable\"]\n");
+    let device = crate::things::add_device(&world, "kitchen", &[]);
     let server = Server::start_with(&world, &HTTP);
     let login = Some(("admin".to_owned(), tokens[0].clone()));
     let (mut admin, _) =
@@ -215,12 +229,18 @@ fn no_role_reads_or_changes_over_http_what_it_may_not_on_any_route() {
         let path = path
             .replace("WHEEL", &wheel_digest.to_string())
             .replace("SRC", &src.to_string())
+            .replace("TOKEN", &device)
             .replace("SUM", "2f47a786543348e47f300fb64a2a213ecb483431")
             .replace("FILE", &file)
             .replace("FI/", &format!("{}/", &file[..2]));
         for (caller, code) in callers.iter().zip(expected) {
-            let headers: Vec<_> = caller.iter().map(|login| ("Authorization", login.as_str())).collect();
-            let answer = Web::open(server.http.unwrap()).ask(method, &path, &headers, b"");
+            let mut headers: Vec<_> = caller.iter().map(|login| ("Authorization", login.as_str())).collect();
+            // What comes before the path is another host that answers there.
+            let (host, at) = path.split_at(path.find('/').unwrap());
+            if !host.is_empty() {
+                headers.push(("Host", host));
+            }
+            let answer = Web::open(server.http.unwrap()).ask(method, at, &headers, b"");
             if answer.code != *code {
                 wrong.push(format!("{method} {path}: {} and not {code} to {caller:?}", answer.code));
             }

@@ -14,6 +14,8 @@ while not read:
     client.wait_msg()
 told = []
 client.subscribe_to_attribute("fw_version", told.append)
+# The test publishes the next release when it sees this: nobody is told of what was before.
+client.send_attributes({"listens": True}, qos=1)
 print(json.dumps(read[0]))
 while not told:
     client.wait_msg()
