@@ -302,7 +302,7 @@ async fn no_answer(Caller { .. }: Caller, _: Small) -> StatusCode {
     StatusCode::OK
 }
 
-/// Slows those who ask without a pause: each may have a burst, then one answer each [`PAUSE`].
+/// Slows those who ask without a pause: each may have a burst, then one answer each `PAUSE`.
 #[derive(Debug, Default)]
 pub struct Pace {
     /// By node, when it has had all that it asked for at its pace. Held to look up and change one.
