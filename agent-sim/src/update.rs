@@ -692,9 +692,14 @@ impl Updater {
         }
     }
 
-    /// What time it is, as far as it is known: no earlier than the newest list was made.
-    fn time(&self, wall: Option<Timestamp>) -> Option<Timestamp> {
-        let seen = self.seen.as_ref().filter(|seen| seen.channel == self.channel);
+    /// What time it is when `list` is judged, as far as it is known: no earlier than the newest list was made. TUF 1.0,
+    /// 5.3.11: the times of an earlier epoch are forgotten, they were perhaps a thief's.
+    fn time(&self, list: &UpdateList, wall: Option<Timestamp>) -> Option<Timestamp> {
+        let epoch = match &self.trust {
+            Trust::Root(root) => root.delegation(&self.channel).map_or(0, |delegation| delegation.epoch),
+            Trust::Anyone | Trust::Keys(_) => list.release().map_or(0, |release| release.epoch),
+        };
+        let seen = self.seen.as_ref().filter(|seen| seen.channel == self.channel && seen.epoch == epoch);
         wall.max(seen.and_then(|seen| seen.created))
     }
 
@@ -708,7 +713,7 @@ impl Updater {
         (at, wall): (Duration, Option<Timestamp>),
         out: &mut Effects,
     ) {
-        let (digest, time) = (Digest::of(payload), self.time(wall));
+        let (digest, time) = (Digest::of(payload), self.time(&list, wall));
         let name = list.release().map(|release| (release.sequence, release.version.clone()));
         let empty = name.is_none() && list.packages().next().is_none();
         let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);

@@ -108,8 +108,12 @@ impl Trial {
     /// A list with these entries behind its release, signed.
     fn list(&self, sequence: u64, more: &str, entries: &str, signer: Option<&str>) -> Vec<u8> {
         let entries = if entries.is_empty() { String::new() } else { format!(",{entries}") };
+        let created = match more.contains(r#""created""#) {
+            true => String::new(),
+            false => format!(r#","created":"{CREATED}""#),
+        };
         let covered = format!(
-            r#"[{{"type":"release","channel":"dev","sequence":{sequence},"version":"{sequence}","created":"{CREATED}"{more}}}{entries}"#
+            r#"[{{"type":"release","channel":"dev","sequence":{sequence},"version":"{sequence}"{created}{more}}}{entries}"#
         );
         let signatures = signer.map(|name| self.signature(name, covered.as_bytes()));
         join(covered.as_bytes(), signatures.as_slice())
@@ -277,10 +281,11 @@ fn a_stolen_channel_key_can_do_harm_until_the_next_root_and_not_after() {
     let forward = text.replace(r#""sequence":1"#, &format!(r#""sequence":{}"#, u64::MAX));
     trial.retain("mpypi/channels/dev", forward.as_bytes());
     trial.refuses("bad-signature");
-    // With it, the device is theirs: nothing newer can ever come.
+    // With it, the device is theirs: nothing newer can ever come, and all that expires has.
     let evil = b"stolen = True\n";
     trial.retain(&package("main.py", evil), evil);
-    let stolen = trial.list(u64::MAX, "", &src("main.py", evil), Some("dev-2026"));
+    let late = r#","created":"2099-12-31T00:00:00Z""#;
+    let stolen = trial.list(u64::MAX, late, &src("main.py", evil), Some("dev-2026"));
     trial.retain("mpypi/channels/dev", &stolen);
     trial.takes();
     assert_eq!(trial.files()["main.py"], evil);
