@@ -86,6 +86,20 @@ pub(crate) struct Source {
     force: bool,
 }
 
+/// Which channel of which broker is looked at, by `log` and `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct Subject {
+    /// The channel
+    pub(crate) channel: ChannelName,
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Where keys are.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct KeyArgs {

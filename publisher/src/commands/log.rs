@@ -2,13 +2,11 @@
 
 use std::io::stdout;
 
-use mpypi_client::BrokerArgs;
-use mpypi_protocol::ChannelName;
 use serde_json::{Value, json};
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{endpoint, print, reading};
 use crate::{
-    cli::KeyArgs,
+    cli::Subject,
     reissue::{Page, log},
     report::{count, painted, wants_color},
 };
@@ -24,37 +22,24 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The channel
-    channel: ChannelName,
     #[command(flatten)]
-    broker: BrokerArgs,
-    #[command(flatten)]
-    keys: KeyArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    subject: Subject,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let broker = endpoint(args.broker)?;
-    let keys = args.keys.folder();
-    let pages = tokio::select! {
-        pages = log(&broker, &args.channel, &keys) => pages?,
-        stop = interrupted() => {
-            stop?;
-            return Err(Stopped::Reading.into());
-        }
-    };
+    let Subject { channel, broker, keys, json: as_json } = args.subject;
+    let (broker, keys) = (endpoint(broker)?, keys.folder());
+    let pages = reading(log(&broker, &channel, &keys)).await?;
     let troubles = pages.iter().map(|page| page.trouble.len()).sum();
-    if args.json {
+    if as_json {
         let lists: Vec<Value> = pages.iter().map(page_json).collect();
-        print(&format!("{}\n", json!({ "channel": args.channel, "good": troubles == 0, "lists": lists })))?;
+        print(&format!("{}\n", json!({ "channel": channel, "good": troubles == 0, "lists": lists })))?;
     } else {
         print(&pages.iter().map(|page| text(page, wants_color(&stdout()))).collect::<String>())?;
     }
     match troubles {
         0 => Ok(()),
-        _ => anyhow::bail!("the history of channel `{}` has {}", args.channel, count(troubles, "fault")),
+        _ => anyhow::bail!("the history of channel `{}` has {}", channel, count(troubles, "fault")),
     }
 }
 

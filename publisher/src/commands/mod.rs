@@ -69,6 +69,20 @@ fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Does what reads and writes nothing, until it is done or somebody stops it.
+async fn reading<T, E>(work: impl Future<Output = Result<T, E>>) -> anyhow::Result<T>
+where
+    anyhow::Error: From<E>,
+{
+    tokio::select! {
+        done = work => Ok(done?),
+        stop = interrupted() => {
+            stop?;
+            Err(Stopped::Reading.into())
+        }
+    }
+}
+
 /// Returns at SIGINT or SIGTERM.
 async fn interrupted() -> io::Result<()> {
     #[cfg(unix)]

@@ -6,7 +6,7 @@ use mpypi_client::{BrokerArgs, args::parse_time};
 use mpypi_protocol::{ChannelName, NodeId};
 use serde_json::json;
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{endpoint, print, reading};
 use crate::{
     push::{Became, Options, Target, push},
     report::say,
@@ -59,10 +59,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         timeout: args.timeout,
     };
     let mut told = |node: &NodeId, text: &str| say(&format!("{node}  {text}"));
-    let results = tokio::select! {
-        results = push(&options, &mut told) => results?,
-        stop = interrupted() => return stop.map_err(Into::into).and(Err(Stopped::Reading.into())),
-    };
+    let results = reading(push(&options, &mut told)).await?;
     let rows = results.iter().map(|(node, became)| match args.json {
         true => json!({ "node": node, "good": became.is_good(), "result": became.to_string() }).to_string(),
         false => format!("{node}  {became}"),

@@ -14,7 +14,7 @@ use mpypi_protocol::{
 };
 use serde_json::{Value, json};
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{Stopped, endpoint, interrupted, print, reading};
 use crate::{
     cli::KeyArgs,
     progress::{Lines, Progress},
@@ -297,13 +297,7 @@ async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
 
 async fn show(watch: Watch) -> anyhow::Result<()> {
     let broker = endpoint(watch.broker)?;
-    let looked = tokio::select! {
-        looked = look(&broker, &watch.channel) => looked?,
-        stop = interrupted() => {
-            stop?;
-            return Err(Stopped::Reading.into());
-        }
-    };
+    let looked = reading(look(&broker, &watch.channel)).await?;
     let (standings, _) = looked;
     match watch.json {
         true => print(&format!("{}\n", to_json(&standings))),

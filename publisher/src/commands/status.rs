@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList, node::State};
 use serde_json::{Value, json};
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{endpoint, print, reading};
 use crate::{
     report::{count, painted, size, wants_color},
     status::{ChannelStatus, NodeStatus, Status, status},
@@ -35,13 +35,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let broker = endpoint(args.broker)?;
-    let status = tokio::select! {
-        status = status(&broker, &args.channels) => status?,
-        stop = interrupted() => {
-            stop?;
-            return Err(Stopped::Reading.into());
-        }
-    };
+    let status = reading(status(&broker, &args.channels)).await?;
     match args.json {
         true => print(&format!("{}\n", to_json(&status))),
         false => {

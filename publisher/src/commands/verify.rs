@@ -2,13 +2,11 @@
 
 use std::io::stdout;
 
-use mpypi_client::BrokerArgs;
-use mpypi_protocol::ChannelName;
 use serde_json::json;
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{endpoint, print, reading};
 use crate::{
-    cli::KeyArgs,
+    cli::Subject,
     report::{count, painted, wants_color},
     verify::{Check, verify},
 };
@@ -25,34 +23,21 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The channel
-    channel: ChannelName,
     #[command(flatten)]
-    broker: BrokerArgs,
-    #[command(flatten)]
-    keys: KeyArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    subject: Subject,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let broker = endpoint(args.broker)?;
-    let keys = args.keys.folder();
-    let checks = tokio::select! {
-        checks = verify(&broker, &args.channel, &keys) => checks?,
-        stop = interrupted() => {
-            stop?;
-            return Err(Stopped::Reading.into());
-        }
-    };
+    let Subject { channel, broker, keys, json: as_json } = args.subject;
+    let (broker, keys) = (endpoint(broker)?, keys.folder());
+    let checks = reading(verify(&broker, &channel, &keys)).await?;
     let bad = checks.iter().filter(|check| check.trouble.is_some()).count();
-    if args.json {
+    if as_json {
         let all: Vec<_> = checks
             .iter()
             .map(|Check { what, trouble }| json!({ "check": what, "good": trouble.is_none(), "trouble": trouble }))
             .collect();
-        print(&format!("{}\n", json!({ "channel": args.channel, "good": bad == 0, "checks": all })))?;
+        print(&format!("{}\n", json!({ "channel": channel, "good": bad == 0, "checks": all })))?;
     } else {
         let color = wants_color(&stdout());
         let line = |Check { what, trouble }: &Check| match trouble {
@@ -65,6 +50,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     match bad {
         0 => Ok(()),
-        _ => anyhow::bail!("channel `{}` fails {}", args.channel, count(bad, "check")),
+        _ => anyhow::bail!("channel `{}` fails {}", channel, count(bad, "check")),
     }
 }
