@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: CertArgs) -> anyhow::Result<()> {
-    let authority = Authority::open(&args.data.join(FOLDER))?;
+    let authority = Authority::open(&args.at.data.join(FOLDER))?;
     match args.command {
         CertCommand::Node { name, force } => {
             let files = authority.issue_node(&NodeId::new(&name)?, force, clock::now())?;

@@ -201,6 +201,21 @@ impl From<ClientCertificates> for ClientAuth {
     }
 }
 
+/// The folder that commands with commands of their own work on.
+#[derive(Debug, Args)]
+pub(crate) struct At {
+    /// Folder of the index, where users, devices and what `init --tls` made lie, too
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "data",
+        env = "MPYPI_DATA",
+        hide_env_values = true,
+        global = true
+    )]
+    pub data: PathBuf,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     /// Folder of the index
@@ -220,16 +235,8 @@ pub(crate) struct InitArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CertArgs {
-    /// Folder of the index, made by `init --tls`
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "data",
-        env = "MPYPI_DATA",
-        hide_env_values = true,
-        global = true
-    )]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub at: At,
     #[command(subcommand)]
     pub command: CertCommand,
 }
@@ -254,16 +261,8 @@ pub(crate) enum CertCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct UserArgs {
-    /// Folder of the index, where `users.toml` lies too
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "data",
-        env = "MPYPI_DATA",
-        hide_env_values = true,
-        global = true
-    )]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub at: At,
     #[command(subcommand)]
     pub command: UserCommand,
 }
@@ -298,16 +297,8 @@ pub(crate) enum UserCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct DeviceArgs {
-    /// Folder of the index, where `devices.toml` lies too
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "data",
-        env = "MPYPI_DATA",
-        hide_env_values = true,
-        global = true
-    )]
-    pub data: PathBuf,
+    #[command(flatten)]
+    pub at: At,
     #[command(subcommand)]
     pub command: DeviceCommand,
 }

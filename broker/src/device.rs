@@ -19,7 +19,7 @@ use crate::cli::{DeviceArgs, DeviceCommand};
 const LIST: u64 = 64 * 1024 * 1024;
 
 pub(crate) fn run(args: DeviceArgs) -> anyhow::Result<()> {
-    let mut devices = Devices::load(&args.data)?;
+    let mut devices = Devices::load(&args.at.data)?;
     match args.command {
         DeviceCommand::Add { node, channel, token, software, target: hardware, checksum } => {
             let node = NodeId::new(node)?;
@@ -35,7 +35,7 @@ pub(crate) fn run(args: DeviceArgs) -> anyhow::Result<()> {
             let device = Device { channel, software, target, checksum, token: token.digest() };
             eprintln!("added device `{node}` on channel `{}`", device.channel);
             devices.put(node, device)?;
-            devices.save(&args.data)?;
+            devices.save(&args.at.data)?;
             if is_ours {
                 show(&token)?;
             }
@@ -45,23 +45,23 @@ pub(crate) fn run(args: DeviceArgs) -> anyhow::Result<()> {
             let device = known(&devices, &node)?;
             eprintln!("moved device `{node}` from channel `{}` to `{channel}`", device.channel);
             devices.put(node, Device { channel, ..device })?;
-            devices.save(&args.data)?;
+            devices.save(&args.at.data)?;
         }
         DeviceCommand::Rotate { node } => {
             let node = NodeId::new(node)?;
             let device = known(&devices, &node)?;
             let token = new_token()?;
             devices.put(node.clone(), Device { token: token.digest(), ..device })?;
-            devices.save(&args.data)?;
+            devices.save(&args.at.data)?;
             eprintln!("the old token of `{node}` is worth nothing any more");
             show(&token)?;
         }
         DeviceCommand::Remove { node } => {
             devices.remove(&NodeId::new(node)?)?;
-            devices.save(&args.data)?;
+            devices.save(&args.at.data)?;
             eprintln!("removed");
         }
-        DeviceCommand::Import { file } => import(&mut devices, &args.data, &file)?,
+        DeviceCommand::Import { file } => import(&mut devices, &args.at.data, &file)?,
         DeviceCommand::List { json } => list(&devices, json)?,
     }
     Ok(())

@@ -17,7 +17,7 @@ const TOKEN: usize = 32;
 const SHORTEST: usize = 8;
 
 pub(crate) fn run(args: UserArgs) -> anyhow::Result<()> {
-    let mut users = Users::load(&args.data)?;
+    let mut users = Users::load(&args.at.data)?;
     match args.command {
         UserCommand::Add { name, role, token } => {
             let is_new = users.get(&name).is_none();
@@ -26,7 +26,7 @@ pub(crate) fn run(args: UserArgs) -> anyhow::Result<()> {
                 false => (with_password(role.into())?, None),
             };
             users.put(&name, user)?;
-            users.save(&args.data)?;
+            users.save(&args.at.data)?;
             eprintln!("{} `{name}` as {}", if is_new { "added" } else { "changed" }, word(role.into()));
             if let Some(token) = token {
                 eprintln!("the token below is shown only now; use it as the password of `{name}`");
@@ -35,7 +35,7 @@ pub(crate) fn run(args: UserArgs) -> anyhow::Result<()> {
         }
         UserCommand::Remove { name } => {
             users.remove(&name)?;
-            users.save(&args.data)?;
+            users.save(&args.at.data)?;
             eprintln!("removed `{name}`");
         }
         UserCommand::List { json } => list(&users, json)?,
