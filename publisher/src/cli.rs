@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::{ChannelName, KeyId};
 
 use crate::{
-    commands::{install, keys, log, publish, push, rehearse, reissue, rollout, status, verify, watch},
+    commands::{clock, install, keys, log, publish, push, rehearse, reissue, rollout, status, verify, watch},
     keys::Keys,
     publish::Harm,
     signing::Signing,
@@ -60,6 +60,8 @@ enum Command {
     Verify(verify::Args),
     /// Make, list, rotate, revoke and export keys, and the roots that say who may sign
     Keys(keys::Args),
+    /// Tell devices without a clock what time it is, signed
+    Clock(clock::Args),
     /// Publish a release to few devices first, and stop by itself when it goes wrong
     Rollout(Box<rollout::Args>),
     /// Put a first wheel on a device that runs Mpy-BLOX
@@ -104,10 +106,10 @@ pub(crate) struct Subject {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct KeyArgs {
     /// The key folder
-    #[arg(long, value_name = "DIR", default_value = "keys", env = "MPYPI_KEYS")]
+    #[arg(long, value_name = "DIR", default_value = "keys", env = "MPYPI_KEYS", global = true)]
     keys: PathBuf,
     /// A file whose first line is the passphrase of private keys [default: MPYPI_KEY_PASSPHRASE, or asked for]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     passphrase_file: Option<PathBuf>,
 }
 
@@ -146,6 +148,7 @@ impl Cli {
             Command::Log(args) => log::run(args).await,
             Command::Verify(args) => verify::run(args).await,
             Command::Keys(args) => keys::run(args).await,
+            Command::Clock(args) => clock::run(args).await,
             Command::Rollout(args) => rollout::run(*args).await,
             Command::Install(args) => install::run(args).await,
         }

@@ -21,7 +21,7 @@
 //! | [`link`] | one MQTT connection |
 //! | [`rollout`] | a release for few nodes first, then for more, as long as it goes well |
 //!
-//! [`watch`](mod@watch) does it at every change, [`rehearse`](mod@rehearse) does it to a fleet of its own, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`push`](mod@push) brings firmware to devices with projectMM, [`status`](mod@status) shows what came of it,
+//! [`watch`](mod@watch) does it at every change, [`rehearse`](mod@rehearse) does it to a fleet of its own, [`clock`] tells devices the time, [`install`](mod@install) puts a first wheel on a node that runs Mpy-BLOX, [`push`](mod@push) brings firmware to devices with projectMM, [`status`](mod@status) shows what came of it,
 //! [`progress`] and [`report`] are what people and programs see, [`limits`] names every limit. [`cli`] is the
 //! command line.
 //!
@@ -29,6 +29,7 @@
 
 pub mod channel;
 pub mod cli;
+pub mod clock;
 pub mod compile;
 pub mod firmware;
 pub mod history;

@@ -11,6 +11,7 @@ use mpypi_protocol::ChannelName;
 use serde_json::{Value, json};
 
 use crate::{
+    clock::ClockError,
     commands::{Stopped, push::NotAll, rollout::RolloutFailure},
     install::{InstallError, Installed, Way},
     keys::KeysError,
@@ -170,6 +171,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<RolloutFailure>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<ClockError>() {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<AskError>() {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use mpypi_protocol::{Digest, node::Phase, rollout::RolloutId};
-use mpypi_tests::{Client, Server, World, micropython, run};
+use mpypi_tests::{Client, Running, Server, World, face::eventually, micropython, run};
 use serde_json::{Value, json};
 
 use crate::device::{
@@ -458,6 +458,51 @@ fn a_board_without_a_clock_asks_what_time_it_is_and_believes_nobody_but_the_cloc
             .starts_with("expired: sequence 6 expired at 2026-11-20T00:00:00Z, it is 2026-11-28T12:00:")
     );
     drop(node);
+}
+
+#[test]
+fn the_publishers_clock_tells_a_board_without_one_what_has_expired() {
+    let mut siege = Siege::lay();
+    let delegations = [("dev", "channel-1", 0), ("time", "clock", 0)];
+    let second =
+        RootOf { version: 2, expires: FAR, delegations: &delegations, signers: &["root-1", "root-2"] };
+    let (first, second) = (first_root(&siege.world), second.payload(&siege.world));
+    siege.put("mpypi/keys/root/1", first.as_bytes());
+    let (public, keys) = (siege.world.text("clock.pub"), siege.world.text("keys"));
+    openssl(&["pkey", "-in", &key("clock"), "-pubout", "-out", &public]);
+    let command = format!("openssl dgst -sha256 -sign {}", key("clock"));
+    let new = ["keys", "new", "clock", "--public", &public, "--sign-command", &command, "--keys", &keys];
+    let _ = run("mpypi", &new).expect_code(0);
+    let url = siege.server.url();
+    let clock = ["clock", "--broker", &url, "--keys", &keys, "--json"];
+    let early = run("mpypi", &clock).expect_code(1);
+    assert!(early.stderr.contains("no key here may say what time it is"), "{}", early.stderr);
+
+    siege.put("mpypi/keys/root/2", second.as_bytes());
+    let mut old = siege.release(6);
+    old["expires"] = json!("2026-11-20T00:00:00Z");
+    siege.serve(&[old, siege.main.clone()], "channel-1");
+    let clock = Running::start("mpypi", &clock);
+    // Somebody else is answered, so it listens.
+    let mut other = Client::connect(siege.server.address, "other");
+    assert!(other.subscribe("mpypi/nodes/other/time", 0) <= 1);
+    eventually("the clock answers nobody", || {
+        other.post("mpypi/nodes/other/challenge", b"00ff", 0, false);
+        other.fence();
+        other.waits().then_some(())
+    });
+    // Nonsense is not answered, and harms nobody.
+    other.post("mpypi/nodes/other/challenge", &[0xff; 1000], 1, false);
+    assert!(siege.broker.subscribe("mpypi/nodes/board/state", 1) <= 1);
+    let node = start(&siege.world, &url, siege.how(json!({"how": "run", "clockless": true})));
+    let told = await_state(&mut siege.broker, |state| state.phase == Phase::Failed);
+    let error = told.error.unwrap();
+    assert!(error.starts_with("expired: sequence 6 expired at 2026-11-20T00:00:00Z, it is 20"), "{error}");
+    drop(node);
+    clock.signal("-INT");
+    let clock = clock.wait().expect_code(0);
+    assert!(clock.stdout.lines().last().unwrap().contains(r#""node":"board""#), "{}", clock.stdout);
+    assert!(clock.stderr.contains("ignored what came on mpypi/nodes/other/challenge"), "{}", clock.stderr);
 }
 
 #[test]

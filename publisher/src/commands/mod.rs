@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub(crate) mod clock;
 pub(crate) mod install;
 pub(crate) mod keys;
 pub(crate) mod log;

@@ -46,6 +46,8 @@ pub struct Keys {
     passphrase: Option<PathBuf>,
     /// What was asked for once is not asked for again: a rollout signs for days. Held to look up or put in one.
     asked: Arc<Mutex<BTreeMap<KeyId, String>>>,
+    /// What was unlocked stays so: it takes a tenth of a second, on purpose. Held likewise.
+    unlocked: Arc<Mutex<BTreeMap<KeyId, Arc<Secret>>>>,
 }
 
 /// A key of the folder.
@@ -183,7 +185,7 @@ impl Keys {
     /// The key folder; a passphrase is read from a file, if one is named.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, passphrase: Option<PathBuf>) -> Keys {
-        Keys { folder: folder.into(), passphrase, asked: Arc::default() }
+        Keys { folder: folder.into(), passphrase, asked: Arc::default(), unlocked: Arc::default() }
     }
 
     /// Where it is.
@@ -303,11 +305,8 @@ impl Keys {
         let bytes = match &key.custody {
             Custody::Elsewhere => return Err(KeysError::NotHere(key.id.clone())),
             Custody::File(path) => {
-                let passphrase = self.passphrase(&key.id, Asked::Once)?;
-                let failed = |source| KeysError::File { doing: "read", path: path.clone(), source };
-                let pem = fs::read_to_string(path).map_err(failed)?;
-                let secret = Secret::unlock(&pem, &passphrase).and_then(|secret| secret.sign(message));
-                secret.map_err(|source| KeysError::Secret { path: path.clone(), source })?
+                let signed = self.unlock(key, path)?.sign(message);
+                signed.map_err(|source| KeysError::Secret { path: path.clone(), source })?
             }
             Custody::Command(command) => {
                 let failed = |problem| KeysError::Command { id: key.id.clone(), problem };
@@ -322,6 +321,22 @@ impl Keys {
             true => Ok(signed::signature(&key.id, alg, &bytes)),
             false => Err(KeysError::WrongKey(key.id.clone())),
         }
+    }
+
+    fn unlock(&self, key: &KeyFile, path: &Path) -> Result<Arc<Secret>, KeysError> {
+        let unlocked = || self.unlocked.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another key of this name may have come in the meantime.
+        let known = unlocked().get(&key.id).filter(|secret| *secret.public() == key.public).cloned();
+        if let Some(secret) = known {
+            return Ok(secret);
+        }
+        let passphrase = self.passphrase(&key.id, Asked::Once)?;
+        let failed = |source| KeysError::File { doing: "read", path: path.to_owned(), source };
+        let pem = fs::read_to_string(path).map_err(failed)?;
+        let secret = Secret::unlock(&pem, &passphrase);
+        let secret = Arc::new(secret.map_err(|source| KeysError::Secret { path: path.to_owned(), source })?);
+        unlocked().insert(key.id.clone(), secret.clone());
+        Ok(secret)
     }
 
     fn passphrase(&self, id: &KeyId, asked: Asked) -> Result<String, KeysError> {
