@@ -220,6 +220,8 @@ impl Observer {
                 Effect::Subscribe(filter, _) => self.subscribe(filter),
                 Effect::Unsubscribe(filter) => assert!(self.filters.remove(filter), "{filter} was not there"),
                 Effect::Introduce(_) => {}
+                // Only a device of ThingsBoard's does, and nobody said that this client is one.
+                Effect::Face(_) | Effect::Answer(..) => panic!("this client speaks to no face: {effect:?}"),
                 Effect::Close => self.closed = true,
             }
         }
