@@ -22,7 +22,7 @@ use crate::{
     refusal::Refusal,
     store::Need,
     update::Report,
-    version::{compare, compare_firmware, fits},
+    version::{compare, compare_firmware},
 };
 
 /// The record of all tasks.
@@ -962,7 +962,7 @@ impl Apps {
     fn images<'a>(&self, sight: Sight<'a>) -> impl Iterator<Item = Shelved> + use<'a> {
         let key = sight.firmware.options().key.as_deref();
         let images = sight.offer.into_iter().flat_map(Accepted::firmware);
-        images.filter(move |image| fits(key, image.target.as_deref())).map(|image| Shelved {
+        images.filter(move |image| image.fits(key)).map(|image| Shelved {
             what: What::Firmware,
             module: image.name.clone(),
             version: image.version.clone(),

@@ -24,17 +24,6 @@ pub fn compare_firmware(one: &str, other: &str) -> Ordering {
     }
 }
 
-/// Whether an image for `target` runs on a device whose firmware key is `own`. Keys that differ in their `-eth…` alone
-/// are one hardware; a device that does not know its key takes any; so does an image that names none.
-#[must_use]
-pub fn fits(own: Option<&str>, target: Option<&str>) -> bool {
-    let board = |key: &str| key.find("-eth").map_or(key, |end| &key[..end]).to_owned();
-    match (own.filter(|own| !own.is_empty()), target) {
-        (Some(own), Some(target)) => board(own) == board(target),
-        _ => true,
-    }
-}
-
 /// The numbers of a version, zeros at the end left out, and where it stands beside the release of these numbers.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Numbers {
@@ -134,21 +123,5 @@ mod tests {
         }
         assert_eq!(compare_firmware("1.0.0+5", "1.0.0+6"), Ordering::Equal);
         assert_eq!(compare_firmware("1.9", "1.10"), Ordering::Less, "what is no semver goes by its numbers");
-    }
-
-    #[test]
-    fn an_ethernet_board_is_the_same_board_and_an_unknown_one_takes_all() {
-        for (own, target, fit) in [
-            (Some("esp32"), Some("esp32"), true),
-            (Some("esp32-eth"), Some("esp32"), true),
-            (Some("esp32"), Some("esp32-eth-olimex"), true),
-            (Some("esp32-eth"), Some("esp32s3-eth"), false),
-            (Some("esp32"), Some("esp32s3"), false),
-            (Some(""), Some("esp32s3"), true),
-            (None, Some("esp32s3"), true),
-            (Some("esp32"), None, true),
-        ] {
-            assert_eq!(fits(own, target), fit, "{own:?} {target:?}");
-        }
     }
 }

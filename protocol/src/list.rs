@@ -216,6 +216,19 @@ pub enum Problem {
     BelowFile(String),
 }
 
+impl Firmware {
+    /// Whether the image runs on a device whose firmware key is `own`. Keys that differ in their `-eth…` alone are one
+    /// hardware; a device that does not know its key takes any; so does an image that names none. projectMM's rule.
+    #[must_use]
+    pub fn fits(&self, own: Option<&str>) -> bool {
+        let board = |key: &str| key.find("-eth").map_or(key, |end| &key[..end]).to_owned();
+        match (own.filter(|own| !own.is_empty()), &self.target) {
+            (Some(own), Some(target)) => board(own) == board(target),
+            _ => true,
+        }
+    }
+}
+
 impl UpdateList {
     /// Reads the payload of a channel or `cmd` message.
     ///
@@ -649,5 +662,34 @@ fn type_name(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ethernet_board_is_the_same_board_and_an_unknown_one_takes_all() {
+        for (own, target, fit) in [
+            (Some("esp32"), Some("esp32"), true),
+            (Some("esp32-eth"), Some("esp32"), true),
+            (Some("esp32"), Some("esp32-eth-olimex"), true),
+            (Some("esp32-eth"), Some("esp32s3-eth"), false),
+            (Some("esp32"), Some("esp32s3"), false),
+            (Some(""), Some("esp32s3"), true),
+            (None, Some("esp32s3"), true),
+            (Some("esp32"), None, true),
+        ] {
+            let image = Firmware {
+                name: "esp32".into(),
+                version: "1".into(),
+                target: target.map(str::to_owned),
+                digest: Digest::EMPTY,
+                size: None,
+                extra: Map::new(),
+            };
+            assert_eq!(image.fits(own), fit, "{own:?} {target:?}");
+        }
     }
 }

@@ -102,6 +102,23 @@ pub(crate) struct Subject {
     pub(crate) json: bool,
 }
 
+/// Who signs, where no folder says it.
+#[derive(Debug, Args)]
+pub(crate) struct SignArgs {
+    /// The key that signs [default: one of the folder that may]
+    #[arg(long = "sign-with", value_name = "KEY")]
+    pub(crate) signer: Option<KeyId>,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+}
+
+impl SignArgs {
+    /// Signing with that key.
+    pub(crate) fn signing(self) -> Signing {
+        self.keys.signing(self.signer)
+    }
+}
+
 /// Where keys are.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct KeyArgs {

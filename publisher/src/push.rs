@@ -347,11 +347,10 @@ impl Visit<'_> {
 
 /// The newest image for this hardware.
 fn choose<'a>(images: &'a [Firmware], key: &str) -> Option<&'a Firmware> {
-    let board = |key: &str| key.find("-eth").map_or(key, |end| &key[..end]).to_owned();
-    let fits = |image: &&Firmware| {
-        image.target.as_ref().is_none_or(|target| key.is_empty() || board(target) == board(key))
-    };
-    images.iter().filter(fits).max_by(|one, other| compare(&one.version, &other.version))
+    images
+        .iter()
+        .filter(|image| image.fits(Some(key)))
+        .max_by(|one, other| compare(&one.version, &other.version))
 }
 
 /// By semver 2.0.0, §11; versions that are none are as good as each other, and worse than any.

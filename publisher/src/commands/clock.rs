@@ -1,12 +1,11 @@
 //! `mpypi clock`
 
 use mpypi_client::BrokerArgs;
-use mpypi_protocol::KeyId;
 use serde_json::json;
 
 use super::{endpoint, interrupted, print};
 use crate::{
-    cli::KeyArgs,
+    cli::SignArgs,
     clock::{Event, sentence, serve},
     report::{chain, say},
 };
@@ -25,18 +24,15 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     broker: BrokerArgs,
-    /// The key that signs [default: one of the folder that may]
-    #[arg(long = "sign-with", value_name = "KEY")]
-    signer: Option<KeyId>,
     #[command(flatten)]
-    keys: KeyArgs,
+    sign: SignArgs,
     /// Print one JSON object a line, for each answer
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let signing = args.keys.signing(args.signer);
+    let signing = args.sign.signing();
     let broker = endpoint(args.broker)?;
     let mut tell = |event: Event<'_>| match event {
         Event::Listening { key } => say(&format!("telling the time, signed by {key}; Ctrl-C ends it")),

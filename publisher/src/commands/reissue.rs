@@ -1,12 +1,12 @@
 //! `mpypi rollback` and `mpypi promote`
 
 use mpypi_client::BrokerArgs;
-use mpypi_protocol::{ChannelName, KeyId};
+use mpypi_protocol::ChannelName;
 use serde_json::json;
 
 use super::{Stopped, endpoint, interrupted, print};
 use crate::{
-    cli::KeyArgs,
+    cli::SignArgs,
     reissue::{Options, Reissued, Source, reissue},
     report::count,
 };
@@ -53,11 +53,8 @@ pub(crate) struct PromoteArgs {
 struct Common {
     #[command(flatten)]
     broker: BrokerArgs,
-    /// The key that signs the list [default: one of the folder that may]
-    #[arg(long = "sign-with", value_name = "KEY")]
-    signer: Option<KeyId>,
     #[command(flatten)]
-    keys: KeyArgs,
+    sign: SignArgs,
     /// Print the outcome as one JSON object
     #[arg(long)]
     json: bool,
@@ -77,8 +74,8 @@ async fn run(channel: ChannelName, source: Source, revoke: bool, common: Common)
         channel: channel.clone(),
         source: source.clone(),
         revoke,
-        keys: common.keys.folder(),
-        key: common.signer,
+        keys: common.sign.keys.folder(),
+        key: common.sign.signer,
     };
     let Reissued { release, of, packages, published } = tokio::select! {
         done = reissue(&options) => done?,
