@@ -132,6 +132,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         let hardware = Hardware {
             sysname: platforms.next().cloned().unwrap_or(usual.sysname),
             mpy: mpys.next().map_or(usual.mpy, |mpy| mpy.0),
+            agent: usual.agent,
         };
         members.push(Member {
             node,
