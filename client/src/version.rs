@@ -50,6 +50,9 @@ pub trait Version {
     /// Whether there is an [`event`](Version::event).
     fn has_event(&self) -> bool;
 
+    /// Takes note of a sign of life: on a slow line, the answer to a ping is behind what else comes.
+    fn heard(&mut self);
+
     /// The request for a sign of life.
     fn ping() -> Self::Request;
 }
@@ -70,6 +73,14 @@ impl V4 {
         // It comes with room for a hundred, 14 KB: a fleet has thousands of connections with two at a time.
         state.events = VecDeque::new();
         V4 { state, in_flight, packet }
+    }
+
+    /// The same, where messages that come at QoS 1 are acknowledged on request only: when they are kept.
+    #[must_use]
+    pub fn acknowledging_late(in_flight: u16, packet: usize) -> V4 {
+        let mut version = V4::new(in_flight, packet);
+        version.state.manual_acks = true;
+        version
     }
 }
 
@@ -110,6 +121,10 @@ impl Version for V4 {
 
     fn has_event(&self) -> bool {
         !self.state.events.is_empty()
+    }
+
+    fn heard(&mut self) {
+        self.state.await_pingresp = false;
     }
 
     fn ping() -> Self::Request {
@@ -179,6 +194,10 @@ impl Version for V5 {
 
     fn has_event(&self) -> bool {
         !self.state.events.is_empty()
+    }
+
+    fn heard(&mut self) {
+        self.state.await_pingresp = false;
     }
 
     fn ping() -> Self::Request {
