@@ -16,6 +16,7 @@ use std::{
 use crate::{
     clock,
     connection::{PLACE, Shared},
+    fleet,
     gateway::count::{Counts, Face},
     index::{IndexError, Totals},
     mpyblox,
@@ -237,8 +238,8 @@ impl Gauges {
             connections: sockets.saturating_sub(shared.sockets.available_permits()),
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
-            // The broker's own, see `pulse`, is none.
-            subscriptions: subscribed.saturating_sub(1),
+            // The broker's own, see `pulse` and `fleet`, are none.
+            subscriptions: subscribed.saturating_sub(1 + fleet::SUBSCRIPTIONS),
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
             waiting_bus: shared.tickets.waiting(),
             receiving: places.saturating_sub(shared.places.available_permits()) * PLACE,

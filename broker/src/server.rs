@@ -16,6 +16,7 @@ use crate::{
     connection::{PLACE, Shared},
     control::{self, Done, Engine, Socket},
     faces::thingsboard::desk::Desk,
+    fleet::{self, Fleet},
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
@@ -225,6 +226,7 @@ impl Broker {
         let shared = Arc::new(Shared {
             metrics,
             pulse: Pulse::new(&subscriptions, &tickets, &limits),
+            fleet: Fleet::new(&subscriptions, &tickets, &limits),
             index: self.index,
             ops,
             tickets,
@@ -261,6 +263,7 @@ impl Broker {
             tasks.spawn(listener.accept(gateway.clone(), tasks.clone()));
         }
         drop(gateway);
+        tasks.spawn(stop.clone().run_until_cancelled_owned(fleet::keep(shared.clone())));
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
         let watched = shared.clone();

@@ -16,6 +16,14 @@ use crate::{
 };
 
 impl Gateway {
+    /// Publishes a message for those who listen now, or whose session waits for it.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn tell(&self, topic: String, payload: Bytes) -> Result<(), Refusal> {
+        self.submit(topic, payload, false, None, None).await
+    }
+
     /// Publishes a retained message, and waits until it is durable. With `expected`, only if that is the version of
     /// what the topic holds, 0 for nothing. `place` is given back when it is settled.
     ///
@@ -28,12 +36,23 @@ impl Gateway {
         expected: Option<u64>,
         place: Option<OwnedSemaphorePermit>,
     ) -> Result<(), Refusal> {
+        self.submit(topic, payload, true, expected, place).await
+    }
+
+    async fn submit(
+        &self,
+        topic: String,
+        payload: Bytes,
+        retain: bool,
+        expected: Option<u64>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Refusal> {
         let shared = &self.shared;
         let publish = Publish {
             topic,
             payload,
             qos: Qos::AtLeastOnce,
-            retain: true,
+            retain,
             packet_id: 0,
             duplicate: false,
             properties: Properties::default(),
