@@ -15,7 +15,10 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     control::{self, Done, Engine, Socket},
-    faces::thingsboard::desk::Desk,
+    faces::{
+        home::{self, Home},
+        thingsboard::desk::Desk,
+    },
     fleet::{self, Fleet},
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
@@ -52,6 +55,8 @@ pub struct Config {
     pub limits: Limits,
     /// Whether strangers from other machines may come in while there are no users.
     pub access: Access,
+    /// What Home Assistant is told of the nodes, if anything.
+    pub home: Option<Home>,
 }
 
 /// Who may connect while there are no users.
@@ -266,6 +271,9 @@ impl Broker {
         tasks.spawn(stop.clone().run_until_cancelled_owned(fleet::keep(shared.clone())));
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
+        let known = shared.clone();
+        let home = self.config.home;
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { home::keep(known, home).await }));
         let watched = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             let revoke = || watched.registry.revoke(|login| watched.gate.still_knows(login));

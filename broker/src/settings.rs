@@ -6,11 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mpypi_protocol::ChannelName;
+use mpypi_protocol::{ChannelName, topic};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
     Limits,
+    faces::home::{self, Home},
     gateway::{HttpEndpoint, Place, Site, site::Door},
     listen::{Endpoint, tls},
 };
@@ -34,6 +35,8 @@ pub struct Settings {
     pub http: Vec<HttpEndpoint>,
     /// What ota-promoter's devices are shown.
     pub promoter: PromoterSettings,
+    /// What Home Assistant is told.
+    pub home_assistant: HomeSettings,
     /// Certificates.
     pub tls: TlsSettings,
     /// The limits.
@@ -78,6 +81,18 @@ pub struct PromoterSettings {
     pub unsafe_open: bool,
 }
 
+/// `[home_assistant]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HomeSettings {
+    /// Whether it is told anything.
+    pub enabled: bool,
+    /// See [`Home::prefix`].
+    pub prefix: Option<String>,
+    /// See [`Home::url`].
+    pub url: Option<String>,
+}
+
 /// Where ota-promoter's devices come if nothing else is said.
 pub const PROMOTER: HttpEndpoint =
     HttpEndpoint { is_tls: false, address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090) };
@@ -112,6 +127,12 @@ pub enum SettingsError {
     /// Something for ota-promoter's devices, but no channel.
     #[error("it is not said which channel ota-promoter's devices follow")]
     NoPromoterChannel,
+    /// Nowhere that Home Assistant could look.
+    #[error("`{0}` is no prefix for Home Assistant: use a topic of its own, without wildcards")]
+    HomePrefix(String),
+    /// Nowhere that a browser could look.
+    #[error("`{0}` is no URL for Home Assistant to show: it starts with `http://` or `https://`")]
+    HomeUrl(String),
     /// A limit that nothing could be done with.
     #[error("the limit `{name}` {problem}")]
     Limit {
@@ -167,6 +188,27 @@ impl Settings {
             None => {}
         }
         Ok(places)
+    }
+}
+
+impl Settings {
+    /// What Home Assistant is told, if anything.
+    ///
+    /// # Errors
+    /// It could not look there.
+    pub fn home(&self) -> Result<Option<Home>, SettingsError> {
+        let HomeSettings { enabled, prefix, url } = &self.home_assistant;
+        let prefix = prefix.as_deref().unwrap_or(home::PREFIX);
+        let is_ours = prefix.starts_with('$') || prefix == "mpypi" || prefix.starts_with("mpypi/");
+        if is_ours || prefix.ends_with('/') || topic::check_name(prefix).is_err() {
+            return Err(SettingsError::HomePrefix(prefix.to_owned()));
+        }
+        if let Some(url) =
+            url.as_ref().filter(|url| !url.starts_with("http://") && !url.starts_with("https://"))
+        {
+            return Err(SettingsError::HomeUrl(url.clone()));
+        }
+        Ok(enabled.then(|| Home { prefix: prefix.to_owned(), url: url.clone() }))
     }
 }
 
@@ -383,6 +425,19 @@ mod tests {
         {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn home_assistant_is_told_only_if_asked_for_and_where_it_can_look() {
+        let home = |text: &str| parse(text).unwrap().home();
+        assert_eq!(home("home_assistant.url = \"http://hub\"").unwrap(), None);
+        let told = home("[home_assistant]\nenabled = true\nprefix = \"ha\"").unwrap().unwrap();
+        assert_eq!((&*told.prefix, told.url), ("ha", None));
+        assert_eq!(home("home_assistant.enabled = true").unwrap().unwrap().prefix, "homeassistant");
+        for prefix in ["", "a/#", "$SYS", "mpypi/nodes", "a/"] {
+            assert!(home(&format!("home_assistant.prefix = \"{prefix}\"")).is_err(), "{prefix}");
+        }
+        assert!(home("home_assistant.url = \"hub\"").is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, NodeId, Topic, UpdateList,
     node::{Info, State},
@@ -51,8 +51,8 @@ pub struct NodeStatus {
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn status(broker: &Endpoint, channels: &[ChannelName]) -> Result<Status, AskError> {
-    let mut link = Link::connect(broker).await?;
+pub async fn status(brokers: &Brokers, channels: &[ChannelName]) -> Result<Status, AskError> {
+    let mut link = Link::connect_any(brokers).await?;
     let mut filters: Vec<String> = channels.iter().map(ChannelName::topic).collect();
     if channels.is_empty() {
         filters.push("mpypi/channels/+".to_owned());

@@ -14,6 +14,7 @@ mod downloads;
 mod durability;
 mod fleet;
 mod flood;
+mod home;
 mod hostile;
 mod http;
 mod install;

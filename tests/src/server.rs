@@ -288,7 +288,7 @@ impl Secure {
 }
 
 /// A loopback address that nobody uses now, and hardly anybody will in the next moment.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -300,6 +300,6 @@ pub fn clock() -> Instant {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a foreign program tells nobody that it is ready")]
-fn pause() {
+pub(crate) fn pause() {
     thread::sleep(Duration::from_millis(10));
 }

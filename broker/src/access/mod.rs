@@ -3,8 +3,8 @@
 //! | role | reads | writes |
 //! |---|---|---|
 //! | `admin` | everything | everything |
-//! | `publisher` | everything below `mpypi/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time` |
-//! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
+//! | `publisher` | everything below `mpypi/` and `homeassistant/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time`, `homeassistant/status` |
+//! | `viewer` | everything below `mpypi/`, `homeassistant/` and `$SYS/` | nothing |
 //! | `node` | channels, packages, roots, its own topics | its own `info`, `state`, `online`, `log`, `challenge` |
 //! | guest over HTTP | one channel, packages by their digest | nothing |
 //!
@@ -32,6 +32,11 @@ pub enum Role {
     /// Looks on.
     Viewer,
 }
+
+/// What Home Assistant reads, to which whoever gives orders to nodes may log in.
+const HOME: &str = "homeassistant/#";
+/// Where it says whether it is there.
+const HOME_STATUS: &str = "homeassistant/status";
 
 /// Someone who is let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,16 +74,18 @@ impl Identity {
         match (self, topic) {
             (Identity::Anyone | Identity::Admin, _) => true,
             (Identity::Viewer | Identity::Guest(_), _) => false,
-            (Identity::Publisher, topic) => matches!(
-                topic,
-                Topic::Channel(_)
-                    | Topic::History(..)
-                    | Topic::Rollout(..)
-                    | Topic::Package(_)
-                    | Topic::Legacy(_)
-                    | Topic::Root(_)
-                    | Topic::Node(_, NodeSubject::Cmd | NodeSubject::Time)
-            ),
+            (Identity::Publisher, topic) => {
+                matches!(
+                    topic,
+                    Topic::Channel(_)
+                        | Topic::History(..)
+                        | Topic::Rollout(..)
+                        | Topic::Package(_)
+                        | Topic::Legacy(_)
+                        | Topic::Root(_)
+                        | Topic::Node(_, NodeSubject::Cmd | NodeSubject::Time)
+                ) || matches!(&topic, Topic::Other(name) if name == HOME_STATUS)
+            }
             // `cmd` and `time` are what others tell the node.
             (Identity::Node(own, _), Topic::Node(node, subject)) => {
                 *own == node && !matches!(subject, NodeSubject::Cmd | NodeSubject::Time)
@@ -93,7 +100,7 @@ impl Identity {
         match self {
             Identity::Anyone | Identity::Admin => true,
             Identity::Viewer if covers("$SYS/#", filter) => true,
-            Identity::Publisher | Identity::Viewer => covers("mpypi/#", filter),
+            Identity::Publisher | Identity::Viewer => covers("mpypi/#", filter) || covers(HOME, filter),
             Identity::Node(own, channels) => {
                 let channel = match channels {
                     Channels::All => covers("mpypi/channels/+", filter),
@@ -196,6 +203,9 @@ mod tests {
             ("mpypi/nodes/kitchen", [true, false, false, false]),
             ("mpypi/else", [true, false, false, false]),
             ("home/light", [true, false, false, false]),
+            ("homeassistant/status", [true, true, false, false]),
+            ("homeassistant/update/mpypi_kitchen/config", [true, false, false, false]),
+            ("homeassistant/update/mpypi_kitchen/state", [true, false, false, false]),
         ];
         let roles = [Identity::Admin, Identity::Publisher, Identity::Viewer, node(Channels::All)];
         for (topic, expected) in table {
@@ -229,6 +239,8 @@ mod tests {
             ("mpypi/#", [true, true, true, false, false]),
             ("#", [true, false, false, false, false]),
             ("home/light", [true, false, false, false, false]),
+            ("homeassistant/#", [true, true, true, false, false]),
+            ("homeassistant/+/+/config", [true, true, true, false, false]),
             ("$SYS/#", [true, false, true, false, false]),
             ("$SYS/broker/uptime", [true, false, true, false, false]),
         ];
