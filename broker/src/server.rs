@@ -20,6 +20,7 @@ use crate::{
         home::{self, Home},
         thingsboard::desk::Desk,
     },
+    fleet::{self, Fleet},
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
@@ -256,6 +257,7 @@ impl Broker {
             edge: edge.clone(),
             metrics,
             pulse: Pulse::new(&subscriptions, &tickets, &limits),
+            fleet: Fleet::new(&subscriptions, &tickets, &limits),
             index: self.index,
             ops,
             tickets,
@@ -295,6 +297,7 @@ impl Broker {
         if let (Some(edge), Some(desk)) = (edge, desk) {
             tasks.spawn(edge.run(shared.clone(), desk));
         }
+        tasks.spawn(stop.clone().run_until_cancelled_owned(fleet::keep(shared.clone())));
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
         let known = shared.clone();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
 mod access;
+mod api;
 mod appstore;
 mod broker;
 mod bytecode;
