@@ -118,6 +118,24 @@ pub const DEVICE_POLL: Duration = Duration::from_secs(1);
 /// Largest answer of it, in bytes.
 pub const DEVICE_ANSWER: u64 = 256 * 1024;
 
+/// Most devices that are updated over HTTP at a time, whatever is asked for.
+pub const PUSH_PARALLEL: usize = 64;
+
+/// Most devices that one `push` knows.
+pub const PUSH_DEVICES: usize = 10_000;
+
+/// Largest file of devices, in bytes.
+pub const PUSH_FILE: u64 = 4 * 1024 * 1024;
+
+/// How many devices are asked at a time what they are.
+pub const PUSH_GREETINGS: usize = 16;
+
+/// Most words about devices that wait to be published or shown.
+pub const PUSH_WORDS: usize = 256;
+
+/// `push --follow` sees to its devices at least so often: some may have been away.
+pub const PUSH_AGAIN: Duration = Duration::from_secs(300);
+
 /// A sign command may take so long: somebody may have to touch a token.
 pub const SIGN: Duration = Duration::from_secs(60);
 

@@ -18,6 +18,7 @@ use crate::{
     lint::Finding,
     plan::{Change, Diff},
     publish::{Done, Outcome, PublishError},
+    push::PushError,
     rehearse::RehearsalError,
     retained::AskError,
     rollout::{start::StartError, steer::SteerError},
@@ -156,6 +157,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<InstallError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<PushError>() {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<RehearsalError>() {

@@ -1,25 +1,47 @@
-//! Firmware for devices that know no lists: projectMM's are told over HTTP where their image is, one after another, and are
-//! watched until they run it. What they say of themselves is published as any node says it.
+//! Firmware for devices that know no lists: projectMM's are told over HTTP where their image is, in the order of the
+//! channel's rollout and no more than so many at a time, and are watched until they run it. What they say of themselves is
+//! published as any node says it.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`turn`] | list, device and time → whose turn it is. No I/O, no clock |
+//! | [`courier`] | what a device says → what to do next. No I/O, no clock |
+//! | [`visit`] | asks one device, and tells it |
+//!
+//! Nothing is remembered between two runs: the list says when it was made, and each device what it runs.
+
+mod courier;
+mod turn;
+mod visit;
 
 use std::{
-    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    convert::Infallible,
     fmt,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
 use mpypi_client::{Endpoint, args::TrustArgs, http, trust::TrustError};
 use mpypi_protocol::{
-    ChannelName, Entry, NodeId, UpdateList,
-    list::Firmware,
-    node::{Info, Phase, State, Uname},
+    ChannelName, Digest, NodeId, Trust, UpdateList, rollout::RolloutError, signed::Distrust,
     topic::NodeSubject,
 };
-use serde_json::{Map, Value, json};
+use tokio::{sync::mpsc, task::JoinSet};
 
+use self::{
+    courier::{Seen, choose, state},
+    turn::{Offer, Turn},
+    visit::{Visit, Word, look},
+};
 use crate::{
+    keys::{Keys, KeysError},
     limits,
     link::{Link, LinkError, Signal},
+    publish::backoff,
     retained::{self, AskError},
+    signing::walk,
 };
 
 /// What is pushed, and to whom.
@@ -29,14 +51,33 @@ pub struct Options {
     pub broker: Endpoint,
     /// The channel.
     pub channel: ChannelName,
+    /// Where roots are kept: whose lists are believed.
+    pub keys: Keys,
     /// Where devices fetch packages from: below it is `/packages/<sha256>`.
     pub gateway: String,
-    /// The devices, in the order in which they are updated.
+    /// The devices. Where no rollout says otherwise, they are updated in this order.
     pub devices: Vec<Target>,
     /// Whom to trust where a device speaks HTTPS.
     pub trust: TrustArgs,
     /// How long a device may take.
     pub timeout: Duration,
+    /// How many devices are updated at a time.
+    pub parallel: usize,
+    /// When more than so many failed, no other is begun with.
+    pub max_failures: Option<usize>,
+    /// Whether this is the order that a release may wait for.
+    pub orders: Orders,
+    /// How long a device is waited for whose turn is later.
+    pub wait: Duration,
+}
+
+/// Whether somebody orders devices to take what waits for an order, and at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orders {
+    /// Nobody does.
+    None,
+    /// Somebody does.
+    Given,
 }
 
 /// A device.
@@ -46,6 +87,10 @@ pub struct Target {
     pub node: NodeId,
     /// Where it speaks HTTP, as `http://10.0.0.7`.
     pub url: String,
+    /// What it is labelled with, for queries.
+    pub labels: BTreeMap<String, String>,
+    /// How far its local time is ahead of UTC, in minutes.
+    pub utc_offset: Option<i32>,
 }
 
 /// What became of a device.
@@ -63,6 +108,13 @@ pub enum Became {
         /// Which.
         version: String,
     },
+    /// It is not its turn.
+    Held {
+        /// When it is, if time alone has to pass.
+        until: Option<Timestamp>,
+    },
+    /// It was its turn, and too many others had failed.
+    Left,
     /// The channel has nothing for its hardware.
     NoImage {
         /// Its hardware.
@@ -75,18 +127,52 @@ pub enum Became {
     },
 }
 
+/// What became of the devices, as they were named.
+pub type Results = Vec<(NodeId, Became)>;
+
+/// Takes note of what happens meanwhile.
+pub trait Observer {
+    /// A device went on.
+    fn device(&mut self, node: &NodeId, text: &str);
+
+    /// All devices were seen to, as far as it is their turn; [`follow`] begins again later.
+    fn round(&mut self, _results: &Results) {}
+
+    /// [`follow`] cannot go on now; it tries again after a pause.
+    fn lost(&mut self, _error: &PushError, _pause: Duration) {}
+}
+
 /// Nothing can be pushed.
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {
     /// The broker cannot be asked.
     #[error(transparent)]
     Ask(#[from] AskError),
-    /// The connection to it ended.
-    #[error(transparent)]
-    Link(#[from] LinkError),
     /// The channel has no list that can be read, or no firmware in it.
     #[error("channel `{0}` has no firmware")]
     NoFirmware(ChannelName),
+    /// Nobody takes a list that has expired.
+    #[error("what channel `{channel}` has was believed until {expires}")]
+    Expired {
+        /// The channel.
+        channel: ChannelName,
+        /// Until when it was believed.
+        expires: Timestamp,
+    },
+    /// Whose turn it is cannot be read.
+    #[error("nobody may take what the channel has: {0}")]
+    Rollout(#[from] RolloutError),
+    /// The list is not signed by who may.
+    #[error("what channel `{channel}` has is not believed: {problem}")]
+    Untrusted {
+        /// The channel.
+        channel: ChannelName,
+        /// Why not.
+        problem: Distrust,
+    },
+    /// The key folder cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// A file about trust cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -100,11 +186,56 @@ pub enum PushError {
     },
 }
 
+impl From<LinkError> for PushError {
+    fn from(error: LinkError) -> PushError {
+        PushError::Ask(error.into())
+    }
+}
+
+impl PushError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            PushError::Ask(error) => error.hint(),
+            PushError::Keys(error) => error.hint(),
+            PushError::Trust(error) => error.hint().map(str::to_owned),
+            PushError::NoFirmware(_) => {
+                Some("publish one with images below `firmware/`, as firmware-esp32-v3.0.0.bin".to_owned())
+            }
+            PushError::Expired { .. } => Some("publish the release again".to_owned()),
+            PushError::Rollout(_) => Some("start the rollout again: `mpypi rollout`".to_owned()),
+            PushError::Untrusted { .. } => {
+                Some("see `mpypi verify`, and who else can write to this broker".to_owned())
+            }
+            PushError::NotAllowed { .. } => {
+                Some("log in as an admin: `--broker mqtt://user:password@host:port`".to_owned())
+            }
+        }
+    }
+
+    /// Whether it may be otherwise later, without anything done here.
+    fn is_passing(&self) -> bool {
+        match self {
+            PushError::Ask(AskError::Link(error)) => error.is_passing(),
+            PushError::NoFirmware(_) | PushError::Expired { .. } | PushError::Rollout(_) => true,
+            PushError::Untrusted { .. } => true,
+            PushError::Ask(AskError::Refused { .. })
+            | PushError::Keys(_)
+            | PushError::Trust(_)
+            | PushError::NotAllowed { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for Became {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Became::Updated { from, to } => write!(f, "updated from {from} to {to}"),
             Became::UpToDate { version } => write!(f, "up to date at {version}"),
+            Became::Held { until: Some(until) } => write!(f, "held: its turn is at {until}"),
+            Became::Held { until: None } => f.write_str("held: it is not its turn"),
+            Became::Left => f.write_str("left alone: too many others failed"),
             Became::NoImage { key } => write!(f, "the channel has no image for `{key}`"),
             Became::Failed { reason } => write!(f, "failed: {reason}"),
         }
@@ -112,232 +243,79 @@ impl fmt::Display for Became {
 }
 
 impl Became {
-    /// Whether all is as it should be.
+    /// Whether all is as the channel says it should be.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        matches!(self, Became::Updated { .. } | Became::UpToDate { .. })
+        matches!(self, Became::Updated { .. } | Became::UpToDate { .. } | Became::Held { .. })
+    }
+
+    /// In a word, for programs.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Became::Updated { .. } => "updated",
+            Became::UpToDate { .. } => "up-to-date",
+            Became::Held { .. } => "held",
+            Became::Left => "left",
+            Became::NoImage { .. } => "no-image",
+            Became::Failed { .. } => "failed",
+        }
     }
 }
 
-/// How a device says it stands.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Seen {
-    version: String,
-    key: String,
-    status: String,
-    is_error: bool,
-    done: u64,
-    total: u64,
-}
-
-/// What follows from how a device stands.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    /// Tell it where the image is.
-    Order,
-    /// Look again.
-    Wait,
-    /// It is over.
-    End(Became),
-}
-
-/// The update of one device: what it ran before, and whether it was told.
-#[derive(Debug, Default)]
-struct Courier {
-    before: Option<String>,
-    ordered: bool,
-}
-
-impl Courier {
-    /// What follows from how the device stands, or why it did not say, when it should run `wanted`.
-    fn next(&mut self, wanted: &str, seen: Result<&Seen, &str>, is_late: bool) -> Next {
-        let end = |reason: String| Next::End(Became::Failed { reason });
-        let seen = match seen {
-            Ok(seen) => seen,
-            // It restarts.
-            Err(_) if self.ordered && !is_late => return Next::Wait,
-            Err(problem) => return end(problem.to_owned()),
-        };
-        let before = self.before.get_or_insert_with(|| seen.version.clone());
-        if self.ordered {
-            return match seen.status.as_str() {
-                _ if seen.is_error => end(seen.status.clone()),
-                "" if seen.version == wanted => {
-                    Next::End(Became::Updated { from: before.clone(), to: seen.version.clone() })
-                }
-                _ if is_late => end(format!("it still runs {} and says `{}`", seen.version, seen.status)),
-                _ => Next::Wait,
-            };
-        }
-        if compare(&seen.version, wanted) != Ordering::Less {
-            return Next::End(Became::UpToDate { version: seen.version.clone() });
-        }
-        self.ordered = true;
-        Next::Order
-    }
-}
-
-/// Pushes the channel's firmware to each device in turn; `told` hears how it goes.
+/// Pushes the channel's firmware to each device whose turn it is.
 ///
 /// # Errors
 /// See [`PushError`]. That a device fails is none.
-pub async fn push(
-    options: &Options,
-    told: &mut (dyn FnMut(&NodeId, &str) + Send),
-) -> Result<Vec<(NodeId, Became)>, PushError> {
+pub async fn push(options: &Options, observer: &mut impl Observer) -> Result<Results, PushError> {
     let mut link = Link::connect(&options.broker).await?;
-    let list = retained::list(&mut link, &options.channel).await?;
-    let list = list.and_then(|payload| UpdateList::parse(&payload).ok()).unwrap_or_default();
-    let images: Vec<_> = list
-        .entries()
-        .iter()
-        .filter_map(|entry| match entry {
-            Entry::Firmware(image) if !image.is_optional() => Some(image.clone()),
-            _ => None,
-        })
-        .collect();
-    if images.is_empty() {
-        return Err(PushError::NoFirmware(options.channel.clone()));
-    }
-    let agent = http::agent(&options.trust, 0)?;
-    let mut results = Vec::new();
-    for target in &options.devices {
-        let mut visit = Visit { options, target, agent: &agent, link: &mut link, shown: None, told };
-        let became = visit.update(&images).await?;
-        results.push((target.node.clone(), became));
-    }
+    let round = round(options, &mut link, observer).await?;
     link.close().await;
-    Ok(results)
+    Ok(round.results)
 }
 
-/// One device while it is updated.
-struct Visit<'a> {
-    options: &'a Options,
-    target: &'a Target,
-    agent: &'a ureq::Agent,
-    link: &'a mut Link,
-    /// What was published last.
-    shown: Option<State>,
-    told: &'a mut (dyn FnMut(&NodeId, &str) + Send),
+/// Pushes again whenever the channel has another list, when a device's turn comes, and now and then, for devices that were
+/// away. It ends when it is dropped.
+///
+/// # Errors
+/// See [`PushError`]; what may pass is waited for.
+pub async fn follow(options: &Options, observer: &mut impl Observer) -> Result<Infallible, PushError> {
+    let mut losses = 0;
+    loop {
+        let error = match follow_connected(options, observer, &mut losses).await {
+            Ok(never) => match never {},
+            Err(error) if error.is_passing() => error,
+            Err(error) => return Err(error),
+        };
+        losses += 1;
+        let pause = backoff(losses);
+        observer.lost(&error, pause);
+        tokio::time::sleep(pause).await;
+    }
 }
 
-impl Visit<'_> {
-    async fn update(&mut self, images: &[Firmware]) -> Result<Became, PushError> {
-        let mut courier = Courier::default();
-        let mut image = None;
-        let started = now();
+async fn follow_connected(
+    options: &Options,
+    observer: &mut impl Observer,
+    losses: &mut u32,
+) -> Result<Infallible, PushError> {
+    let mut link = Link::connect(&options.broker).await?;
+    loop {
+        let Done { results, due, list } = round(options, &mut link, observer).await?;
+        *losses = 0;
+        observer.round(&results);
+        let again = now().checked_add(limits::PUSH_AGAIN).unwrap_or(Timestamp::MAX);
+        let again = due.map_or(again, |due| due.min(again));
         loop {
-            let seen = self.look().await;
-            if image.is_none()
-                && let Ok(seen) = &seen
-            {
-                self.introduce(seen).await?;
-                let Some(found) = choose(images, &seen.key) else {
-                    return Ok(Became::NoImage { key: seen.key.clone() });
-                };
-                image = Some(found);
+            let left = again.duration_since(now());
+            if left <= SignedDuration::ZERO {
+                break;
             }
-            let wanted = image.map_or("", |image| &*image.version);
-            let is_late = now().duration_since(started) >= self.options.timeout;
-            match courier.next(wanted, seen.as_ref().map_err(|problem| problem.as_str()), is_late) {
-                Next::End(became) => {
-                    if let (Became::Updated { .. }, Ok(seen)) = (&became, &seen) {
-                        self.introduce(seen).await?;
-                    }
-                    self.show(state(seen.as_ref().ok(), wanted, Some(&became))).await?;
-                    return Ok(became);
-                }
-                Next::Order => {
-                    let Some(image) = image else { continue };
-                    if let Err(reason) = self.order(image).await {
-                        let became = Became::Failed { reason };
-                        self.show(state(seen.as_ref().ok(), wanted, Some(&became))).await?;
-                        return Ok(became);
-                    }
-                }
-                Next::Wait => {
-                    if seen.is_ok() {
-                        self.show(state(seen.as_ref().ok(), wanted, None)).await?;
-                    }
-                }
-            }
-            // What the broker says meanwhile is nothing that was asked.
-            self.link.next_within(limits::DEVICE_POLL).await?;
-        }
-    }
-
-    /// Asks the device how it stands.
-    async fn look(&self) -> Result<Seen, String> {
-        let (agent, url) = (self.agent.clone(), format!("{}/api/modules/Firmware", self.target.url));
-        let ask = move || {
-            let request = agent.get(&url).config().timeout_global(Some(limits::DEVICE)).build();
-            let mut answer = request.call().map_err(|error| error.to_string())?;
-            let text = answer.body_mut().with_config().limit(limits::DEVICE_ANSWER).read_to_string();
-            let text = text.map_err(|error| error.to_string())?;
-            let module: Value =
-                serde_json::from_str(&text).map_err(|_| "it does not speak projectMM".to_owned())?;
-            Ok(seen(&module))
-        };
-        blocking(ask).await
-    }
-
-    /// Tells the device where the image is.
-    async fn order(&mut self, image: &Firmware) -> Result<(), String> {
-        (self.told)(&self.target.node, &format!("update to {}", image.version));
-        let source = format!("{}/packages/{}", self.options.gateway.trim_end_matches('/'), image.digest);
-        let body = json!({ "url": source, "sha256": image.digest.to_string(), "version": image.version })
-            .to_string();
-        let (agent, url) = (self.agent.clone(), format!("{}/api/firmware/url", self.target.url));
-        let ask = move || {
-            let request = agent.post(&url).config().timeout_global(Some(limits::DEVICE)).build();
-            let request = request.header("content-type", "application/json");
-            let mut answer = request.send(&body).map_err(|error| error.to_string())?;
-            let text = answer.body_mut().with_config().limit(limits::DEVICE_ANSWER).read_to_string();
-            match answer.status().as_u16() {
-                202 => Ok(()),
-                code => Err(format!("it answers {code}: {}", text.unwrap_or_default())),
-            }
-        };
-        blocking(ask).await
-    }
-
-    async fn introduce(&mut self, seen: &Seen) -> Result<(), PushError> {
-        let mut extra = Map::new();
-        extra.insert("firmware".to_owned(), seen.version.clone().into());
-        extra.insert("firmware_key".to_owned(), seen.key.clone().into());
-        let mut info = json!({
-            "uname": Uname { sysname: "projectMM".into(), machine: seen.key.clone(), version: seen.version.clone() },
-            "versions": {},
-            "channel": self.options.channel,
-            "agent": "projectMM",
-        });
-        if let Some(info) = info.as_object_mut() {
-            info.extend(extra);
-        }
-        let info = Info::parse(info.to_string().as_bytes())
-            .map_err(|_| PushError::NoFirmware(self.options.channel.clone()))?;
-        self.keep(NodeSubject::Info, info.to_bytes()).await?;
-        self.keep(NodeSubject::Online, b"1".to_vec()).await
-    }
-
-    async fn show(&mut self, state: State) -> Result<(), PushError> {
-        if self.shown.as_ref() == Some(&state) {
-            return Ok(());
-        }
-        (self.told)(&self.target.node, &state.phase.to_string());
-        self.keep(NodeSubject::State, state.to_bytes()).await?;
-        self.shown = Some(state);
-        Ok(())
-    }
-
-    async fn keep(&mut self, subject: NodeSubject, payload: Vec<u8>) -> Result<(), PushError> {
-        let topic = self.target.node.topic(subject);
-        let number = self.link.publish(&topic, payload.into())?;
-        loop {
-            match self.link.next().await? {
-                Signal::Acknowledged(done, Ok(_)) if done == number => return Ok(()),
-                Signal::Acknowledged(done, Err(refusal)) if done == number => {
-                    return Err(PushError::NotAllowed { topic, reason: refusal.to_string() });
+            match link.next_within(left.unsigned_abs()).await? {
+                Some(Signal::Message { topic, payload })
+                    if topic == options.channel.topic() && Some(Digest::of(&payload)) != list =>
+                {
+                    break;
                 }
                 _ => {}
             }
@@ -345,136 +323,262 @@ impl Visit<'_> {
     }
 }
 
-/// The newest image for this hardware.
-fn choose<'a>(images: &'a [Firmware], key: &str) -> Option<&'a Firmware> {
-    images
-        .iter()
-        .filter(|image| image.fits(Some(key)))
-        .max_by(|one, other| compare(&one.version, &other.version))
-}
-
-/// By semver 2.0.0, §11; versions that are none are as good as each other, and worse than any.
-fn compare(one: &str, other: &str) -> Ordering {
-    let [one, other] = [one, other].map(|version| semver::Version::parse(version).ok());
-    match (one, other) {
-        (Some(one), Some(other)) => one.cmp_precedence(&other),
-        // Whatever it runs, it is to run what the channel has.
-        (None, _) => Ordering::Less,
-        (Some(_), None) => Ordering::Less,
-    }
-}
-
-fn seen(module: &Value) -> Seen {
-    let control = |name: &str| {
-        let controls = module["controls"].as_array().into_iter().flatten();
-        controls.into_iter().find(|control| control["name"] == name).cloned().unwrap_or_default()
+/// Sees to every device once.
+async fn round<'a, O: Observer>(
+    options: &'a Options,
+    link: &'a mut Link,
+    observer: &'a mut O,
+) -> Result<Done, PushError> {
+    let now = now();
+    let (payload, roots) = retained::channel(link, &options.channel).await?;
+    let chain = walk(options.keys.roots()?.0, &roots);
+    let trust = match chain.last() {
+        Some(root) if root.delegation(&options.channel).is_some() => Trust::Root(root.clone().into()),
+        _ => Trust::Anyone,
     };
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let progress = control("update_pct");
-    Seen {
-        version: text(&control("version")["value"]),
-        key: text(&control("firmware")["value"]),
-        status: text(&module["status"]),
-        is_error: module["severity"] == "error",
-        done: progress["value"].as_u64().unwrap_or_default(),
-        total: progress["total"].as_u64().unwrap_or_default(),
-    }
-}
-
-/// What a node would say.
-fn state(seen: Option<&Seen>, wanted: &str, became: Option<&Became>) -> State {
-    let seen = seen.cloned().unwrap_or_default();
-    let (phase, version, error) = match became {
-        Some(Became::Failed { reason }) => (Phase::Failed, wanted, Some(format!("push: {reason}"))),
-        Some(_) => (Phase::Idle, &*seen.version, None),
-        None => match seen.status.as_str() {
-            "flashing" => (Phase::Installing, wanted, None),
-            "rebooting" => (Phase::Restarting, wanted, None),
-            _ => (Phase::Downloading, wanted, None),
+    let list = match &payload {
+        None => UpdateList::default(),
+        Some(payload) => match trust.verify(&options.channel, payload, Some(now)) {
+            Ok(verified) => verified.into_list(),
+            Err(problem) => return Err(PushError::Untrusted { channel: options.channel.clone(), problem }),
         },
     };
-    State {
-        phase,
-        sequence: None,
-        version: Some(version.to_owned()).filter(|version| !version.is_empty()),
-        done: seen.done,
-        total: seen.total,
-        error,
-        attempt: 0,
-        held: None,
-        extra: Map::new(),
-    }
+    let offer = Offer::of(&list, &options.channel, now)?;
+    // Whatever comes there now, and is something else, makes this round an old one.
+    link.subscribe(&[options.channel.topic()]);
+    let (say, words) = mpsc::channel(limits::PUSH_WORDS);
+    let mut round = Round {
+        options,
+        agent: http::agent(&options.trust, 0)?,
+        offer,
+        list: payload.as_deref().map(Digest::of),
+        link,
+        observer,
+        results: vec![None; options.devices.len()],
+        unacknowledged: HashMap::new(),
+        words,
+        say,
+        is_old: false,
+    };
+    let due = round.run().await?;
+    Ok(Done { results: round.results(), due, list: round.list })
 }
 
-async fn blocking<T: Send + 'static>(
-    ask: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    match tokio::task::spawn_blocking(ask).await {
-        Ok(answer) => answer,
-        Err(_) => Err("it was not asked".to_owned()),
+/// What came of a round.
+struct Done {
+    results: Results,
+    /// When the next device's turn is.
+    due: Option<Timestamp>,
+    /// The list it was about.
+    list: Option<Digest>,
+}
+
+/// All devices while they are updated.
+struct Round<'a, O> {
+    options: &'a Options,
+    agent: ureq::Agent,
+    offer: Offer,
+    list: Option<Digest>,
+    link: &'a mut Link,
+    observer: &'a mut O,
+    results: Vec<Option<Became>>,
+    /// The topics of what the broker has not acknowledged yet.
+    unacknowledged: HashMap<u64, String>,
+    words: mpsc::Receiver<Word>,
+    say: mpsc::Sender<Word>,
+    /// Whether the channel has another list meanwhile: nobody is begun with.
+    is_old: bool,
+}
+
+/// What a task came to.
+enum Task {
+    Greeted(Result<Seen, String>),
+    Visited(Became),
+}
+
+impl<O: Observer> Round<'_, O> {
+    /// Looks at every device, then updates those whose turn it is, and waits for those whose turn comes soon. When the next
+    /// of the others is due.
+    async fn run(&mut self) -> Result<Option<Timestamp>, PushError> {
+        let mut greet: VecDeque<usize> = (0..self.options.devices.len()).collect();
+        let mut turns: BTreeSet<(Timestamp, u32, usize)> = BTreeSet::new();
+        let mut tasks: JoinSet<(usize, Task)> = JoinSet::new();
+        let (mut greeting, mut updating, mut failures) = (0, 0, 0);
+        let patience = now().checked_add(self.options.wait).unwrap_or(Timestamp::MAX);
+        loop {
+            while greeting < limits::PUSH_GREETINGS
+                && let Some(index) = greet.pop_front()
+            {
+                let (agent, url) = (self.agent.clone(), self.options.devices[index].url.clone());
+                tasks.spawn(async move { (index, Task::Greeted(look(&agent, &url).await)) });
+                greeting += 1;
+            }
+            if self.options.max_failures.is_some_and(|most| failures > most) {
+                for (.., index) in std::mem::take(&mut turns) {
+                    self.results[index] = Some(Became::Left);
+                }
+            }
+            let mut next = None;
+            if greeting == 0 && !self.is_old {
+                while updating < self.options.parallel
+                    && let Some((at, _, index)) = turns.first().copied()
+                    && at <= now()
+                {
+                    turns.pop_first();
+                    updating += 1;
+                    let visit = self.visit(index);
+                    tasks.spawn(async move { (index, Task::Visited(visit.update().await)) });
+                }
+                let first = turns.first().map(|(at, ..)| *at);
+                next = first.filter(|at| updating < self.options.parallel && *at <= patience);
+            }
+            if tasks.is_empty() && next.is_none() {
+                break;
+            }
+            let pause = next.map_or(limits::SILENCE, |at| at.duration_since(now()).unsigned_abs());
+            tokio::select! {
+                Some(word) = self.words.recv() => self.hear(word)?,
+                Some(done) = tasks.join_next() => {
+                    let (index, task) = match done {
+                        Ok(done) => done,
+                        Err(stopped) => std::panic::resume_unwind(stopped.into_panic()),
+                    };
+                    let became = match task {
+                        Task::Greeted(seen) => {
+                            greeting -= 1;
+                            match self.greeted(index, seen)? {
+                                Ok(turn) => {
+                                    turns.insert((turn, self.offer.position(&self.options.devices[index]), index));
+                                    continue;
+                                }
+                                Err(became) => became,
+                            }
+                        }
+                        Task::Visited(became) => {
+                            updating -= 1;
+                            became
+                        }
+                    };
+                    failures += usize::from(matches!(became, Became::Failed { .. }));
+                    self.results[index] = Some(became);
+                }
+                signal = self.link.next_within(pause) => self.noted(signal?)?,
+            }
+        }
+        let due = turns.first().map(|(at, ..)| *at);
+        for (at, _, index) in turns {
+            self.results[index] = Some(Became::Held { until: Some(at) });
+        }
+        // What the devices said last is still to be told.
+        while let Ok(word) = self.words.try_recv() {
+            self.hear(word)?;
+        }
+        while !self.unacknowledged.is_empty() {
+            let signal = self.link.next().await?;
+            self.noted(Some(signal))?;
+        }
+        Ok(due)
+    }
+
+    /// A device said what it is, or did not. When its turn is, or what has become of it.
+    fn greeted(
+        &mut self,
+        index: usize,
+        seen: Result<Seen, String>,
+    ) -> Result<Result<Timestamp, Became>, PushError> {
+        let target = &self.options.devices[index];
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(reason) => {
+                // What it ran when it was last seen, nobody takes back.
+                self.keep(&target.node, NodeSubject::Online, b"0".to_vec())?;
+                return Ok(Err(Became::Failed { reason }));
+            }
+        };
+        let info = match seen.info(target, &self.options.channel) {
+            Ok(info) => info,
+            Err(error) => return Ok(Err(Became::Failed { reason: error.to_string() })),
+        };
+        self.keep(&target.node, NodeSubject::Info, info.to_bytes())?;
+        self.keep(&target.node, NodeSubject::Online, b"1".to_vec())?;
+        let Some(image) = choose(&self.offer.images, &seen.key) else {
+            let became = Became::NoImage { key: seen.key.clone() };
+            let state = state(Some(&seen), "", None, Some(&became));
+            self.keep(&target.node, NodeSubject::State, state.to_bytes())?;
+            return Ok(Err(became));
+        };
+        let wanted = image.version.clone();
+        let now = now();
+        let turn = match seen.is_newest(&wanted) && !seen.is_busy() {
+            true => Err(Became::UpToDate { version: seen.version.clone() }),
+            false => match self.offer.turn(target, &info, self.options.orders, now) {
+                Turn::At(at) => Ok(at),
+                Turn::Never => Err(Became::Held { until: None }),
+            },
+        };
+        let became = match &turn {
+            Ok(at) if *at <= now => return Ok(turn),
+            Ok(at) => Became::Held { until: Some(*at) },
+            Err(became) => became.clone(),
+        };
+        let state = state(Some(&seen), &wanted, self.offer.sequence, Some(&became));
+        self.keep(&target.node, NodeSubject::State, state.to_bytes())?;
+        Ok(turn)
+    }
+
+    fn visit(&self, index: usize) -> Visit {
+        Visit {
+            target: self.options.devices[index].clone(),
+            channel: self.options.channel.clone(),
+            images: self.offer.images.clone().into(),
+            sequence: self.offer.sequence,
+            gateway: self.options.gateway.clone(),
+            timeout: self.options.timeout,
+            agent: self.agent.clone(),
+            say: self.say.clone(),
+            shown: None,
+        }
+    }
+
+    fn hear(&mut self, word: Word) -> Result<(), PushError> {
+        match word {
+            Word::Keep(node, subject, payload) => self.keep(&node, subject, payload)?,
+            Word::Told(node, text) => self.observer.device(&node, &text),
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, node: &NodeId, subject: NodeSubject, payload: Vec<u8>) -> Result<(), PushError> {
+        let topic = node.topic(subject);
+        let number = self.link.publish(&topic, Bytes::from(payload))?;
+        self.unacknowledged.insert(number, topic);
+        Ok(())
+    }
+
+    fn noted(&mut self, signal: Option<Signal>) -> Result<(), PushError> {
+        match signal {
+            Some(Signal::Acknowledged(number, result)) => {
+                let topic = self.unacknowledged.remove(&number);
+                if let (Some(topic), Err(refusal)) = (topic, result) {
+                    return Err(PushError::NotAllowed { topic, reason: refusal.to_string() });
+                }
+            }
+            Some(Signal::Message { topic, payload }) if topic == self.options.channel.topic() => {
+                self.is_old |= self.list != Some(Digest::of(&payload));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn results(&mut self) -> Results {
+        let nodes = self.options.devices.iter().map(|target| target.node.clone());
+        // Everybody was greeted, at least.
+        nodes.zip(self.results.drain(..).map(|became| became.unwrap_or(Became::Left))).collect()
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the driver's clock")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn image(target: Option<&str>, version: &str) -> Firmware {
-        Firmware {
-            name: "x".into(),
-            version: version.into(),
-            target: target.map(str::to_owned),
-            digest: mpypi_protocol::Digest::EMPTY,
-            size: None,
-            extra: Map::new(),
-        }
-    }
-
-    fn says(version: &str, status: &str) -> Seen {
-        let is_error = status.starts_with("error");
-        Seen { version: version.into(), status: status.into(), is_error, ..Seen::default() }
-    }
-
-    #[test]
-    fn a_device_takes_the_newest_image_for_its_board() {
-        let images = [
-            image(Some("esp32"), "3.0.0"),
-            image(Some("esp32-eth"), "3.0.1-dev.2"),
-            image(Some("esp32s3"), "9.0.0"),
-        ];
-        assert_eq!(choose(&images, "esp32-eth").unwrap().version, "3.0.1-dev.2");
-        assert_eq!(choose(&images, "").unwrap().version, "9.0.0", "who does not say takes any");
-        assert!(choose(&images, "esp8266").is_none());
-    }
-
-    #[test]
-    fn a_device_is_told_once_and_watched_until_it_runs_what_it_should() {
-        let mut courier = Courier::default();
-        assert_eq!(courier.next("3.0.1", Ok(&says("3.0.0", "")), false), Next::Order);
-        for status in ["starting", "downloading", "flashing", "rebooting"] {
-            assert_eq!(courier.next("3.0.1", Ok(&says("3.0.0", status)), false), Next::Wait);
-        }
-        assert_eq!(courier.next("3.0.1", Err("it restarts"), false), Next::Wait);
-        let updated = Became::Updated { from: "3.0.0".into(), to: "3.0.1".into() };
-        assert_eq!(courier.next("3.0.1", Ok(&says("3.0.1", "")), false), Next::End(updated));
-    }
-
-    #[test]
-    fn what_keeps_a_device_from_it_is_told() {
-        let failed = |reason: &str| Next::End(Became::Failed { reason: reason.into() });
-        let error = says("3.0.0", "error: incomplete download");
-        let mut courier = Courier { before: None, ordered: true };
-        assert_eq!(courier.next("3.0.1", Ok(&error), false), failed("error: incomplete download"));
-        assert_eq!(courier.next("3.0.1", Err("gone"), true), failed("gone"));
-        let old = says("3.0.0", "");
-        assert_eq!(courier.next("3.0.1", Ok(&old), true), failed("it still runs 3.0.0 and says ``"));
-        assert_eq!(Courier::default().next("3.0.1", Err("gone"), false), failed("gone"));
-        let newer = Became::UpToDate { version: "3.1.0".into() };
-        assert_eq!(Courier::default().next("3.0.1", Ok(&says("3.1.0", "")), false), Next::End(newer));
-    }
+fn now() -> Timestamp {
+    Timestamp::now()
 }
