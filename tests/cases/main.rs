@@ -13,6 +13,7 @@ mod downloads;
 mod durability;
 mod fleet;
 mod flood;
+mod git;
 mod hostile;
 mod http;
 mod install;
