@@ -387,10 +387,23 @@ impl Updater {
         Updater { asks, takes_firmware: true, ..self }
     }
 
-    /// The newest list of the channel that was accepted since the start, where somebody chooses at the device.
+    /// The newest list of the channel that was accepted since the start, or [`recall`](Updater::recall)ed, where somebody
+    /// chooses at the device.
     #[must_use]
     pub fn offer(&self) -> Option<&Accepted> {
         self.offer.as_ref()
+    }
+
+    /// Notes the list that was offered before the start, judged anew, until the channel's comes: whether it still is to be
+    /// believed. It may be older than the newest list seen, which may be held; somebody must have signed it who may, and
+    /// it must not have expired.
+    pub fn recall(&mut self, payload: &[u8], wall: Option<Timestamp>) -> bool {
+        let Ok(list) = UpdateList::parse(payload) else { return false };
+        let time = self.time(&list, wall);
+        let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);
+        let judge = |list| Accepted::judge(list, &self.channel, &self.runtime, None, time);
+        self.offer = verified.and_then(judge).ok();
+        self.offer.is_some()
     }
 
     /// What is under way, if anything is.

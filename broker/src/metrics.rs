@@ -240,9 +240,8 @@ impl Gauges {
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
             // The broker's own, see `pulse`, `fleet` and `edge::carry`, are none.
-            subscriptions: subscribed.saturating_sub(
-                1 + fleet::SUBSCRIPTIONS + if shared.edge.is_some() { 2 } else { 0 },
-            ),
+            subscriptions: subscribed
+                .saturating_sub(1 + fleet::SUBSCRIPTIONS + if shared.edge.is_some() { 2 } else { 0 }),
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
             waiting_bus: shared.tickets.waiting(),
             receiving: places.saturating_sub(shared.places.available_permits()) * PLACE,

@@ -16,6 +16,7 @@ mod edge;
 mod fleet;
 mod flood;
 mod gateway;
+mod git;
 mod home;
 mod hostile;
 mod http;
