@@ -6,6 +6,7 @@ mod access;
 mod appstore;
 mod broker;
 mod bytecode;
+mod cluster;
 mod device;
 mod device_store;
 mod device_trust;

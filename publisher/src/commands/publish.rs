@@ -2,7 +2,7 @@
 
 use std::io::stdout;
 
-use super::{Stopped, brokers, interrupted, print};
+use super::{Stopped, interrupted, places, print};
 use crate::{
     cli::Source,
     plan::Trust,
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        brokers: brokers(args.source.broker)?,
+        brokers: places(args.source.place)?,
         channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },
@@ -82,6 +82,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Err(PublishError::Harmful { channel, sequence, findings }) if args.json => {
             print(&format!("{}\n", report::refusal_json(&channel, sequence, &findings)))?;
             return Err(PublishError::Harmful { channel, sequence, findings }.into());
+        }
+        Err(PublishError::Disagreement(error)) if args.json => {
+            print(&format!("{}\n", report::disagreement_json(&error)))?;
+            return Err(PublishError::Disagreement(error).into());
         }
         outcome => outcome?,
     };
