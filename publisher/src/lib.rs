@@ -19,6 +19,8 @@
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
 //! | [`keys`], [`signing`] | who can sign, who may, and the chain of roots |
 //! | [`history`], [`reissue`] | what a channel had, and how it has it again |
+//! | [`agree`] | whether all nodes of a cluster have it, and what to do if not. No I/O, no clock |
+//! | [`settle`](mod@settle) | looks at each of them, and does it |
 //! | [`link`] | one MQTT connection |
 //! | [`rollout`] | a release for few nodes first, then for more, as long as it goes well |
 //!
@@ -28,6 +30,7 @@
 //!
 //! Absent on purpose: no build tool but mpy-cross is run, no link is followed, nothing outside the folder has a say.
 
+pub mod agree;
 pub mod channel;
 pub mod cli;
 pub mod clock;
@@ -52,6 +55,7 @@ pub mod report;
 pub mod retained;
 pub mod rollout;
 pub mod settings;
+pub mod settle;
 pub mod signing;
 pub mod status;
 pub mod verify;

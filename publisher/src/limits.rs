@@ -180,3 +180,18 @@ pub const HISTORY: u64 = 20;
 
 /// How long a root, or what it delegates, is believed unless told otherwise, in days.
 pub const ROOT_DAYS: u32 = 730;
+
+/// Most looks at what each of several brokers has, until they agree.
+pub const AGREE_LOOKS: u32 = 24;
+
+/// How often what one of them lacks is published again.
+pub const AGREE_REPAIRS: u32 = 6;
+
+/// First pause between two looks; it doubles.
+pub const AGREE_PAUSE: Duration = Duration::from_millis(250);
+
+/// Longest pause between two looks.
+pub const AGREE_PAUSE_MOST: Duration = Duration::from_secs(5);
+
+/// Reading or writing through one of several brokers, in all, at one look: one that takes longer counts as unreachable.
+pub const AGREE_LOOK: Duration = Duration::from_secs(120);

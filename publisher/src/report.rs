@@ -23,6 +23,7 @@ use crate::{
     rehearse::RehearsalError,
     retained::AskError,
     rollout::{start::StartError, steer::SteerError},
+    settle::{Disagreement, Stands},
 };
 
 /// A size for people: `213 B`, `2.3 KiB`, `1.5 MiB`.
@@ -94,7 +95,7 @@ pub fn diff(diff: &Diff, color: bool) -> String {
 /// The outcome for programs.
 #[must_use]
 pub fn json(outcome: &Outcome) -> Value {
-    json!({
+    let mut value = json!({
         "channel": outcome.channel,
         "sequence": outcome.sequence,
         "version": outcome.version,
@@ -107,13 +108,23 @@ pub fn json(outcome: &Outcome) -> Value {
         "bytes_sent": outcome.bytes_sent,
         "diff": outcome.diff,
         "lint": outcome.lint,
-    })
+    });
+    if let (Some(verdict), Some(object)) = (&outcome.agreed, value.as_object_mut()) {
+        object.insert("agreement".to_owned(), verdict.json());
+    }
+    value
 }
 
 /// A refused release for programs.
 #[must_use]
 pub fn refusal_json(channel: &ChannelName, sequence: u64, findings: &[Finding]) -> Value {
     json!({ "channel": channel, "sequence": sequence, "published": false, "refused": true, "lint": findings })
+}
+
+/// Brokers that do not agree, for programs.
+#[must_use]
+pub fn disagreement_json(error: &Disagreement) -> Value {
+    json!({ "published": error.stands == Stands::Published, "agreement": error.verdict.json() })
 }
 
 /// An installed wheel in one line.
@@ -164,6 +175,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<PublishError>() {
         return error.hint();
     }
+    if let Some(error) = error.downcast_ref::<Disagreement>() {
+        return Some(error.hint());
+    }
     if let Some(error) = error.downcast_ref::<InstallError>() {
         return error.hint();
     }
@@ -212,7 +226,15 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_not_done = matches!(error.downcast_ref(), Some(RolloutFailure::NotDone { .. }))
         || matches!(error.downcast_ref(), Some(StartError::Paused { .. }))
         || error.downcast_ref::<NotAll>().is_some();
-    if is_unconfirmed || is_unexpected || is_not_done { 3 } else { 1 }
+    let published = |error: &Disagreement| error.stands == Stands::Published;
+    let is_not_all = match error.downcast_ref() {
+        Some(PublishError::Disagreement(error)) => published(error),
+        _ => match error.downcast_ref() {
+            Some(SteerError::Disagreement(error)) => published(error),
+            _ => error.downcast_ref::<Disagreement>().is_some_and(published),
+        },
+    };
+    if is_not_all || is_unconfirmed || is_unexpected || is_not_done { 3 } else { 1 }
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi watch … 2>&1 | head`), that is no error.
@@ -251,6 +273,7 @@ mod tests {
             bytes_sent: 213,
             diff: Diff::default(),
             lint: vec![],
+            agreed: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use mpypi_client::args::TrustArgs;
 
-use super::{Stopped, brokers, interrupted, print};
+use super::{Stopped, interrupted, places, print};
 use crate::{
     cli::Source,
     git::{self, Address, GitError},
@@ -81,7 +81,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        brokers: brokers(args.source.broker)?,
+        brokers: places(args.source.place)?,
         channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },
@@ -115,6 +115,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Err(PublishError::Harmful { channel, sequence, findings }) if args.json => {
             print(&format!("{}\n", report::refusal_json(&channel, sequence, &findings)))?;
             return Err(PublishError::Harmful { channel, sequence, findings }.into());
+        }
+        Err(PublishError::Disagreement(error)) if args.json => {
+            print(&format!("{}\n", report::disagreement_json(&error)))?;
+            return Err(PublishError::Disagreement(error).into());
         }
         outcome => outcome?,
     };

@@ -8,16 +8,15 @@ use std::{
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use mpypi_client::BrokerArgs;
 use mpypi_protocol::{
     ChannelName, KeyId, Query,
     rollout::{Percent, Window},
 };
 use serde_json::{Value, json};
 
-use super::{Stopped, brokers, interrupted, print, reading};
+use super::{Stopped, interrupted, places, print, reading};
 use crate::{
-    cli::{KeyArgs, SignArgs},
+    cli::{KeyArgs, PlaceArgs, SignArgs},
     progress::{Lines, Progress},
     publish::Harm,
     report::{count, painted, say, wants_color},
@@ -86,7 +85,7 @@ struct Watch {
     /// The channel
     channel: ChannelName,
     #[command(flatten)]
-    broker: BrokerArgs,
+    place: PlaceArgs,
     #[command(flatten)]
     sign: SignArgs,
     /// Print one JSON object
@@ -100,7 +99,7 @@ struct Begin {
     #[arg(value_name = "FOLDER|CHANNEL")]
     target: Option<PathBuf>,
     #[command(flatten)]
-    broker: BrokerArgs,
+    place: PlaceArgs,
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     channel: Option<ChannelName>,
@@ -235,7 +234,7 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
         settings = settings.or(Settings::load(folder)?.rollout);
     }
     let policy = settings.policy().map_err(RolloutFailure::Policy)?;
-    let brokers = brokers(begin.broker)?;
+    let brokers = places(begin.place)?;
     let signer = match &target {
         Target::Folder(folder) => begin.signer.or(Settings::load(folder)?.key),
         Target::Present(_) => begin.signer,
@@ -287,7 +286,7 @@ fn agrees(nodes: usize) -> io::Result<bool> {
 }
 
 async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
-    let brokers = brokers(watch.broker)?;
+    let brokers = places(watch.place)?;
     let signing = watch.sign.signing();
     let steering = Steering { brokers, channel: watch.channel, begin: None, order: Some(order), signing };
     let standings = steered(steering, watch.json).await?;
@@ -300,7 +299,7 @@ async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
 }
 
 async fn show(watch: Watch) -> anyhow::Result<()> {
-    let brokers = brokers(watch.broker)?;
+    let brokers = places(watch.place)?;
     let looked = reading(look(&brokers, &watch.channel)).await?;
     let (standings, _) = looked;
     match watch.json {
@@ -469,6 +468,9 @@ impl Observer for Screen {
                 if let Some(reason) = &record.reason {
                     self.line(&format!("{}: {reason}", record.status));
                 }
+            }
+            Event::Behind(verdict) => {
+                self.line(&format!("{} {verdict}", painted("warning:", "33;1", wants_color(&stderr()))));
             }
             Event::Lost { error, pause } => {
                 let label = painted("warning:", "33;1", wants_color(&stderr()));

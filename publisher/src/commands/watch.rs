@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::{brokers, interrupted, print};
+use super::{interrupted, places, print};
 use crate::{
     cli::Source,
     lint::Finding,
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        brokers: brokers(args.source.broker)?,
+        brokers: places(args.source.place)?,
         channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,
