@@ -80,6 +80,12 @@ pub const ERROR_TEXT: usize = 500;
 /// Room on a flash in memory, in bytes, as most boards have.
 pub const MEMORY_FLASH: u64 = 4 * 1024 * 1024;
 
+/// How long a device with Mpy-BLOX stays deaf when its connection breaks, until its watchdog starts it again.
+pub const WATCHDOG: Duration = Duration::from_secs(10);
+
+/// How long such a device goes on when it has installed something while the user's program runs.
+pub const LATER: Duration = Duration::from_secs(3);
+
 /// How far an intruder's package goes on beyond its end, in bytes, at most.
 pub const TOO_LONG: usize = 64 * 1024;
 
