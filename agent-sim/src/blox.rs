@@ -2,7 +2,8 @@
 //!
 //! It looks at versions where another agent looks at bytes, trusts whoever sends, writes in place, and starts again when it
 //! has installed something; much that a list may hold makes it wait for ever. Topics and payloads in, wishes out: no socket
-//! here. `tests/mpyblox/node.py`, on MicroPython, does the same to the last packet, and is what our broker is tested with.
+//! here. `tests/mpyblox/node.py`, on MicroPython, does the same to the last packet, and is what our broker is tested with;
+//! `tests/cases/mpyblox.rs` holds what both come to side by side.
 
 use std::io;
 
