@@ -184,7 +184,10 @@ pub async fn run(
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
             board.found(index, hardware, found);
         };
-        let memory = Memory::new(limits::MEMORY_FLASH);
+        let memory = match weather.cuts_power() {
+            true => Memory::new(limits::MEMORY_FLASH),
+            false => Memory::lasting(limits::MEMORY_FLASH),
+        };
         let disk = match member.home {
             Home::Disk(path) => Some(Disk::open(&path).map_err(|source| FleetError::Root { path, source })?),
             Home::Memory => None,

@@ -377,6 +377,12 @@ impl Weather {
         self.stuck_until
     }
 
+    /// Whether the power may fail.
+    #[must_use]
+    pub fn cuts_power(&self) -> bool {
+        self.cuts > 0
+    }
+
     /// When the power fails next, if it does.
     pub fn next_cut(&mut self, now: Duration) -> Option<Cut> {
         if self.cuts == 0 || self.is_calm(now) {
