@@ -21,7 +21,7 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use mpypi_client::{Endpoint, Meter};
+use mpypi_client::{Brokers, Meter};
 use mpypi_protocol::{ChannelName, Digest, Trust, node::Phase};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -51,8 +51,8 @@ use crate::{
 /// A fleet.
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several addresses of one, over which the nodes spread.
+    pub brokers: Brokers,
     /// The channel all of it follows.
     pub channel: ChannelName,
     /// Whose lists it believes.
@@ -154,7 +154,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     for (index, (member, weather)) in members.into_iter().enumerate() {
         let node_options = NodeOptions {
-            broker: options.broker.metered(meters[index].clone()),
+            brokers: options.brokers.map(|broker| broker.metered(meters[index].clone())),
             node: member.node,
             channel: options.channel.clone(),
             trust: options.trust.clone(),

@@ -89,8 +89,8 @@ pub const LATER: Duration = Duration::from_secs(3);
 /// How far an intruder's package goes on beyond its end, in bytes, at most.
 pub const TOO_LONG: usize = 64 * 1024;
 
-/// How long a node waits for the end of a message that never comes: its broker is asked for a sign of life, owes it when
-/// it is asked again, and is given up.
+/// How long a node waits for the end of a message of which nothing comes any more: its broker is asked for a sign of life,
+/// owes it when it is asked again, and is given up.
 pub const ENDLESS: Duration = KEEP_ALIVE.saturating_mul(2);
 
 /// How long a simulated device takes to start.

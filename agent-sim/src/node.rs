@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_client::{Endpoint, Line, LineError, V4};
+use mpypi_client::{Brokers, Endpoint, Line, LineError, V4};
 use mpypi_protocol::{
     ChannelName, Digest, NodeId, Topic, Trust, limits as wire,
     node::{Phase, State},
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
+    choice::Choice,
     device::{Device, Hardware, Mac, Output, Traits},
     face::desk::{Ask, Desk},
     flash::Flash,
@@ -39,8 +40,8 @@ use crate::{
 /// Who a node is, and where it connects to.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several addresses of one: it is at one of them at a time.
+    pub brokers: Brokers,
     /// The node, which is also the MQTT client id.
     pub node: NodeId,
     /// The channel it follows.
@@ -173,9 +174,10 @@ pub async fn run<F: Flash>(
         return Ok(Ended::PowerLost);
     }
     let outputs = outputs?;
-    let mut connection = Connection::open(options, Duration::ZERO);
-    let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST);
     let mut rng = fastrand::Rng::with_seed(seed);
+    let mut choice = Choice::new(options.brokers.count(), &mut rng);
+    let mut connection = Connection::open(options, options.at(&choice), Duration::ZERO);
+    let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST);
     connection.send(outputs, &mut observe);
     let mut since = Duration::ZERO;
     let mut turn = None;
@@ -248,6 +250,7 @@ pub async fn run<F: Flash>(
             }
             Incoming::Connected => {
                 since = now;
+                choice.answered();
                 turn = weather.next_turn(now);
                 observe(Happening::Connected);
                 if options.trace {
@@ -274,8 +277,9 @@ pub async fn run<F: Flash>(
                     let text = format!("has none; tries again in {:.2} s", again_in.as_secs_f64());
                     observe(Happening::Trace(text));
                 }
-                observe(Happening::Lost { trouble: explain(&error, &options.broker), again_in });
-                connection = Connection::open(options, again_in);
+                observe(Happening::Lost { trouble: explain(&error, options.at(&choice)), again_in });
+                choice.lost(&mut rng);
+                connection = Connection::open(options, options.at(&choice), again_in);
                 (turn, falling) = (None, Falls::default());
                 events.push(Event::Disconnected);
             }
@@ -301,7 +305,7 @@ pub async fn run<F: Flash>(
             connection.send(outputs?, &mut observe);
         }
         if refused {
-            let url = options.broker.url();
+            let url = options.at(&choice).url();
             let (scheme, host, port) = (url.security.scheme(), &url.host, url.port);
             observe(Happening::Log(format!(
                 "hint: use `--broker {scheme}://user:password@{host}:{port}`, or let the node `{node}` read \
@@ -394,21 +398,26 @@ impl NodeOptions {
         self.desk.as_ref()?.options().mac.as_ref()
     }
 
-    fn hello(&self) -> Packet {
+    /// The broker at the address chosen.
+    fn at(&self, choice: &Choice) -> &Endpoint {
+        self.brokers.iter().nth(choice.at()).unwrap_or_else(|| self.brokers.first())
+    }
+
+    fn hello(&self, broker: &Endpoint) -> Packet {
         let mut hello = Connect::new(self.node.as_str());
         hello.keep_alive = limits::KEEP_ALIVE.as_secs() as u16;
         hello.clean_session = true;
         hello.last_will = Some(LastWill::new(self.topic(NodeSubject::Online), "0", QoS::AtLeastOnce, true));
-        let credentials = self.broker.url().credentials.as_ref();
+        let credentials = broker.url().credentials.as_ref();
         hello.login = credentials.map(|(user, password)| Login::new(user, password));
         Packet::Connect(hello)
     }
 
     /// Connects after a pause.
-    async fn connect(self, pause: Duration) -> Result<Line<V4>, Loss> {
+    async fn connect(self, broker: Endpoint, pause: Duration) -> Result<Line<V4>, Loss> {
         tokio::time::sleep(pause).await;
         let version = V4::new(limits::IN_FLIGHT, wire::PACKET);
-        let (mut line, packet) = Line::open(&self.broker, version, self.hello()).await?;
+        let (mut line, packet) = Line::open(&broker, version, self.hello(&broker)).await?;
         match packet {
             Packet::ConnAck(greeting) if greeting.code == ConnectReturnCode::Success => {
                 line.accept(None, limits::KEEP_ALIVE);
@@ -488,10 +497,10 @@ enum Incoming {
 }
 
 impl Connection {
-    fn open(options: &NodeOptions, after: Duration) -> Connection {
+    fn open(options: &NodeOptions, broker: &Endpoint, after: Duration) -> Connection {
         Connection {
             node: options.node.clone(),
-            stage: Stage::Opening(Box::pin(options.clone().connect(after))),
+            stage: Stage::Opening(Box::pin(options.clone().connect(broker.clone(), after))),
             queued: VecDeque::new(),
             sent: HashMap::new(),
         }
@@ -564,7 +573,7 @@ impl Connection {
         match output {
             Output::Subscribe(filters) => {
                 let wanted =
-                    filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
+                    filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), quality(filter)));
                 self.ask(Request::Subscribe(Subscribe::new_many(wanted)));
                 self.queued.push_back(filters);
             }
@@ -624,6 +633,12 @@ impl Connection {
         // Too slow a broker notices by itself.
         let _ = tokio::time::timeout(limits::GOODBYE, gone).await;
     }
+}
+
+/// A package that does not come is asked for again, so none needs to be acknowledged; on brokers that keep account of
+/// what is, that is many times cheaper.
+fn quality(filter: &str) -> QoS {
+    if filter.starts_with(PACKAGES) { QoS::AtMostOnce } else { QoS::AtLeastOnce }
 }
 
 fn explain(loss: &Loss, broker: &Endpoint) -> Trouble {
