@@ -746,7 +746,7 @@ impl Updater {
         let accepted = verified.and_then(|verified| {
             let verified = match self.agent {
                 Agent::Old => verified.to_old_readers(),
-                Agent::Current => verified,
+                Agent::Current | Agent::MpyBlox => verified,
             };
             Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
         });
@@ -878,7 +878,7 @@ impl Updater {
             channel: Some(self.channel.as_str().into()),
             version: self.running.version.as_deref().map(Into::into),
             sequence: self.running.sequence,
-            agent: Some(self.agent.said().into()),
+            agent: self.agent.said().map(Into::into),
             firmware: Some(FIRMWARE.into()),
             labels: std::borrow::Cow::Borrowed(&self.traits.labels),
         }
