@@ -263,7 +263,9 @@ impl<F: Storage, O: FnMut(Happening)> Life<F, O> {
     }
 
     async fn connect(&self) -> Result<Line<V5>, Trouble> {
-        let NodeOptions { broker, node, .. } = &*self.options;
+        let NodeOptions { brokers, node, .. } = &*self.options;
+        // Such a client knows one address.
+        let broker = brokers.first();
         let hello = Connect {
             keep_alive: limits::KEEP_ALIVE.as_secs() as u16,
             client_id: node.as_str().to_owned(),
@@ -288,7 +290,7 @@ impl<F: Storage, O: FnMut(Happening)> Life<F, O> {
     }
 
     fn trouble(&self, error: &str) -> Trouble {
-        let url = self.options.broker.url();
+        let url = self.options.brokers.first().url();
         Trouble {
             error: format!("no connection to {url}: {error}"),
             hint: format!("is there a broker at {url}? start one with `mpypi-broker serve`"),
