@@ -47,6 +47,7 @@ async fn healthz(State(gateway): Here) -> Response {
 async fn metrics(State(gateway): Here, caller: Caller) -> Result<Response, Problem> {
     caller.reads("$SYS/#")?;
     let gauges = Gauges::look(&gateway.shared)?;
+    let view = gateway.shared.fleet.look().await;
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    Ok((kind, prometheus(&gateway.shared.metrics, &gauges)).into_response())
+    Ok((kind, prometheus(&gateway.shared.metrics, &gauges, &view)).into_response())
 }

@@ -209,6 +209,12 @@ impl Index {
         &self.folder
     }
 
+    /// Bytes of the database; what is kept as files is beside it.
+    #[must_use]
+    pub fn file_size(&self) -> u64 {
+        std::fs::metadata(self.folder.join(store::FILE)).map_or(0, |file| file.len())
+    }
+
     /// What the broker says of itself.
     #[must_use]
     pub fn sys(&self) -> &Sys {

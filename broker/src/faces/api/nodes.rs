@@ -55,7 +55,7 @@ pub(super) struct Wanted {
     #[param(pattern = "^-?(node|channel|phase|release|online|changed|platform)$")]
     sort: Option<String>,
     /// How many to leave out.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 1_000_000)]
     offset: Option<u64>,
     /// How many to answer at most; 100 if nothing is said.
     #[param(minimum = 1, maximum = 1000)]

@@ -727,7 +727,7 @@ impl Overview {
     /// What a view comes to.
     #[must_use]
     pub fn of(view: &View, now: u64) -> Overview {
-        let (kept, other) = top_releases(view);
+        let (kept, other) = view.top_releases();
         let row = |release: Option<&view::Release>, tally: &Tally| ReleaseCount {
             channel: release.and_then(|release| release.channel.as_ref()).map(ToString::to_string),
             sequence: release.and_then(|release| release.sequence),
@@ -756,17 +756,6 @@ impl Overview {
             rollouts: under_way.count() as u64,
         }
     }
-}
-
-/// The [`limits::RELEASES`] releases with most nodes, most first, and all others together.
-#[must_use]
-pub fn top_releases(view: &View) -> (Vec<(&view::Release, Tally)>, Tally) {
-    let mut all: Vec<_> = view.releases().map(|(release, tally)| (&**release, *tally)).collect();
-    let nodes = |tally: &Tally| tally.iter().sum::<u64>();
-    all.sort_by(|(one, few), (other, many)| nodes(many).cmp(&nodes(few)).then_with(|| other.cmp(one)));
-    let rest = all.split_off(all.len().min(limits::RELEASES));
-    let add = |sum: Tally, (_, tally): (_, Tally)| std::array::from_fn(|at| sum[at] + tally[at]);
-    (all, rest.into_iter().fold(Tally::default(), add))
 }
 
 impl From<&view::Sample> for SampleRow {
