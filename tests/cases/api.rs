@@ -8,6 +8,7 @@ use mpypi_tests::{
     Client, Options, Running, Server, World,
     face::eventually,
     http::{Answer, Events, Web},
+    mpyblox::wheel,
     run, run_with,
 };
 use serde_json::{Value, json};
@@ -469,10 +470,10 @@ fn send(server: &Server, channel: &str, parts: &[(&str, &str, &[u8])]) -> Answer
 fn a_form_of_wheels_and_files_becomes_one_release_that_devices_apply() {
     let world = World::new();
     let server = Server::start_with(&world, &HTTP);
-    let wheel = crate::http::wheel("hello", "1.0", "x = 1\n");
+    let hello = wheel("hello", "1.0", "py3-none-any", &[("hello.py", "x = 1\n")], &[], "");
     let parts: [(&str, &str, &[u8]); 4] = [
         ("version", "", b"2.5"),
-        ("wheel", "hello-1.0-py3-none-any.whl", &wheel),
+        ("wheel", "hello-1.0-py3-none-any.whl", &hello),
         ("file", "lib/settings.json", b"{}"),
         ("file", "empty.py", b""),
     ];
@@ -485,7 +486,10 @@ fn a_form_of_wheels_and_files_becomes_one_release_that_devices_apply() {
     // A device takes it as any other release.
     let root = world.text("node");
     let broker = server.url();
-    let _device = Running::start("mpypi-agent", &["run", "--broker", &broker, "--channel", "dev", "--root", &root, "--node", "n"]);
+    let _device = Running::start(
+        "mpypi-agent",
+        &["run", "--broker", &broker, "--channel", "dev", "--root", &root, "--node", "n"],
+    );
     let node = until(&server, "/api/nodes/n", |node| node["phase"] == "idle" && node["sequence"] == 1);
     assert_eq!(node["version"], "2.5");
     assert_eq!(world.files("node")["lib/settings.json"], b"{}");
@@ -494,20 +498,21 @@ fn a_form_of_wheels_and_files_becomes_one_release_that_devices_apply() {
     assert_eq!(more["sequence"], 2);
     let diff = until(&server, "/api/channels/dev/diff", |diff| diff["to"] == 2);
     assert_eq!((&diff["from"], &diff["unchanged"], &diff["bytes"]), (&json!(1), &json!(2), &json!(7)));
-    let changed = crate::http::wheel("hello", "1.0", "x = 2\n");
-    for (parts, code) in [
-        (&[("wheel", "hello.whl", &changed[..])][..], 409),
-        (&[("wheel", "hello.whl", b"no wheel")][..], 422),
-        (&[("file", "../escape.py", b"x")][..], 400),
-        (&[("file", "", b"x")][..], 400),
-        (&[("lib", "x.py", b"x")][..], 400),
-        (&[("version", "", b"3")][..], 400),
-        (&[("file", "empty.py/below", b"x")][..], 422),
-        (&[][..], 400),
-    ] {
-        let answer = send(&server, "dev", parts).expect(code);
+    let changed = wheel("hello", "1.0", "py3-none-any", &[("hello.py", "x = 2\n")], &[], "");
+    let refused: [(&str, &str, &[u8], u16); 7] = [
+        ("wheel", "hello.whl", &changed, 409),
+        ("wheel", "hello.whl", b"no wheel", 422),
+        ("file", "../escape.py", b"x", 400),
+        ("file", "", b"x", 400),
+        ("lib", "x.py", b"x", 400),
+        ("version", "", b"3", 400),
+        ("file", "empty.py/below", b"x", 422),
+    ];
+    for (name, file, content, code) in refused {
+        let answer = send(&server, "dev", &[(name, file, content)]).expect(code);
         assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", answer.text());
     }
+    let _ = send(&server, "dev", &[]).expect(400);
     let _ = send(&server, "-", &parts).expect(404);
     let large = vec![0; 9 << 20];
     let _ = send(&server, "dev", &[("file", "large.bin", &large)]).expect(413);
@@ -545,7 +550,9 @@ fn metrics_say_how_many_nodes_stand_where_and_the_dashboard_asks_for_what_there_
     }
     let metrics = eventually("all nodes are counted", || {
         let text = get(&server, "/metrics").expect(200).text().to_owned();
-        text.contains("mpypi_nodes_online 3").then_some(text).filter(|text| text.contains("reason=\"bad-hash\""))
+        text.contains("mpypi_nodes_online 3")
+            .then_some(text)
+            .filter(|text| text.contains("reason=\"bad-hash\""))
     });
     let metrics = eventually("the last of them is counted", || {
         let _ = &metrics;
@@ -566,10 +573,13 @@ fn metrics_say_how_many_nodes_stand_where_and_the_dashboard_asks_for_what_there_
     // However many releases nodes say they are on, so many are told apart.
     let releases = lines.iter().filter(|line| line.starts_with("mpypi_nodes{")).count();
     assert!(releases <= 33, "{releases}");
-    assert!(lines.iter().any(|line| line.starts_with(r#"mpypi_nodes{channel="other",sequence="other",version="other",phase="idle"}"#)));
+    assert!(lines.iter().any(|line| {
+        line.starts_with(r#"mpypi_nodes{channel="other",sequence="other",version="other",phase="idle"}"#)
+    }));
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/grafana/mpypi.json");
     let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(folder).unwrap()).unwrap();
-    let targets = dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array());
+    let targets =
+        dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array());
     let mut asked = vec!["mpypi_build_info".to_owned()];
     for target in targets.flatten() {
         let words = target["expr"].as_str().unwrap().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -597,16 +607,32 @@ fn the_api_keeps_to_its_own_document_whatever_is_asked() {
     assert!(client.retain("mpypi/channels/dev/rollout", record.to_string().as_bytes()));
     assert!(client.retain("mpypi/channels/dev/rollout/lease", b"somebody"));
     let _ = until(&server, "/api/channels/dev/rollout", |rollout| rollout["steered"] == true);
-    let tool = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/schema/bin/schemathesis");
+    let tool =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/schema/bin/schemathesis");
     assert!(tool.exists(), "schemathesis is not there: run `bash tests/peers.sh` first");
     let document = format!("http://{}/api/openapi.json", server.http.unwrap());
     // Events have no end. What a query or a file's name may be, no schema can say: what is refused of that is no failure.
     let arguments = [
-        "run", &document, "--exclude-path", "/api/events", "--exclude-checks", "positive_data_acceptance",
-        "--max-examples", "8", "--seed", "1", "--generation-deterministic",
-        "--continue-on-failure", "--suppress-health-check", "all",
+        "run",
+        &document,
+        "--exclude-path",
+        "/api/events",
+        "--exclude-checks",
+        "positive_data_acceptance",
+        "--max-examples",
+        "8",
+        "--seed",
+        "1",
+        "--generation-deterministic",
+        "--continue-on-failure",
+        "--suppress-health-check",
+        "all",
     ];
-    let ran = run_with(tool.to_str().unwrap(), &arguments, &[("NO_COLOR", "1"), ("no_proxy", "*"), ("HOME", "/nonexistent")]);
+    let ran = run_with(
+        tool.to_str().unwrap(),
+        &arguments,
+        &[("NO_COLOR", "1"), ("no_proxy", "*"), ("HOME", "/nonexistent")],
+    );
     assert_eq!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);
     let log = std::fs::read_to_string(world.path("broker.log")).unwrap_or_default();
     assert!(!log.contains("panicked"), "{log}");

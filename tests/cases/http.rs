@@ -294,7 +294,7 @@ fn no_role_reads_or_changes_over_http_what_it_may_not_on_any_route() {
 }
 
 /// A wheel with one module.
-pub(crate) fn wheel(name: &str, version: &str, content: &str) -> Vec<u8> {
+fn wheel(name: &str, version: &str, content: &str) -> Vec<u8> {
     let folder = format!("{name}-{version}.dist-info");
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (path, content) in [

@@ -14,7 +14,9 @@ use mpypi_protocol::{
     record::{Counts, Heard, Record, Standing, Step},
     topic::{NodeSubject, RolloutSubject},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{limits, log::Log};
 
@@ -22,23 +24,25 @@ use super::{limits, log::Log};
 pub const WORDS: usize = 9;
 
 /// Where a node's update stands, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = Phase)]
 pub enum Word {
-    /// See [`Phase::Idle`].
+    /// On the release it should have, or on none yet.
     Idle,
-    /// See [`Phase::Downloading`].
+    /// Fetching the packages it lacks.
     Downloading,
-    /// See [`Phase::Verifying`].
+    /// Checking and unpacking what was fetched.
     Verifying,
-    /// See [`Phase::Installing`].
+    /// Files are being replaced.
     Installing,
-    /// See [`Phase::Restarting`].
+    /// Starting the new release.
     Restarting,
-    /// See [`Phase::Confirming`].
+    /// Waiting for the new release to prove itself.
     Confirming,
-    /// See [`Phase::Failed`].
+    /// The release was refused or could not be applied; the old one runs.
     Failed,
-    /// See [`Phase::RolledBack`].
+    /// The release was applied, did not prove itself, and was taken back.
     RolledBack,
     /// The node never said it, or in a way nobody can read.
     Unknown,
@@ -190,7 +194,7 @@ pub struct Sample {
 }
 
 /// All of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct View {
     nodes: BTreeMap<NodeId, Arc<Node>>,
     channels: BTreeMap<ChannelName, Channel>,
@@ -367,30 +371,6 @@ impl Update {
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.steps.last(), Some((Phase::Idle | Phase::Failed | Phase::RolledBack, _)))
-    }
-}
-
-impl Default for View {
-    fn default() -> View {
-        View {
-            nodes: BTreeMap::new(),
-            channels: BTreeMap::new(),
-            rollouts: BTreeMap::new(),
-            leases: BTreeMap::new(),
-            root: None,
-            number: 0,
-            changes: BTreeMap::new(),
-            places: HashMap::new(),
-            gone: VecDeque::new(),
-            forgotten: 0,
-            tallies: BTreeMap::new(),
-            online: 0,
-            failing: BTreeMap::new(),
-            failures: BTreeMap::new(),
-            samples: VecDeque::new(),
-            counted: 0,
-            log: Log::default(),
-        }
     }
 }
 
