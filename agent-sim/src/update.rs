@@ -245,6 +245,10 @@ pub struct Updater {
     rng: fastrand::Rng,
     backoff: Backoff,
     connected: bool,
+    /// Whether there are several addresses of its broker.
+    several: bool,
+    /// Whether the channel's list there is older than one that was seen.
+    behind: bool,
     /// When to ask for the channel's list, while there is a connection.
     check_at: Duration,
     running: Running,
@@ -360,6 +364,8 @@ impl Updater {
             rng: fastrand::Rng::with_seed(seed),
             backoff: Backoff::new(first, most),
             connected: false,
+            several: false,
+            behind: false,
             check_at: Duration::ZERO,
             running: Running::default(),
             seen: None,
@@ -411,6 +417,19 @@ impl Updater {
     #[must_use]
     pub fn believing(self, trust: Trust) -> Updater {
         Updater { trust, ..self }
+    }
+
+    /// The same, with several addresses of its broker. One of them may be behind the others: a list that is older than one
+    /// that was seen is no failure there, and changes nothing.
+    #[must_use]
+    pub fn with_several(self, several: bool) -> Updater {
+        Updater { several, ..self }
+    }
+
+    /// Whether the broker at which it is, one of several, has an older list than was seen before.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// Tells the device about itself.
@@ -564,6 +583,7 @@ impl Updater {
     }
 
     fn disconnected(&mut self, out: &mut Effects) {
+        self.behind = false;
         self.connected = false;
         if let Activity::Fetching { losses, .. } = &mut self.activity {
             *losses += 1;
@@ -720,8 +740,15 @@ impl Updater {
         let accepted = verified.and_then(|verified| {
             Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
         });
+        if source == Source::Channel && self.several {
+            self.behind = matches!(accepted, Err(Refusal::Older { .. } | Refusal::OldEpoch { .. }));
+        }
         let release = match accepted {
             Ok(release) => release,
+            Err(refusal) if self.behind => {
+                out.push(Effect::Log(format!("this broker is behind others: {}", refusal.text())));
+                return;
+            }
             Err(refusal) => {
                 // A new root took away the right to sign what is being fetched.
                 if self.job().is_some_and(|job| job.release.digest() == digest) {
