@@ -194,6 +194,18 @@ impl<F: Flash> Device<F> {
         Device { updater: self.updater.believing(trust), ..self }
     }
 
+    /// The same device, with several addresses of its broker: see [`Updater::with_several`].
+    #[must_use]
+    pub fn with_several(self, several: bool) -> Device<F> {
+        Device { updater: self.updater.with_several(several), ..self }
+    }
+
+    /// Whether the broker at which it is, one of several, is behind others.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.updater.is_behind()
+    }
+
     /// Switches it on.
     ///
     /// # Errors

@@ -248,6 +248,10 @@ pub struct Updater {
     rng: fastrand::Rng,
     backoff: Backoff,
     connected: bool,
+    /// Whether there are several addresses of its broker.
+    several: bool,
+    /// Whether the channel's list there is older than one that was seen.
+    behind: bool,
     /// When to ask for the channel's list, while there is a connection.
     check_at: Duration,
     running: Running,
@@ -364,6 +368,8 @@ impl Updater {
             rng: fastrand::Rng::with_seed(seed),
             backoff: Backoff::new(first, most),
             connected: false,
+            several: false,
+            behind: false,
             check_at: Duration::ZERO,
             running: Running::default(),
             seen: None,
@@ -434,6 +440,19 @@ impl Updater {
     #[must_use]
     pub fn of_agent(self, agent: Agent) -> Updater {
         Updater { agent, ..self }
+    }
+
+    /// The same, with several addresses of its broker. One of them may be behind the others: a list that is older than one
+    /// that was seen is no failure there, and changes nothing.
+    #[must_use]
+    pub fn with_several(self, several: bool) -> Updater {
+        Updater { several, ..self }
+    }
+
+    /// Whether the broker at which it is, one of several, has an older list than was seen before.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// Tells the device about itself.
@@ -588,6 +607,7 @@ impl Updater {
     }
 
     fn disconnected(&mut self, out: &mut Effects) {
+        self.behind = false;
         self.connected = false;
         if let Activity::Fetching { losses, .. } = &mut self.activity {
             *losses += 1;
@@ -750,8 +770,15 @@ impl Updater {
             };
             Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
         });
+        if source == Source::Channel && self.several {
+            self.behind = matches!(accepted, Err(Refusal::Older { .. } | Refusal::OldEpoch { .. }));
+        }
         let release = match accepted {
             Ok(release) => release,
+            Err(refusal) if self.behind => {
+                out.push(Effect::Log(format!("this broker is behind others: {}", refusal.text())));
+                return;
+            }
             Err(refusal) => {
                 // A new root took away the right to sign what is being fetched.
                 if self.job().is_some_and(|job| job.release.digest() == digest) {

@@ -1,9 +1,12 @@
 //! A cluster of NATS as the index: what it acknowledged and lost, and who says so.
 
-use std::{collections::BTreeMap, env, net::SocketAddr, thread, time::Duration};
+use std::{collections::BTreeMap, env, fs, net::SocketAddr, thread, time::Duration};
 
-use mpypi_protocol::{Digest, UpdateList};
-use mpypi_tests::{Client, Cluster, Output, Proxy, Running, Server, Verdict, World, run};
+use mpypi_protocol::{
+    Digest, UpdateList,
+    node::{Phase, State},
+};
+use mpypi_tests::{Client, Cluster, Deadline, Output, Proxy, Running, Server, Verdict, World, run};
 
 /// Rounds of killing, unless `MPYPI_CLUSTER_ROUNDS` says otherwise.
 const ROUNDS: u64 = 2;
@@ -195,7 +198,156 @@ fn what_is_published_follows_the_newest_list_that_any_node_has_and_never_one_tha
     assert_eq!(list(fresh.address), list(stale.address));
 }
 
-#[expect(clippy::disallowed_methods, reason = "the moment of a kill is real time, and any is right")]
+/// The state of a node, as a broker retains it, once it is what is waited for.
+fn state(address: SocketAddr, node: &str, is_it: impl Fn(&State) -> bool) -> State {
+    let deadline = Deadline::new();
+    let mut client = Client::connect(address, "an-observer");
+    loop {
+        let found = client.retained_at(&format!("mpypi/nodes/{node}/state"), 0);
+        if let Some(state) = found.and_then(|found| State::parse(&found.payload).ok()).filter(&is_it) {
+            return state;
+        }
+        deadline.check("the node does not get there");
+    }
+}
+
+#[test]
+fn a_device_whose_broker_is_behind_stays_at_what_it_has_and_takes_what_comes_next() {
+    let world = World::new();
+    let homes = [World::new(), World::new()];
+    let [fresh, stale] = homes.each_ref().map(Server::mosquitto);
+    write_channel(&world, 2, 1);
+    for broker in [&fresh, &stale] {
+        publish(&world, &broker.url(), &[]).wait().expect_code(0);
+    }
+    write_channel(&world, 2, 2);
+    publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+    let root = world.text("node");
+    let arguments = ["run", "--root", &root, "--node", "kitchen", "--confirm-after", "50ms", "--broker"];
+    run("mpypi-agent", &[&arguments[..], &[&fresh.url(), "--once"]].concat()).expect_code(0);
+    let second = world.files("dev/src");
+    assert_eq!(world.files("node"), second);
+
+    let address = fresh.address;
+    fresh.kill();
+    let both = format!("mqtt://{address},{}", stale.url());
+    let agent = Running::start("mpypi-agent", &[&arguments[..], &[both.as_str()]].concat());
+    // It has read the older list when it says that it has nothing to do.
+    let resting = state(stale.address, "kitchen", |state| state.phase == Phase::Idle);
+    assert_eq!((resting.sequence, resting.error), (Some(2), None));
+    write_channel(&world, 2, 3);
+    publish(&world, &stale.url(), &["--sequence", "3"]).wait().expect_code(0);
+    state(stale.address, "kitchen", |state| state.phase == Phase::Idle && state.sequence == Some(3));
+    agent.signal("-TERM");
+    let output = agent.wait();
+    assert_eq!(world.files("node"), world.files("dev/src"));
+    assert!(!output.stderr.contains("failed"), "{}", output.stderr);
+}
+
+/// Waits until something is so that nobody tells.
+fn until(complaint: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Deadline::new();
+    while !is_so() {
+        deadline.check(complaint);
+        wait(Duration::from_millis(100));
+    }
+}
+
+/// Whether each of so many devices has the file as it is in the channel's folder now.
+fn have_all(world: &World, nodes: usize) -> bool {
+    let wanted = world.files("dev/src")["part1.py"].clone();
+    let has = |number: usize| {
+        fs::read(world.path(&format!("fleet/device-{number}/part1.py"))).is_ok_and(|found| found == wanted)
+    };
+    (1..=nodes).all(has)
+}
+
+#[test]
+fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobody_goes_back() {
+    let nodes = number("MPYPI_CLUSTER_NODES", 30) as usize;
+    let world = World::new();
+    let mut cluster = Cluster::start(&world, 3);
+    write_channel(&world, 8, 1);
+    publish(&world, &cluster.urls(), &[]).wait().expect_code(0);
+    let (urls, count) = (cluster.urls(), nodes.to_string());
+    let (report, disk) = (world.text("fleet.json"), world.text("fleet"));
+    let fleet = Running::start(
+        "mpypi-agent",
+        &[
+            "fleet",
+            "--broker",
+            &urls,
+            "--nodes",
+            &count,
+            "--confirm-after",
+            "50ms",
+            "--check",
+            "10s",
+            "--for",
+            "20m",
+            "--report",
+            &report,
+            "--disk",
+            &disk,
+            "--expect",
+            "applied=100%",
+            "--expect",
+            "bricked=0",
+        ],
+    );
+    until("not every device has the first release", || have_all(&world, nodes));
+
+    write_channel(&world, 8, 2);
+    let folder = world.text("dev");
+    let rollout = Running::start(
+        "mpypi",
+        &[
+            "rollout",
+            &folder,
+            "--broker",
+            &urls,
+            "--may-be-down",
+            "1",
+            "--steps",
+            "10%,50%,100%",
+            "--wait",
+            "1s",
+            "--patience",
+            "5m",
+            "--max-failures",
+            "100%",
+            "--min-success",
+            "50%",
+            "--json",
+        ],
+    );
+    // The release for nobody is 2; then come its steps.
+    let sequence =
+        |address| UpdateList::parse(&list(address)?).ok()?.release().map(|release| release.sequence);
+    until("the rollout does not begin", || sequence(cluster.address(0)) >= Some(3));
+    cluster.kill(1 + fastrand::usize(..2));
+    let rollout = rollout.wait();
+    assert_eq!(rollout.code, Some(0), "{}{}", rollout.stdout, rollout.stderr);
+    // What a device says may be lost with the node that it said it to; what it has is in its folder.
+    until("not every device has the release", || have_all(&world, nodes));
+    fleet.signal("-TERM");
+    let fleet = fleet.wait();
+    assert_eq!(fleet.code, Some(0), "{}{}", fleet.stdout, fleet.stderr);
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    let mut at: BTreeMap<&str, u64> = BTreeMap::new();
+    for row in report["results"].as_array().unwrap() {
+        let (node, sequence) = (row["device"].as_str().unwrap(), row["sequence"].as_u64().unwrap());
+        let before = at.insert(node, sequence).unwrap_or(0);
+        assert!(sequence >= before, "{node} went back from {before} to {sequence}");
+    }
+    assert_eq!(at.len(), nodes);
+    println!("{}", fleet.stdout);
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the moment of a kill is real time, and any is right; a device tells nobody what is in its folder"
+)]
 fn wait(time: Duration) {
     thread::sleep(time);
 }

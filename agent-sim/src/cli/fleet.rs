@@ -18,12 +18,11 @@ use mpypi_agent_sim::{
         report::Report,
     },
     limits,
-    update::Timing,
 };
 use mpypi_client::args::parse_time;
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, brokers, print, run_fleet};
+use super::{Common, Failure, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -154,12 +153,13 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         });
     }
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
+    let (brokers, timing) = args.common.brokers()?;
     let options = FleetOptions {
         trust: args.common.trust()?,
-        brokers: brokers(args.common.broker)?,
+        brokers,
         channel: args.common.channel,
         members,
-        timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
+        timing,
         calm_at: args.faults_for.or(args.time.map(|time| time / 2)),
         profile,
         seed: args.seed,
