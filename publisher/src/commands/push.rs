@@ -12,7 +12,7 @@ use mpypi_client::{BrokerArgs, args::parse_time};
 use mpypi_protocol::{ChannelName, NodeId};
 use serde_json::json;
 
-use super::{endpoint, interrupted, print, reading};
+use super::{brokers, interrupted, print, reading};
 use crate::{
     cli::KeyArgs,
     limits,
@@ -131,7 +131,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         device.utc_offset = args.utc_offset;
     }
     let options = Options {
-        broker: endpoint(args.broker)?,
+        brokers: brokers(args.broker)?,
         channel: args.channel,
         keys: args.keys.folder(),
         gateway: args.gateway,

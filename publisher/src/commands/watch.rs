@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::{endpoint, interrupted, print};
+use super::{brokers, interrupted, print};
 use crate::{
     cli::Source,
     lint::Finding,
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        broker: endpoint(args.source.broker)?,
+        brokers: brokers(args.source.broker)?,
         channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,

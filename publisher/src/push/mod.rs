@@ -23,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use mpypi_client::{Endpoint, args::TrustArgs, http, trust::TrustError};
+use mpypi_client::{Brokers, args::TrustArgs, http, trust::TrustError};
 use mpypi_protocol::{
     ChannelName, Digest, NodeId, Trust, UpdateList, rollout::RolloutError, signed::Distrust,
     topic::NodeSubject,
@@ -48,7 +48,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The broker that has the channel, and is told of the devices.
-    pub broker: Endpoint,
+    pub brokers: Brokers,
     /// The channel.
     pub channel: ChannelName,
     /// Where roots are kept: whose lists are believed.
@@ -268,7 +268,7 @@ impl Became {
 /// # Errors
 /// See [`PushError`]. That a device fails is none.
 pub async fn push(options: &Options, observer: &mut impl Observer) -> Result<Results, PushError> {
-    let mut link = Link::connect(&options.broker).await?;
+    let mut link = Link::connect_any(&options.brokers).await?;
     let round = round(options, &mut link, observer).await?;
     link.close().await;
     Ok(round.results)
@@ -299,7 +299,7 @@ async fn follow_connected(
     observer: &mut impl Observer,
     losses: &mut u32,
 ) -> Result<Infallible, PushError> {
-    let mut link = Link::connect(&options.broker).await?;
+    let mut link = Link::connect_any(&options.brokers).await?;
     loop {
         let Done { results, due, list } = round(options, &mut link, observer).await?;
         *losses = 0;
