@@ -408,7 +408,7 @@ impl Updater {
         let time = self.time(&list, wall);
         let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);
         let judge = |list| Accepted::judge(list, &self.channel, &self.runtime, None, time);
-        self.offer = verified.and_then(judge).ok();
+        self.offer = verified.and_then(judge).ok().filter(|_| self.takes_firmware);
         self.offer.is_some()
     }
 

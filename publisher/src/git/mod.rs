@@ -2,11 +2,11 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`address`] | what people type → which repository, and whose |
-//! | [`login`] | who we are there |
-//! | [`wire`] | git's smart HTTP, over the client that everything here uses |
-//! | [`cache`] | what is fetched stays: the next time, only what is new comes |
-//! | [`tree`] | a commit → files in a folder |
+//! | `address` | what people type → which repository, and whose |
+//! | `login` | who we are there |
+//! | `wire` | git's smart HTTP, over the client that everything here uses |
+//! | `cache` | what is fetched stays: the next time, only what is new comes |
+//! | `tree` | a commit → files in a folder |
 //!
 //! A repository of this machine is read where it is.
 

@@ -4,9 +4,9 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`turn`] | list, device and time → whose turn it is. No I/O, no clock |
-//! | [`courier`] | what a device says → what to do next. No I/O, no clock |
-//! | [`visit`] | asks one device, and tells it |
+//! | `turn` | list, device and time → whose turn it is. No I/O, no clock |
+//! | `courier` | what a device says → what to do next. No I/O, no clock |
+//! | `visit` | asks one device, and tells it |
 //!
 //! Nothing is remembered between two runs: the list says when it was made, and each device what it runs.
 
