@@ -164,6 +164,9 @@ pub(crate) struct ServeArgs {
     pub unsafe_promoter: bool,
     #[command(flatten)]
     pub upstream: UpstreamArgs,
+    /// Show every node to Home Assistant as an update, by MQTT discovery
+    #[arg(long)]
+    pub home_assistant: bool,
     /// Folder of the index, made if it is not there [default: data]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,

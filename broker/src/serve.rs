@@ -76,6 +76,7 @@ fn run_as(part: Part, args: ServeArgs) -> anyhow::Result<()> {
         tracing::info!(path = %path.display(), "configuration read");
     }
     let http = settings.places()?;
+    let home = settings.home()?;
     let mut limits = settings.limits;
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(files) => limits.fit_into(usize::try_from(files).unwrap_or(usize::MAX)),
@@ -91,7 +92,7 @@ fn run_as(part: Part, args: ServeArgs) -> anyhow::Result<()> {
     }
     let access = if settings.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let data = settings.data.unwrap_or_else(|| DATA.into());
-    let config = Config { listen, http, tls: settings.tls.files()?, data, limits, access, upstream };
+    let config = Config { listen, http, tls: settings.tls.files()?, data, limits, access, upstream, home };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.
@@ -143,6 +144,7 @@ fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
     promoter.channel = args.promoter_channel.clone().or(promoter.channel.take());
     promoter.address = args.promoter.or(promoter.address);
     promoter.unsafe_open |= args.unsafe_promoter;
+    settings.home_assistant.enabled |= args.home_assistant;
     settings.log_json |= args.log_json;
     settings.unsafe_open |= args.unsafe_open;
     settings.limits.package = args.max_package.unwrap_or(settings.limits.package);

@@ -16,7 +16,10 @@ use crate::{
     connection::{PLACE, Shared},
     control::{self, Done, Engine, Socket},
     edge::{self, Edge, Part},
-    faces::thingsboard::desk::Desk,
+    faces::{
+        home::{self, Home},
+        thingsboard::desk::Desk,
+    },
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
@@ -54,6 +57,8 @@ pub struct Config {
     pub access: Access,
     /// The broker whose channels are served here, if there is one.
     pub upstream: Option<edge::Config>,
+    /// What Home Assistant is told of the nodes, if anything.
+    pub home: Option<Home>,
 }
 
 /// Who may connect while there are no users.
@@ -292,6 +297,9 @@ impl Broker {
         }
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
+        let known = shared.clone();
+        let home = self.config.home;
+        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { home::keep(known, home).await }));
         let watched = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             let revoke = || watched.registry.revoke(|login| watched.gate.still_knows(login));

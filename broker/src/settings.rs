@@ -14,6 +14,7 @@ use mpypi_protocol::{
     BrokerUrl, ChannelName, NodeId, Root,
     rollout::Window,
     root::{RootError, SignedRoot},
+    topic,
 };
 use serde::{Deserialize, Deserializer};
 
@@ -21,6 +22,7 @@ use crate::{
     Limits,
     access::Channels,
     edge::{self, Hours, Part},
+    faces::home::{self, Home},
     gateway::{HttpEndpoint, Place, Site, site::Door},
     listen::{Endpoint, tls},
 };
@@ -46,6 +48,8 @@ pub struct Settings {
     pub promoter: PromoterSettings,
     /// The broker whose channels are served here.
     pub upstream: UpstreamSettings,
+    /// What Home Assistant is told.
+    pub home_assistant: HomeSettings,
     /// Certificates.
     pub tls: TlsSettings,
     /// The limits.
@@ -157,6 +161,18 @@ fn pin(path: &Path) -> Result<Root, SettingsError> {
     root.map_err(|problem| SettingsError::Pin { path: path.to_owned(), problem })
 }
 
+/// `[home_assistant]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HomeSettings {
+    /// Whether it is told anything.
+    pub enabled: bool,
+    /// See [`Home::prefix`].
+    pub prefix: Option<String>,
+    /// See [`Home::url`].
+    pub url: Option<String>,
+}
+
 /// Where ota-promoter's devices come if nothing else is said.
 pub const PROMOTER: HttpEndpoint =
     HttpEndpoint { is_tls: false, address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090) };
@@ -209,6 +225,12 @@ pub enum SettingsError {
         #[source]
         problem: RootError,
     },
+    /// Nowhere that Home Assistant could look.
+    #[error("`{0}` is no prefix for Home Assistant: use a topic of its own, without wildcards")]
+    HomePrefix(String),
+    /// Nowhere that a browser could look.
+    #[error("`{0}` is no URL for Home Assistant to show: it starts with `http://` or `https://`")]
+    HomeUrl(String),
     /// A limit that nothing could be done with.
     #[error("the limit `{name}` {problem}")]
     Limit {
@@ -266,6 +288,27 @@ impl Settings {
             None => {}
         }
         Ok(places)
+    }
+}
+
+impl Settings {
+    /// What Home Assistant is told, if anything.
+    ///
+    /// # Errors
+    /// It could not look there.
+    pub fn home(&self) -> Result<Option<Home>, SettingsError> {
+        let HomeSettings { enabled, prefix, url } = &self.home_assistant;
+        let prefix = prefix.as_deref().unwrap_or(home::PREFIX);
+        let is_ours = prefix.starts_with('$') || prefix == "mpypi" || prefix.starts_with("mpypi/");
+        if is_ours || prefix.ends_with('/') || topic::check_name(prefix).is_err() {
+            return Err(SettingsError::HomePrefix(prefix.to_owned()));
+        }
+        if let Some(url) =
+            url.as_ref().filter(|url| !url.starts_with("http://") && !url.starts_with("https://"))
+        {
+            return Err(SettingsError::HomeUrl(url.clone()));
+        }
+        Ok(enabled.then(|| Home { prefix: prefix.to_owned(), url: url.clone() }))
     }
 }
 
@@ -504,6 +547,19 @@ mod tests {
         {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn home_assistant_is_told_only_if_asked_for_and_where_it_can_look() {
+        let home = |text: &str| parse(text).unwrap().home();
+        assert_eq!(home("home_assistant.url = \"http://hub\"").unwrap(), None);
+        let told = home("[home_assistant]\nenabled = true\nprefix = \"ha\"").unwrap().unwrap();
+        assert_eq!((&*told.prefix, told.url), ("ha", None));
+        assert_eq!(home("home_assistant.enabled = true").unwrap().unwrap().prefix, "homeassistant");
+        for prefix in ["", "a/#", "$SYS", "mpypi/nodes", "a/"] {
+            assert!(home(&format!("home_assistant.prefix = \"{prefix}\"")).is_err(), "{prefix}");
+        }
+        assert!(home("home_assistant.url = \"hub\"").is_err());
     }
 
     #[test]

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Most addresses of brokers at a time.
+pub const BROKERS: usize = 16;
+
 /// Connecting, from the look-up of the name to the broker's greeting.
 pub const CONNECT: Duration = Duration::from_secs(5);
 

@@ -15,6 +15,7 @@ mod edge;
 mod fleet;
 mod flood;
 mod gateway;
+mod home;
 mod hostile;
 mod http;
 mod install;

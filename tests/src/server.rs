@@ -319,6 +319,6 @@ pub fn clock() -> Instant {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a foreign program tells nobody that it is ready")]
-fn pause() {
+pub(crate) fn pause() {
     thread::sleep(Duration::from_millis(10));
 }

@@ -3,8 +3,8 @@
 //! | role | reads | writes |
 //! |---|---|---|
 //! | `admin` | everything | everything |
-//! | `publisher` | everything below `mpypi/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time` |
-//! | `viewer` | everything below `mpypi/` and `$SYS/` | nothing |
+//! | `publisher` | everything below `mpypi/` and `homeassistant/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time`, `homeassistant/status` |
+//! | `viewer` | everything below `mpypi/`, `homeassistant/` and `$SYS/` | nothing |
 //! | `edge` | channels, their history, packages, roots, every node's `cmd` and `time` | every node's `info`, `state`, `online`, `log`, `challenge`; what edges say of themselves |
 //! | `node` | channels, packages, roots, its own topics | its own `info`, `state`, `online`, `log`, `challenge` |
 //! | guest over HTTP | one channel, packages by their digest | nothing |
@@ -35,6 +35,11 @@ pub enum Role {
     /// Looks on.
     Viewer,
 }
+
+/// What Home Assistant reads, to which whoever gives orders to nodes may log in.
+const HOME: &str = "homeassistant/#";
+/// Where it says whether it is there.
+const HOME_STATUS: &str = "homeassistant/status";
 
 /// Someone who is let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,16 +79,18 @@ impl Identity {
         match (self, topic) {
             (Identity::Anyone | Identity::Admin, _) => true,
             (Identity::Viewer | Identity::Guest(_), _) => false,
-            (Identity::Publisher, topic) => matches!(
-                topic,
-                Topic::Channel(_)
-                    | Topic::History(..)
-                    | Topic::Rollout(..)
-                    | Topic::Package(_)
-                    | Topic::Legacy(_)
-                    | Topic::Root(_)
-                    | Topic::Node(_, NodeSubject::Cmd | NodeSubject::Time)
-            ),
+            (Identity::Publisher, topic) => {
+                matches!(
+                    topic,
+                    Topic::Channel(_)
+                        | Topic::History(..)
+                        | Topic::Rollout(..)
+                        | Topic::Package(_)
+                        | Topic::Legacy(_)
+                        | Topic::Root(_)
+                        | Topic::Node(_, NodeSubject::Cmd | NodeSubject::Time)
+                ) || matches!(&topic, Topic::Other(name) if name == HOME_STATUS)
+            }
             (Identity::Edge, topic) => match topic {
                 Topic::Node(_, subject) => !matches!(subject, NodeSubject::Cmd | NodeSubject::Time),
                 topic => matches!(topic, Topic::Edge(_)),
@@ -102,7 +109,7 @@ impl Identity {
         match self {
             Identity::Anyone | Identity::Admin => true,
             Identity::Viewer if covers("$SYS/#", filter) => true,
-            Identity::Publisher | Identity::Viewer => covers("mpypi/#", filter),
+            Identity::Publisher | Identity::Viewer => covers("mpypi/#", filter) || covers(HOME, filter),
             Identity::Edge => [
                 "mpypi/channels/+",
                 "mpypi/channels/+/history/+",
@@ -217,6 +224,9 @@ mod tests {
             ("mpypi/nodes/kitchen", [true, false, false, false, false]),
             ("mpypi/else", [true, false, false, false, false]),
             ("home/light", [true, false, false, false, false]),
+            ("homeassistant/status", [true, true, false, false, false]),
+            ("homeassistant/update/mpypi_kitchen/config", [true, false, false, false, false]),
+            ("homeassistant/update/mpypi_kitchen/state", [true, false, false, false, false]),
         ];
         let roles =
             [Identity::Admin, Identity::Publisher, Identity::Viewer, Identity::Edge, node(Channels::All)];
@@ -251,6 +261,8 @@ mod tests {
             ("mpypi/#", [true, true, true, false, false, false]),
             ("#", [true, false, false, false, false, false]),
             ("home/light", [true, false, false, false, false, false]),
+            ("homeassistant/#", [true, true, true, false, false, false]),
+            ("homeassistant/+/+/config", [true, true, true, false, false, false]),
             ("$SYS/#", [true, false, true, false, false, false]),
             ("$SYS/broker/uptime", [true, false, true, false, false, false]),
         ];
