@@ -139,7 +139,7 @@ mod tests {
         assert!(all.home().unwrap().is_none() && all.home_assistant.url.is_some());
         assert_eq!(keys["home_assistant"].as_table().unwrap().len(), 3);
         assert_eq!(keys["upstream"].as_table().unwrap().len(), 10);
-        assert_eq!(keys.len(), 9, "every setting of the file: {keys:?}");
+        assert_eq!(keys.len(), 10, "every setting of the file: {keys:?}");
     }
 
     #[test]

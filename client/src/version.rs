@@ -62,7 +62,7 @@ pub trait Version {
     fn ping() -> Self::Request;
 }
 
-/// MQTT 3.1.1, of a client that keeps no session and neither publishes nor subscribes above QoS 1.
+/// MQTT 3.1.1, of a client that neither publishes nor subscribes above QoS 1.
 #[derive(Debug)]
 pub struct V4 {
     in_flight: usize,
@@ -365,6 +365,10 @@ mod tests {
         assert_eq!(session.event(), Some(Event::Incoming(Packet::Publish(message.clone()))));
         assert_eq!(session.event(), Some(Event::Outgoing(Outgoing::PubAck(7))));
         assert!(session.event().is_none());
+        let mut late = V4::acknowledging_late(8, 1024);
+        assert!(late.incoming(Packet::Publish(message.clone())).unwrap().is_none());
+        let asked = late.outgoing(Request::PubAck(PubAck::new(7))).unwrap();
+        assert!(matches!(asked, Some(Packet::PubAck(ack)) if ack.pkid == 7));
         message.qos = QoS::ExactlyOnce;
         assert!(session.incoming(Packet::Publish(message)).is_err());
         assert!(session.incoming(Packet::PingReq).is_err());

@@ -15,7 +15,7 @@ use std::{
 use mpypi_protocol::{Digest, KeyId, PackageId, UpdateList, key::Algorithm};
 use mpypi_publisher::keys::Keys;
 use mpypi_tests::{
-    Client, Deadline, Options, Output, Proxy, Server, Verdict, World, free_address, run, run_with,
+    Client, Cluster, Deadline, Options, Output, Proxy, Server, Verdict, World, free_address, run, run_with,
 };
 use serde_json::Value;
 
@@ -403,6 +403,37 @@ fn of_mosquitto_an_edge_takes_releases_and_clears_and_never_an_older_one() {
     assert!(reader.retain("mpypi/nodes/reader/state", b"{\"phase\":\"idle\"}"));
     until(hub.address, "mpypi/nodes/reader/state", |payload| !payload.is_empty());
     assert!(has(&publisher.retained("mpypi/channels/dev").unwrap().payload, 4));
+}
+
+#[test]
+fn of_three_nats_nodes_an_edge_takes_releases_and_goes_on_when_one_is_killed() {
+    let [hub_world, world] = [World::new(), World::new()];
+    let mut hub = Cluster::start(&hub_world, 3);
+    let urls: Vec<_> = (0..3).map(|node| hub.url(node)).collect();
+    let edge = edge(&world, &urls[0], &["--upstream", &urls[1], "--upstream", &urls[2]]);
+    let mut publisher = Client::connect(hub.address(1), "publisher");
+    let packages: Vec<_> = (0..12).map(|n| bytes(n, 60_000)).collect();
+    release(&mut publisher, "dev", 1, &packages[..8]);
+    assert_eq!(until_release(edge.address, "dev", 1), list("dev", 1, &packages[..8]));
+    let mut lamp = Client::connect(edge.address, "lamp");
+    assert!(lamp.retain("mpypi/nodes/lamp/state", b"{\"phase\":\"idle\"}"));
+    until(hub.address(1), "mpypi/nodes/lamp/state", |payload| !payload.is_empty());
+    // The node that the edge is connected to.
+    hub.kill(0);
+    drop(publisher);
+    // What a cluster acknowledges while a node dies may be lost: a publisher says it until it is there.
+    let deadline = Deadline::new();
+    let mut reader = Client::connect(edge.address, "reader");
+    while !has(&reader.retained("mpypi/channels/dev").unwrap().payload, 2) {
+        deadline.check("release 2 does not come");
+        if let Some((mut publisher, 0)) = Client::try_connect(hub.address(1), &Options::id("publisher")) {
+            let all = packages[4..].iter().all(|package| publisher.retain(&topic(package), package));
+            let _ = all && publisher.retain("mpypi/channels/dev", &list("dev", 2, &packages[4..]));
+        }
+    }
+    for package in &packages[4..] {
+        assert_eq!(reader.retained(&topic(package)).unwrap().payload, *package);
+    }
 }
 
 #[test]

@@ -103,7 +103,12 @@ impl<'e> Carrier<'e> {
     async fn incoming(&mut self, incoming: Incoming) {
         match incoming {
             Incoming::Connected { present } => {
-                self.edge.view.note(|seen| seen.is_relaying = true);
+                self.edge.view.note(|seen| {
+                    (seen.is_relaying, seen.is_loop) = (true, false);
+                    if seen.is_connected {
+                        seen.problem = None;
+                    }
+                });
                 self.handle(Event::Connected { present }).await;
             }
             Incoming::Lost { why, .. } => {
@@ -202,7 +207,7 @@ impl<'e> Carrier<'e> {
                             "this broker is its own upstream: it leaves the upstream alone; name another one"
                         );
                         self.wire.again("this broker is its own upstream".to_owned(), LOOP_AGAIN);
-                        self.edge.is_loop.cancel();
+                        self.edge.looped.notify_one();
                         self.edge.view.note(|seen| (seen.is_relaying, seen.is_loop) = (false, true));
                         more.extend(self.relay.handle(Event::Lost, &Shelf(&shared.index)));
                     }

@@ -17,6 +17,7 @@ use super::{
     mirror::{Effect, Event, Library, Mirror, Moment, Options, Tell},
 };
 use crate::{
+    access::Channels,
     clock::{self, Now},
     connection::Shared,
     index::{Index, IndexError},
@@ -30,7 +31,7 @@ const TICK: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_secs(5);
 /// How long a broker that is its own upstream leaves it alone.
 pub(super) const LOOP_AGAIN: Duration = Duration::from_secs(300);
-/// Longest time for which a question waits for its answer; who asked has gone by then.
+/// Topics that somebody waits to be told of.
 const READS: usize = 256;
 
 /// Mirrors until the broker stops.
@@ -40,7 +41,7 @@ pub(super) async fn run(edge: &Arc<Edge>, shared: &Arc<Shared>, mut reads: mpsc:
         let pause = if fetcher.mirror.is_busy() { TICK } else { REST };
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
-            () = edge.is_loop.cancelled(), if fetcher.wire.is_open() => {
+            () = edge.looped.notified() => {
                 let lost = fetcher.wire.again("this broker is its own upstream".to_owned(), LOOP_AGAIN);
                 fetcher.incoming(lost);
             }
@@ -117,7 +118,10 @@ impl<'e> Fetcher<'e> {
                     self.wire.acknowledge(id);
                 }
                 if let Some(asked) = self.reads.remove(&topic) {
-                    self.wire.unsubscribe(topic.clone());
+                    // Those that were chosen by name are listened to for good.
+                    if self.edge.config.channels == Channels::All {
+                        self.wire.unsubscribe(topic.clone());
+                    }
                     for reply in asked {
                         reply.send(payload.clone()).ok(); // who asked may have gone
                     }
@@ -167,12 +171,14 @@ impl<'e> Fetcher<'e> {
                         (String::new(), Ok(()))
                     });
                 }
-                Effect::Took(channel, number) => self.edge.memory.take(&channel, number),
+                Effect::Took(channel, number) => {
+                    self.edge.memory.take(&channel, number);
+                    self.edge.memory.save();
+                }
                 Effect::Tell(Tell::News(text)) => tracing::info!("{text}"),
                 Effect::Tell(Tell::Trouble(text)) => tracing::warn!("{text}"),
             }
         }
-        self.edge.memory.save();
         let (channels, is_whole) = (self.mirror.standings(), self.mirror.is_whole());
         self.edge.view.note(|seen| (seen.channels, seen.is_whole) = (channels, is_whole));
     }

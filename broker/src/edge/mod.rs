@@ -33,8 +33,7 @@ use std::{num::NonZeroU64, sync::Arc, time::Duration};
 use bytes::Bytes;
 use mpypi_client::{Endpoint, Meter};
 use mpypi_protocol::{ChannelName, NodeId, Root, Topic, rollout::Window};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
     access::Channels,
@@ -96,8 +95,8 @@ pub struct Edge {
     view: View,
     publishes: mpsc::Sender<Upload>,
     reads: mpsc::Sender<Read>,
-    /// Set when this broker turned out to be its own upstream.
-    is_loop: CancellationToken,
+    /// Told when this broker turns out to be its own upstream.
+    looped: Notify,
 }
 
 /// The other ends of what an [`Edge`] is asked.
@@ -142,7 +141,7 @@ impl Edge {
             view: View::default(),
             publishes,
             reads,
-            is_loop: CancellationToken::new(),
+            looped: Notify::new(),
         };
         Ok((Arc::new(edge), Desk { publishes: uploads, reads: asked }))
     }
