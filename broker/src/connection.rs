@@ -29,6 +29,7 @@ use crate::{
     bus::{SharedSubscriptions, Tickets},
     clock::{self, Now},
     door::{admit, is_heavy},
+    edge::Edge,
     faces::thingsboard::{
         desk::Desk,
         link::{Link, Taken},
@@ -117,6 +118,8 @@ pub struct Shared {
     pub mpyblox: SharedDesk,
     /// How devices that speak ThingsBoard's API are served.
     pub things: Desk,
+    /// The upstream, if there is one.
+    pub edge: Option<Arc<Edge>>,
 }
 
 /// Serves one client until it has gone.

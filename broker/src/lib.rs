@@ -19,6 +19,7 @@
 //! pulse        whether messages get through ── service: what the service manager is told of it
 //! control      the same questions to the index, whether a broker runs on it or not
 //!  └ backup       a folder that holds all of it
+//! edge         a broker that takes its channels from another one, and what it carries there ── submit
 //! ```
 //!
 //! A message's way: `connection` reads it, `session` takes it, `door` checks it, `index::writer` judges and
@@ -38,6 +39,7 @@ pub mod clock;
 pub mod connection;
 pub mod control;
 pub mod door;
+pub mod edge;
 pub mod faces;
 pub mod fleet;
 pub mod gateway;
@@ -56,6 +58,7 @@ pub mod server;
 pub mod service;
 pub mod session;
 pub mod settings;
+pub mod submit;
 pub mod subscriptions;
 pub mod sys;
 

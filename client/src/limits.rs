@@ -5,6 +5,10 @@ use std::time::Duration;
 /// Most addresses of brokers at a time.
 pub const BROKERS: usize = 16;
 
+/// How long several brokers may take until they agree on what was published, unless told otherwise: longer than a cluster
+/// takes to choose who leads when a node is gone, and a node to come back.
+pub const AGREE: Duration = Duration::from_secs(60);
+
 /// Connecting, from the look-up of the name to the broker's greeting.
 pub const CONNECT: Duration = Duration::from_secs(5);
 
@@ -16,6 +20,9 @@ pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The end of a stream, which TLS announces, may take so long.
 pub const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A paced connection takes at once, at most, what is its due for so long.
+pub const BURST: Duration = Duration::from_millis(250);
 
 /// Room for what is read at a time, in bytes; a larger packet gets what it needs.
 pub const READ: usize = 8 * 1024;

@@ -189,7 +189,10 @@ impl<V: Version> Line<V> {
                 // Nobody reads on who is not listened to.
                 read = read(reader, input, *missing), if !self.version.has_event() => match read {
                     Ok(0) => self.end = Some(LineError::Closed),
-                    Ok(_) => self.decode(),
+                    Ok(_) => {
+                        self.version.heard();
+                        self.decode();
+                    }
                     Err(error) => self.end = Some(LineError::Io(error)),
                 },
                 () = alarm, if !self.unsent => self.ping(),

@@ -55,6 +55,9 @@ pub trait Version {
     /// Whether there is an [`event`](Version::event).
     fn has_event(&self) -> bool;
 
+    /// Takes note of a sign of life: on a slow line, the answer to a ping is behind what else comes.
+    fn heard(&mut self);
+
     /// The request for a sign of life.
     fn ping() -> Self::Request;
 }
@@ -70,6 +73,8 @@ pub struct V4 {
     open: Vec<u16>,
     /// Whether it was asked for a sign of life and gave none.
     awaits_pong: bool,
+    /// Whether messages at QoS 1 are acknowledged on request only.
+    acknowledges_late: bool,
     events: VecDeque<rumqttc::Event>,
 }
 
@@ -83,8 +88,15 @@ impl V4 {
             last_id: 0,
             open: Vec::new(),
             awaits_pong: false,
+            acknowledges_late: false,
             events: VecDeque::new(),
         }
+    }
+
+    /// The same, where messages that come at QoS 1 are acknowledged on request only: when they are kept.
+    #[must_use]
+    pub fn acknowledging_late(in_flight: u16, packet: usize) -> V4 {
+        V4 { acknowledges_late: true, ..V4::new(in_flight, packet) }
     }
 
     /// MQTT 3.1.1, 2.3.1: not zero, and none that is in use. Subscriptions are answered long before theirs comes again.
@@ -126,6 +138,7 @@ impl Version for V4 {
         let answer = match &packet {
             Packet::Publish(publish) => match publish.qos {
                 QoS::AtMostOnce => None,
+                QoS::AtLeastOnce if self.acknowledges_late => None,
                 QoS::AtLeastOnce => Some(PubAck::new(publish.pkid)),
                 // 3.8.4: never above what was asked for.
                 QoS::ExactlyOnce => return Err(StateError::WrongPacket),
@@ -177,6 +190,10 @@ impl Version for V4 {
                 self.tell(Outgoing::Unsubscribe(unsubscribe.pkid));
                 Packet::Unsubscribe(unsubscribe)
             }
+            Request::PubAck(ack) => {
+                self.tell(Outgoing::PubAck(ack.pkid));
+                Packet::PubAck(ack)
+            }
             Request::PingReq(_) => {
                 if std::mem::replace(&mut self.awaits_pong, true) {
                     return Err(StateError::AwaitPingResp);
@@ -213,6 +230,10 @@ impl Version for V4 {
         !self.events.is_empty()
     }
 
+    fn heard(&mut self) {
+        self.awaits_pong = false;
+    }
+
     fn ping() -> Self::Request {
         rumqttc::Request::PingReq(rumqttc::PingReq)
     }
@@ -232,8 +253,18 @@ impl V5 {
     #[must_use]
     pub fn new(packet: u32) -> V5 {
         // Packet ids of all requests are drawn from this range, so it must be wide.
-        let state = v5::MqttState::new(u16::MAX, false);
-        V5 { state, in_flight: u16::MAX, incoming: packet, outgoing: None }
+        V5::of_width(packet, u16::MAX)
+    }
+
+    /// The same in little memory, for a client that has a few requests under way at most.
+    #[must_use]
+    pub fn narrow(packet: u32) -> V5 {
+        const FEW: u16 = 8;
+        V5::of_width(packet, FEW)
+    }
+
+    fn of_width(packet: u32, in_flight: u16) -> V5 {
+        V5 { state: v5::MqttState::new(in_flight, false), in_flight, incoming: packet, outgoing: None }
     }
 }
 
@@ -261,7 +292,7 @@ impl Version for V5 {
             && let Some(properties) = &greeting.properties
         {
             self.outgoing = properties.max_packet_size;
-            self.in_flight = properties.receive_max.unwrap_or(u16::MAX);
+            self.in_flight = self.in_flight.min(properties.receive_max.unwrap_or(u16::MAX));
         }
         self.state.handle_incoming_packet(packet)
     }
@@ -284,6 +315,10 @@ impl Version for V5 {
 
     fn has_event(&self) -> bool {
         !self.state.events.is_empty()
+    }
+
+    fn heard(&mut self) {
+        self.state.await_pingresp = false;
     }
 
     fn ping() -> Self::Request {

@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use bytes::Bytes;
-use mpypi_protocol::{ChannelName, Digest, Entry, UpdateList, list::Release, wheel::normalized_name};
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, UpdateList,
+    list::{COMMIT, Release},
+    wheel::normalized_name,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::catalog::Listed;
@@ -180,5 +184,7 @@ fn next(listed: &Listed) -> Result<Option<Release>, Problem> {
     };
     // A new release to all, not the next step of the last one's rollout.
     release.extra.shift_remove("rollout");
+    // Nor what some commit had.
+    release.extra.shift_remove(COMMIT);
     Ok(Some(release))
 }

@@ -151,6 +151,7 @@ async fn me(caller: Caller) -> Json<Me> {
         Identity::Viewer => ("viewer", None),
         Identity::Node(node, _) => ("node", Some(node.to_string())),
         Identity::Guest(_) => ("guest", None),
+        Identity::Edge => ("edge", None),
     };
     // What a role lets do to one of them it lets do to all.
     let may = |topic: &str| caller.identity.may_publish(topic);
