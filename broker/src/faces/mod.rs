@@ -12,7 +12,7 @@
 //! | [`home`] | Home Assistant's, by MQTT: every node an update |
 //! | [`thingsboard`] | devices with ThingsBoard's API, by MQTT and HTTP; cOTA's, with GitHub's beside it |
 //!
-//! All but the last two ask the [`catalog`] what channels name and what wheels hold, which reads each list and wheel once.
+//! All but the last three ask the [`catalog`] what channels name and what wheels hold, which reads each list and wheel once.
 
 pub mod api;
 pub mod catalog;
