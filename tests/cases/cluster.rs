@@ -447,7 +447,7 @@ fn the_settings_that_ship_are_taken_by_the_programs_that_they_are_for() {
 /// One row of the table in docs/brokers.md.
 fn engine(world: &World, name: &str, brokers: &str, nodes: u64) {
     for number in 0..20 {
-        world.write(&format!("dev/src/part{number}.py"), format!("# {name}, {number}\n").repeat(400));
+        world.write(&format!("dev/src/part{number}.py"), format!("# part {number:02}\n").repeat(800));
     }
     let started = clock();
     publish(world, brokers, &[]).wait().expect_code(0);
