@@ -2,7 +2,8 @@
 # Makes sure that the tests find their peers, which check us from outside: mosquitto and its clients, and
 # MicroPython with mpy-cross and mpremote, and the clients that ThingsBoard's devices have.
 #
-# Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients.
+# Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients; schemathesis is what schema.txt
+# says, in target/peers/schema.
 #
 # mosquitto is taken as it is installed; where it is not, Debian's packages are unpacked below target/peers: no
 # root, no service started, nothing changed outside this folder. MicroPython's side always is what peers.txt says,
@@ -78,6 +79,16 @@ if ! cmp -s tests/clients.txt "$peers/clients/clients.txt"; then
   done
   "$peers/twine" --version > /dev/null
   cp tests/clients.txt "$peers/clients/clients.txt"
+fi
+
+if ! cmp -s tests/schema.txt "$peers/schema/schema.txt"; then
+  echo "fetching schemathesis into target/peers/schema"
+  rm -rf "$peers/schema"
+  python3 -m venv "$peers/schema"
+  "$peers/schema/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes -r tests/schema.txt
+  "$peers/schema/bin/schemathesis" --version > /dev/null
+  cp tests/schema.txt "$peers/schema/schema.txt"
 fi
 
 missing || exit 0

@@ -1,5 +1,6 @@
 //! Many nodes in one process: each the same agent code, with its own connection, its own flash and its own fate.
 
+mod blox;
 pub mod expect;
 pub mod github;
 pub mod history;
@@ -13,16 +14,19 @@ mod tally;
 mod view;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use mpypi_client::{Brokers, Meter};
-use mpypi_protocol::{ChannelName, Digest, Trust};
+use mpypi_protocol::{ChannelName, Digest, Trust, node::Phase};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+pub use blox::Herald;
 pub use member::{Found, Home, Member, Storage};
 pub use reconnects::{Bin, Reconnects};
 pub use tally::{
@@ -36,12 +40,12 @@ use self::{
     profile::{Abi, Profile},
 };
 use crate::{
-    device::Hardware,
+    device::{Agent, Hardware},
     flash::{Disk, Memory},
     limits,
     node::{Clock, Happening, NodeOptions},
     update::Timing,
-    weather::Weather,
+    weather::{Lists, Weather},
 };
 
 /// A fleet.
@@ -103,8 +107,14 @@ pub async fn run(
     let profile = options.profile.clone().unwrap_or_default();
     let timing =
         Timing { check: profile.check.map_or(options.timing.check, |check| check.0), ..options.timing };
+    let lists = match options.trust {
+        Trust::Anyone => Lists::Unsigned,
+        Trust::Keys(_) | Trust::Root(_) => Lists::Signed,
+    };
     let weather = |member: &Member| match &options.profile {
-        Some(profile) => Weather::draw(profile, options.seed, member.number, options.calm_at),
+        Some(profile) => {
+            Weather::draw(profile, options.seed, member.number, options.calm_at).with_lists(lists)
+        }
         None => Weather::calm(),
     };
     let mut members: Vec<_> = options.members.iter().map(|m| (m.clone(), weather(m))).collect();
@@ -112,6 +122,10 @@ pub async fn run(
     if options.profile.is_some() {
         let mut kinds: Vec<_> =
             members.iter().map(|(m, weather)| weather.hardware(m.hardware.clone())).collect();
+        // What such a node has is held beside the list alone, which somebody else has to verify.
+        for kind in kinds.iter_mut().filter(|kind| kind.agent == Agent::MpyBlox) {
+            kind.agent = Agent::Current;
+        }
         kinds.sort();
         kinds.dedup();
         let fair = |(number, kind)| (reference(kind, number), Weather::calm());
@@ -133,8 +147,10 @@ pub async fn run(
         calm_at,
         meters: meters.clone(),
         past: Digest::of(&History::past()),
+        lies: BTreeSet::new(),
         finds: Vec::new(),
     }));
+    let herald = Arc::new(Herald::default());
     let mut tasks = JoinSet::new();
     for (index, (member, weather)) in members.into_iter().enumerate() {
         let node_options = NodeOptions {
@@ -144,6 +160,8 @@ pub async fn run(
             trust: options.trust.clone(),
             hardware: member.hardware.clone(),
             desk: member.desk.clone(),
+            // Those whose weather is fair hear of it first, and they are few.
+            herald: (index >= count).then(|| herald.clone()),
             traits: member.traits,
             timing: timing.clone(),
             // Each its own, and all from one.
@@ -151,6 +169,7 @@ pub async fn run(
             trace: options.trace,
         };
         let hardware = weather.hardware(member.hardware);
+        let agent = hardware.agent;
         let (told, done) = (board.clone(), stop.clone());
         let observe = move |happening| {
             let mut board = told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,22 +177,32 @@ pub async fn run(
                 done.cancel();
             }
         };
-        let disk = match member.home {
-            Home::Memory => None,
-            Home::Disk(path) => Some(Disk::open(&path).map_err(|source| FleetError::Root { path, source })?),
-        };
+        // Boxed: what a task holds is in memory once, and not once more wherever it is handed on.
+        let (node_options, weather) = (Box::new(node_options), Box::new(weather));
         let (board, stop) = (board.clone(), stop.clone());
-        tasks.spawn(async move {
-            let found = match disk {
-                Some(disk) => live(node_options, disk, weather, clock, observe, stop).await,
-                None => {
-                    let memory = Memory::new(limits::MEMORY_FLASH);
-                    live(node_options, memory, weather, clock, observe, stop).await
-                }
-            };
+        let tell = move |found| {
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
             board.found(index, hardware, found);
-        });
+        };
+        let memory = match weather.cuts_power() {
+            true => Memory::new(limits::MEMORY_FLASH),
+            false => Memory::lasting(limits::MEMORY_FLASH),
+        };
+        let disk = match member.home {
+            Home::Disk(path) => Some(Disk::open(&path).map_err(|source| FleetError::Root { path, source })?),
+            Home::Memory => None,
+        };
+        let herald = herald.clone();
+        match (disk, agent) {
+            (Some(disk), Agent::MpyBlox) => {
+                tasks.spawn(blox::live(node_options, disk, weather, clock, observe, stop, herald).map(tell))
+            }
+            (None, Agent::MpyBlox) => {
+                tasks.spawn(blox::live(node_options, memory, weather, clock, observe, stop, herald).map(tell))
+            }
+            (Some(disk), _) => tasks.spawn(live(node_options, disk, weather, clock, observe, stop).map(tell)),
+            (None, _) => tasks.spawn(live(node_options, memory, weather, clock, observe, stop).map(tell)),
+        };
     }
     watch(&mut tasks, &board, &options, clock, &stop).await?;
     let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
@@ -231,6 +260,7 @@ fn cohorts(hardware: &Hardware, weather: &Weather) -> Cohorts {
         ("platform", hardware.sysname.clone()),
         ("abi", Abi(hardware.mpy).to_string()),
         ("history", weather.history().word().to_owned()),
+        ("agent", hardware.agent.word().to_owned()),
     ];
     cohorts.extend(weather.faults().into_iter().map(|fault| ("fault", fault.to_owned())));
     cohorts
@@ -244,6 +274,8 @@ struct Board {
     meters: Vec<Arc<Meter>>,
     /// The list that nodes may have had before: no release of this fleet.
     past: Digest,
+    /// What an intruder made which node take for the channel's list.
+    lies: BTreeSet<(usize, Digest)>,
     /// What nodes had in the end, and what they are.
     finds: Vec<(usize, Hardware, Result<Found, String>)>,
 }
@@ -251,9 +283,12 @@ struct Board {
 impl Board {
     /// Notes what happened; whether that was the last thing waited for.
     fn note(&mut self, now: Duration, index: usize, happening: &Happening) -> bool {
-        let Board { tally, view, meters, calm_at, past, .. } = self;
+        let Board { tally, view, meters, calm_at, past, lies, .. } = self;
+        let is_lie = |list: Option<Digest>| list.is_some_and(|list| lies.contains(&(index, list)));
         match happening {
             Happening::Report(report) if report.list == Some(*past) => {}
+            // No release failed. Should a node fall for it, that is one, and none of the fleet's.
+            Happening::Report(report) if report.state.phase == Phase::Failed && is_lie(report.list) => {}
             Happening::Report(report) => {
                 tally.traffic(index, meters[index].read());
                 tally.report(now, index, report);
@@ -265,6 +300,11 @@ impl Board {
                 tally.blow(index, *blow);
                 view.blow(tally.node(index), *blow);
             }
+            Happening::Attack { attack, lists } => {
+                tally.attack(*attack);
+                lies.extend(lists.iter().map(|list| (index, *list)));
+            }
+            Happening::Refused(word) => tally.refused(word),
             Happening::Trace(line) => view.trace(now, tally.node(index), line),
             Happening::Connected => tally.connected(now, index),
             Happening::Lost { trouble, again_in } => {

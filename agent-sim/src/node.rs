@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::{Brokers, Endpoint, Line, LineError, V4};
 use mpypi_protocol::{
-    ChannelName, NodeId, Topic, Trust, limits as wire,
+    ChannelName, Digest, NodeId, Topic, Trust, limits as wire,
     node::{Phase, State},
     package::PACKAGES,
     topic::NodeSubject,
@@ -29,10 +30,11 @@ use crate::{
     device::{Device, Hardware, Mac, Output, Traits},
     face::desk::{Ask, Desk},
     flash::Flash,
+    fleet::Herald,
     limits,
     store::BootError,
     update::{Event, Report, Source, Timing},
-    weather::{Blow, Falling, Turn, Weather},
+    weather::{Attack, Blow, Cargo, Falling, Fate, Turn, Weather},
 };
 
 /// Who a node is, and where it connects to.
@@ -58,6 +60,8 @@ pub struct NodeOptions {
     pub trace: bool,
     /// Where those ask who stand before it, if anybody does.
     pub desk: Option<Desk>,
+    /// Who is told of every list of the channel that it accepts.
+    pub herald: Option<Arc<Herald>>,
 }
 
 /// What the owner of a node is told.
@@ -71,6 +75,15 @@ pub enum Happening {
     Trace(String),
     /// Something befell it.
     Blow(Blow),
+    /// An intruder did something to a message for it.
+    Attack {
+        /// What.
+        attack: Attack,
+        /// The lists that come of it, if it was one: no release of the channel's.
+        lists: Vec<Digest>,
+    },
+    /// It refused a list, a root or a release, for the reason of this word.
+    Refused(String),
     /// There is a connection.
     Connected,
     /// There is none any more, or still none.
@@ -144,17 +157,20 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
+    let mut asks = match &options.desk {
+        Some(desk) => Some(desk.open().await),
+        None => None,
+    };
     let NodeOptions { node, channel, trust, hardware, traits, timing, seed, .. } = options.clone();
     let confirm_after = timing.confirm_after;
     let mut device = Device::off(flash, &node, channel, hardware, timing, seed)
         .with_traits(traits)
         .believing(trust)
         .with_several(options.brokers.are_several());
-    let mut asks = None;
     if let Some(desk) = &options.desk {
         device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
-        asks = Some(desk.open().await);
     }
+    let mut device = Box::new(device);
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
@@ -216,10 +232,20 @@ pub async fn run<F: Flash>(
         match incoming {
             Incoming::Events(new) => events.extend(new),
             Incoming::Message(message) => {
-                let is_package = message.topic.starts_with(PACKAGES);
-                let fallen = weather.fall(now, message.payload.clone(), is_package);
+                let cargo = options.cargo(&message);
+                let fate = weather.fall(now, message.payload.clone(), cargo);
                 if options.trace {
-                    observe(Happening::Trace(message.told(now, &fallen)));
+                    observe(Happening::Trace(message.told(now, &fate)));
+                }
+                let Fate { falling: fallen, attack } = fate;
+                if let Some(attack) = attack {
+                    let lists = fallen.iter().filter(|_| cargo == Cargo::List);
+                    let lists = lists.map(|falling| Digest::of(&falling.payload)).collect();
+                    observe(Happening::Attack { attack, lists });
+                }
+                if let Some(at) = weather.gives_up_at() {
+                    let breaks = (at, Turn::Break);
+                    turn = Some(turn.filter(|(earlier, _)| *earlier < at).unwrap_or(breaks));
                 }
                 for Falling { at, payload } in fallen {
                     let message = Message { payload, ..message.clone() };
@@ -274,7 +300,18 @@ pub async fn run<F: Flash>(
         let mut refused = false;
         for event in events {
             refused |= matches!(event, Event::SubscriptionRefused { .. });
+            let heard = match (&event, &options.herald) {
+                (Event::List { source: Source::Channel, payload, .. }, Some(herald)) => {
+                    Some((herald, payload.clone()))
+                }
+                _ => None,
+            };
             let outputs = device.handle(clock.now(), event);
+            if let (Some((herald, list)), Some(seen)) = (heard, device.store().seen())
+                && seen.list == Digest::of(&list)
+            {
+                herald.tell(&list);
+            }
             if device.store().flash().is_off() {
                 return Ok(Ended::PowerLost);
             }
@@ -302,30 +339,45 @@ async fn next_ask(asks: &mut Option<MutexGuard<'_, mpsc::Receiver<Ask>>>) -> Opt
 }
 
 /// Messages that have not arrived yet, in the order in which they will.
-#[derive(Default)]
-struct Falls {
-    messages: BTreeMap<(Duration, u64), Message>,
+pub(crate) struct Falls<M> {
+    messages: BTreeMap<(Duration, u64), M>,
     count: u64,
 }
 
-impl Falls {
-    fn next(&self) -> Option<Duration> {
+impl<M> Default for Falls<M> {
+    fn default() -> Self {
+        Falls { messages: BTreeMap::new(), count: 0 }
+    }
+}
+
+impl<M> Falls<M> {
+    /// When the next one arrives.
+    pub(crate) fn next(&self) -> Option<Duration> {
         self.messages.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn add(&mut self, at: Duration, message: Message) {
+    /// Sends one on its way, which arrives `at` this time.
+    pub(crate) fn add(&mut self, at: Duration, message: M) {
         self.count += 1;
         self.messages.insert((at, self.count), message);
     }
 
     /// Takes out what has arrived.
-    fn take(&mut self, now: Duration) -> impl Iterator<Item = Message> {
+    pub(crate) fn take(&mut self, now: Duration) -> impl Iterator<Item = M> + use<M> {
         let rest = self.messages.split_off(&(now, u64::MAX));
         std::mem::replace(&mut self.messages, rest).into_values()
     }
 }
 
 impl NodeOptions {
+    fn cargo(&self, message: &Message) -> Cargo {
+        match &message.topic {
+            topic if topic.starts_with(PACKAGES) => Cargo::Package,
+            topic if *topic == self.channel.topic() => Cargo::List,
+            _ => Cargo::Other,
+        }
+    }
+
     fn topic(&self, subject: NodeSubject) -> String {
         self.node.topic(subject)
     }
@@ -433,15 +485,22 @@ struct Message {
 
 impl Message {
     /// What became of it on its way, for who looks at this node alone.
-    fn told(&self, now: Duration, fallen: &[Falling]) -> String {
-        let what = format!("{}, {} B", self.topic, self.payload.len());
-        let fate = |falling: &Falling| {
-            let changed = if falling.payload == self.payload { "" } else { ", a byte of it changed" };
+    fn told(&self, now: Duration, fate: &Fate) -> String {
+        let what = match fate.attack {
+            Some(attack) => {
+                format!("{}, {} B, under attack ({})", self.topic, self.payload.len(), attack.word())
+            }
+            None => format!("{}, {} B", self.topic, self.payload.len()),
+        };
+        let is_changed = |falling: &Falling| fate.attack.is_none() && falling.payload != self.payload;
+        let when = |falling: &Falling| {
+            let changed = if is_changed(falling) { ", a byte of it changed" } else { "" };
             format!("arrives in {:.3} s{changed}", falling.at.saturating_sub(now).as_secs_f64())
         };
-        match fallen {
+        match &fate.falling[..] {
+            [] if fate.attack == Some(Attack::EndlessData) => format!("{what}: never ends"),
             [] => format!("{what}: is lost"),
-            fallen => format!("{what}: {}", fallen.iter().map(fate).collect::<Vec<_>>().join(", and again ")),
+            fallen => format!("{what}: {}", fallen.iter().map(when).collect::<Vec<_>>().join(", and again ")),
         }
     }
 }
@@ -511,6 +570,10 @@ impl Connection {
             match &output {
                 Output::Report(report) => observe(Happening::Report(report.clone())),
                 Output::Log(line) => observe(Happening::Log(line.clone())),
+                Output::Refused(word) => {
+                    observe(Happening::Refused(word.clone()));
+                    continue;
+                }
                 _ => {}
             }
             // Without a connection nothing is kept: the device says it all again when there is one.
@@ -548,6 +611,7 @@ impl Connection {
                 publish.retain = true;
                 self.ask(Request::Publish(publish));
             }
+            Output::Refused(_) => {}
             Output::Log(line) => {
                 self.ask(Request::Publish(Publish::new(
                     self.node.topic(NodeSubject::Log),
@@ -570,14 +634,18 @@ impl Connection {
         }
     }
 
-    /// Publishes `online` = `0` and disconnects, within [`limits::GOODBYE`].
+    /// Publishes `online` = `0` and disconnects when the broker has acknowledged that and everything before it, its last
+    /// state above all; within [`limits::LAST_STATE`] and [`limits::GOODBYE`].
     async fn say_goodbye(mut self) {
         if !self.is_open() {
             return;
         }
         self.retain(NodeSubject::Online, "0");
-        self.ask(Request::Disconnect(Disconnect));
         let Stage::Open(mut line) = self.stage else { return };
+        let acknowledged = async { while line.unacknowledged() > 0 && line.next().await.is_ok() {} };
+        // Too slow a broker has it in its socket, and reads it before it reads the goodbye.
+        let _ = tokio::time::timeout(limits::LAST_STATE, acknowledged).await;
+        line.request(Request::Disconnect(Disconnect));
         // The broker closes the connection when it has read everything. Closing it here, with its
         // last acknowledgements unread, would reset it, and lose what the broker has not read.
         let gone = async { while line.next().await.is_ok() {} };

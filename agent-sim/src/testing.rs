@@ -86,6 +86,7 @@ pub(crate) fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> (Ve
     let mut all: Vec<(String, Vec<u8>)> =
         members.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.to_vec())).collect();
     all.push((format!("{info}/METADATA"), metadata.into_bytes()));
+    all.push((format!("{info}/WHEEL"), b"Wheel-Version: 1.0\nTag: py3-none-any\n".to_vec()));
     let path = |path: &str| FilePath::new(path).unwrap();
     let mut lines: Vec<_> = all
         .iter()
@@ -138,6 +139,10 @@ pub(crate) struct Bench<F> {
 impl<F: Flash> Bench<F> {
     pub(crate) fn start(flash: F) -> Result<Bench<F>, BootError> {
         Bench::start_with(flash, Timing::default())
+    }
+
+    pub(crate) fn start_on(flash: F, hardware: Hardware) -> Result<Bench<F>, BootError> {
+        Bench::start_device(Device::off(flash, &node(), channel(), hardware, Timing::default(), 1))
     }
 
     pub(crate) fn start_with(flash: F, timing: Timing) -> Result<Bench<F>, BootError> {
@@ -283,7 +288,7 @@ impl<F: Flash> Bench<F> {
                 Output::Unsubscribe(filters) => self.open.retain(|filter| !filters.contains(filter)),
                 Output::Report(report) => self.reports.push(report),
                 Output::Log(line) => self.logs.push(line),
-                Output::Introduce(_) | Output::Retain(..) => {}
+                Output::Introduce(_) | Output::Retain(..) | Output::Refused(_) => {}
             }
         }
     }

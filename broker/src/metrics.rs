@@ -16,6 +16,11 @@ use std::{
 use crate::{
     clock,
     connection::{PLACE, Shared},
+    edge::{Edge, relay::Standing, view::Seen},
+    fleet::{
+        self,
+        view::{Tally, View, Word},
+    },
     gateway::count::{Counts, Face},
     index::{IndexError, Totals},
     mpyblox,
@@ -199,8 +204,12 @@ pub struct Gauges {
     pub clients: usize,
     /// HTTP connections.
     pub http: usize,
+    /// HTTP clients that listen for events.
+    pub events: usize,
     /// Subscriptions of all clients.
     pub subscriptions: usize,
+    /// Bytes of the index's database.
+    pub file: u64,
     /// Messages that wait for the index's writer.
     pub waiting_writer: usize,
     /// Messages on the bus.
@@ -236,9 +245,12 @@ impl Gauges {
             uptime: Duration::from_millis(clock::now().unix_ms.saturating_sub(metrics.started_ms)),
             connections: sockets.saturating_sub(shared.sockets.available_permits()),
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
+            events: limits.http_events.saturating_sub(shared.events.available_permits()),
+            file: shared.index.file_size(),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
-            // The broker's own, see `pulse`, is none.
-            subscriptions: subscribed.saturating_sub(1),
+            // The broker's own, see `pulse`, `fleet` and `edge::carry`, are none.
+            subscriptions: subscribed
+                .saturating_sub(1 + fleet::SUBSCRIPTIONS + if shared.edge.is_some() { 2 } else { 0 }),
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
             waiting_bus: shared.tickets.waiting(),
             receiving: places.saturating_sub(shared.places.available_permits()) * PLACE,
@@ -259,9 +271,25 @@ pub fn disk(folder: &Path) -> Option<(u64, u64)> {
     Some((found.f_bavail.saturating_mul(found.f_frsize), found.f_blocks.saturating_mul(found.f_frsize)))
 }
 
+/// How it goes with an upstream.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    seen: Seen,
+    /// Bytes that came from there for channels.
+    received: u64,
+}
+
+impl Upstream {
+    /// Looks.
+    #[must_use]
+    pub fn look(edge: &Edge) -> Upstream {
+        Upstream { seen: edge.view().look(), received: edge.received() }
+    }
+}
+
 /// Everything, in Prometheus's text format 0.0.4.
 #[must_use]
-pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
+pub fn prometheus(metrics: &Metrics, gauges: &Gauges, view: &View, upstream: Option<&Upstream>) -> String {
     let mut out = Text::default();
     out.head("build_info", "gauge", "The broker's version");
     out.line("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -284,10 +312,17 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
     gauge(&mut out, "subscriptions", "Subscriptions of all clients", gauges.subscriptions as u64);
     gauge(&mut out, "writer_queue", "Messages that wait for the index", gauges.waiting_writer as u64);
     gauge(&mut out, "bus_queue", "Messages on the bus", gauges.waiting_bus as u64);
+    gauge(&mut out, "event_streams", "HTTP clients that listen for events", gauges.events as u64);
     gauge(&mut out, "receiving_bytes", "Room taken by large packets under way", gauges.receiving as u64);
     gauge(&mut out, "retained_messages", "Retained messages", gauges.index.messages);
     gauge(&mut out, "retained_bytes", "Bytes of all retained payloads", gauges.index.bytes);
     gauge(&mut out, "blobs", "Payloads kept as files", gauges.index.blobs);
+    gauge(
+        &mut out,
+        "index_file_bytes",
+        "Size of the index's database, without payloads kept as files",
+        gauges.file,
+    );
     if let Some((free, size)) = gauges.disk {
         gauge(&mut out, "disk_free_bytes", "Free on the index's disk", free);
         gauge(&mut out, "disk_size_bytes", "Size of the index's disk", size);
@@ -343,9 +378,66 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
     for face in Face::ALL {
         out.line("http_sent_bytes_total", &[("face", face.name())], metrics.http.of(face).bytes.value());
     }
+    fleet_metrics(&mut out, view);
+    if let Some(Upstream { seen, received }) = upstream {
+        let (packages, bytes) = seen.missing();
+        let Standing { nodes, waiting, dropped } = seen.relay;
+        gauge(
+            &mut out,
+            "upstream_connected",
+            "1 while channels come from upstream",
+            seen.is_connected.into(),
+        );
+        gauge(&mut out, "upstream_relaying", "1 while nodes' states go upstream", seen.is_relaying.into());
+        gauge(&mut out, "upstream_loop", "1 if this broker is its own upstream", seen.is_loop.into());
+        gauge(&mut out, "upstream_missing_packages", "Packages that lists wait for", packages);
+        gauge(&mut out, "upstream_missing_bytes", "Bytes of them, as far as lists tell", bytes);
+        gauge(&mut out, "upstream_held_lists", "Lists that are held back", seen.held());
+        gauge(&mut out, "upstream_nodes", "Nodes that are spoken for upstream", nodes as u64);
+        gauge(&mut out, "upstream_waiting", "Messages that wait to go upstream", waiting as u64);
+        counter(&mut out, "upstream_packages_total", "Packages that came from upstream", seen.fetched);
+        counter(&mut out, "upstream_received_bytes_total", "Bytes that came for channels", *received);
+        counter(&mut out, "upstream_dropped_total", "Nodes' lines that did not go upstream", dropped);
+    }
     out.histogram("commit_messages", "Messages in a commit", &metrics.commit_messages);
     out.histogram("commit_seconds", "How long a commit took", &metrics.commit_seconds);
     out.0
+}
+
+/// How many nodes stand where. Of releases, and of reasons to fail, so many are told apart as [`limits`](fleet::limits) say.
+fn fleet_metrics(out: &mut Text, view: &View) {
+    out.head("nodes", "gauge", "Nodes, by the release they are on or busy with, and the phase of that");
+    let (releases, other) = view.top_releases();
+    let mut nodes = |labels: [(&str, &str); 3], tally: &Tally| {
+        for (word, count) in Word::ALL.iter().zip(tally).filter(|(_, count)| **count > 0) {
+            let [channel, sequence, version] = labels;
+            out.line("nodes", &[channel, sequence, version, ("phase", word.as_str())], count);
+        }
+    };
+    for (release, tally) in &releases {
+        let channel = release.channel.as_ref().map_or("", |channel| channel.as_str());
+        let sequence = release.sequence.map(|sequence| sequence.to_string()).unwrap_or_default();
+        let version = release.version.as_deref().unwrap_or_default();
+        nodes([("channel", channel), ("sequence", &sequence), ("version", version)], tally);
+    }
+    let rest = fleet::limits::OTHER;
+    nodes([("channel", rest), ("sequence", rest), ("version", rest)], &other);
+    for (name, help, value) in [
+        ("nodes_online", "Nodes that are connected", view.online()),
+        ("nodes_behind", "Nodes whose channel has a newer release than theirs", view.behind()),
+    ] {
+        out.head(name, "gauge", help);
+        out.line(name, &[], value);
+    }
+    for (name, kind, help, counts) in [
+        ("nodes_failed", "gauge", "Nodes that stand failed or rolled back, by reason", view.failing()),
+        ("node_failures_total", "counter", "Updates that came to nothing, by reason", view.failures()),
+    ] {
+        out.head(name, kind, help);
+        for (reason, count) in counts {
+            out.line(name, &[("reason", reason)], count);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -357,7 +449,10 @@ impl Text {
     }
 
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        // What devices and publishers call things may hold anything.
+        let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels: Vec<_> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         writeln!(self.0, "mpypi_{name}{labels} {value}").ok();
     }

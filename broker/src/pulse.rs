@@ -15,13 +15,15 @@ use crate::{
     limits::Limits,
     mailbox::{Mail, Mailbox},
     message::{Payload, SessionId},
-    packet::{Qos, RetainHandling, SubscriptionOptions},
+    packet::SubscriptionOptions,
     subscriptions::Receiver,
     sys,
 };
 
 /// Who sends what the broker itself has to say. Clients' sessions count from 1.
 pub const BROKER: SessionId = SessionId(0);
+/// Who brings what an upstream broker has. Nobody counts so far.
+pub const MIRROR: SessionId = SessionId(u64::MAX >> 1);
 /// The topic of a beat. Clients may listen, and hear nothing of interest.
 const TOPIC: &str = "$mpypi/pulse";
 /// How long a beat may take before the broker counts as ill.
@@ -59,13 +61,7 @@ impl Pulse {
     #[must_use]
     pub fn new(subscriptions: &SharedSubscriptions, tickets: &Tickets, limits: &Limits) -> Pulse {
         let mailbox = Arc::new(Mailbox::new(limits));
-        let options = SubscriptionOptions {
-            qos: Qos::AtMostOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::DoNotSend,
-            identifier: None,
-        };
+        let options = SubscriptionOptions::LIVE;
         let receiver = Receiver { mailbox: mailbox.clone(), options, since: tickets.next() };
         subscriptions.write().unwrap_or_else(PoisonError::into_inner).insert(TOPIC, BROKER, receiver);
         Pulse { mailbox, last: Mutex::default() }

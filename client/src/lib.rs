@@ -8,7 +8,7 @@
 //! | [`endpoint`] | a broker and how it is reached → a stream of bytes, or why there is none, and what to do about it |
 //! | [`http`] | an HTTP client that trusts the same |
 //! | [`meter`] | how many bytes that takes |
-//! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets and its state machines |
+//! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets, and sessions as state machines |
 //! | [`mod@line`] | the two together: one connection, packets in and out |
 //! | [`limits`] | every limit, by name |
 //!

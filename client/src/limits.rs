@@ -21,6 +21,9 @@ pub const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The end of a stream, which TLS announces, may take so long.
 pub const GOODBYE: Duration = Duration::from_secs(1);
 
+/// A paced connection takes at once, at most, what is its due for so long.
+pub const BURST: Duration = Duration::from_millis(250);
+
 /// Room for what is read at a time, in bytes; a larger packet gets what it needs.
 pub const READ: usize = 8 * 1024;
 

@@ -71,8 +71,6 @@ enum Command {
 /// What is published, and where, by `publish` and `watch`.
 #[derive(Debug, Args)]
 pub(crate) struct Source {
-    /// The channel's folder
-    pub(crate) folder: PathBuf,
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
     /// The channel's name [default: `name` in channel.toml, or the folder's name]

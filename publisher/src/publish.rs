@@ -49,6 +49,8 @@ pub struct Options {
     pub signing: Signing,
     /// Whose turn it is to take the release; everybody's if `None`.
     pub rollout: Option<Rollout>,
+    /// The commit that the folder was taken from, if it was.
+    pub commit: Option<String>,
 }
 
 /// What becomes of a release that would harm Mpy-BLOX nodes.
@@ -78,6 +80,8 @@ pub struct Outcome {
     pub sequence: u64,
     /// Its version.
     pub version: String,
+    /// The commit that it was made of, if it says one.
+    pub commit: Option<String>,
     /// What was done.
     pub done: Done,
     /// How many packages the release has, empty files included.
@@ -116,6 +120,11 @@ pub enum Event<'a> {
     Note(&'a str),
     /// What the release does to Mpy-BLOX nodes.
     Finding(&'a Finding),
+    /// So many bytes of a git repository have come.
+    Fetching {
+        /// How many.
+        bytes: u64,
+    },
     /// Files of wheels are being compiled.
     Compiling {
         /// How many are done.
@@ -545,9 +554,8 @@ impl<O: Observer> Run<'_, O> {
         let bytes = missing.iter().map(|package| package.size).sum();
         if self.options.mode == Mode::DryRun {
             link.close().await;
-            let release = (plan.release.sequence, plan.release.version);
             let done = if harm == Severity::Refusal { Done::WouldRefuse } else { Done::WouldPublish };
-            return Ok(self.outcome(release, done, (missing.len(), bytes), plan.diff));
+            return Ok(self.outcome(&plan.release, done, (missing.len(), bytes), plan.diff));
         }
         if harm == Severity::Refusal {
             link.close().await;
@@ -791,6 +799,7 @@ impl<O: Observer> Run<'_, O> {
             signer,
             entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
             rollout: self.options.rollout.clone(),
+            commit: self.options.commit.clone(),
         };
         if !stands {
             return Ok(decide(present.as_ref(), &wanted, Trust::Nothing, self.now)?);
@@ -811,7 +820,7 @@ impl<O: Observer> Run<'_, O> {
     }
 
     fn up_to_date(&self, release: Release) -> Outcome {
-        self.outcome((release.sequence, release.version), Done::UpToDate, (0, 0), Diff::default())
+        self.outcome(&release, Done::UpToDate, (0, 0), Diff::default())
     }
 
     /// Sends packages, a bounded number of packets and bytes ahead of the acknowledgements. Meanwhile nobody
@@ -893,21 +902,21 @@ impl<O: Observer> Run<'_, O> {
     }
 
     fn published(&self, plan: &Plan) -> Outcome {
-        let release = (plan.release.sequence, plan.release.version.clone());
-        self.outcome(release, Done::Published, (self.sent.len(), self.bytes), plan.diff.clone())
+        self.outcome(&plan.release, Done::Published, (self.sent.len(), self.bytes), plan.diff.clone())
     }
 
     fn outcome(
         &self,
-        (sequence, version): (u64, String),
+        release: &Release,
         done: Done,
         (sent, bytes_sent): (usize, u64),
         diff: Diff,
     ) -> Outcome {
         Outcome {
             channel: self.channel.name.clone(),
-            sequence,
-            version,
+            sequence: release.sequence,
+            version: release.version.clone(),
+            commit: release.commit().map(str::to_owned),
             done,
             packages: self.channel.packages.len(),
             sent,

@@ -109,6 +109,7 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
         signer: authority.key.as_ref().map(|key| key.id.clone()),
         entries: packages_of(&source),
         rollout: None,
+        commit: before.as_ref().and_then(Release::commit).map(str::to_owned),
     };
     let plan = match decide(list.as_ref(), &wanted, Belief::List, now)? {
         Decision::UpToDate(release) => {
@@ -219,6 +220,8 @@ pub struct Page {
     pub digest: Digest,
     /// How many packages it has.
     pub packages: usize,
+    /// The commit that it was made of, if it says one.
+    pub commit: Option<String>,
     /// Who says to have signed it.
     pub signer: Option<String>,
     /// What is wrong with it, or with what comes before it.
@@ -264,6 +267,7 @@ fn pages(
                         created: None,
                         digest,
                         packages: 0,
+                        commit: None,
                         signer: None,
                         trouble: vec![format!("no update list: {error}")],
                     },
@@ -300,6 +304,7 @@ fn pages(
                 created: release.created,
                 digest,
                 packages: packages_of(&list).len(),
+                commit: release.commit().map(str::to_owned),
                 signer: signer(&list).map(str::to_owned),
                 trouble,
             },

@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             node,
             home: Home::Disk(args.root.clone()),
             number: 1,
-            hardware: Hardware { sysname: args.platform, mpy: args.mpy.0 },
+            hardware: Hardware { sysname: args.platform, mpy: args.mpy.0, ..Hardware::default() },
             traits: Traits { labels: args.labels.into_iter().collect(), utc_offset: args.utc_offset },
             desk,
         }],

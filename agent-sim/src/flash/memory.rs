@@ -11,11 +11,13 @@ use super::{Flash, Kind, parent};
 #[derive(Debug, Clone)]
 pub struct Memory {
     names: BTreeMap<String, Node>,
-    /// The names as they stood when their folder was last synced.
-    synced: BTreeMap<String, Node>,
+    /// What stood where names changed since their folder was last synced.
+    unsynced: BTreeMap<String, Option<Node>>,
     files: BTreeMap<u64, Data>,
     next: u64,
     capacity: u64,
+    /// Whether its power may fail.
+    loses: bool,
 }
 
 /// What a power cut takes away.
@@ -52,7 +54,20 @@ impl Memory {
     /// An empty file system for `capacity` bytes.
     #[must_use]
     pub fn new(capacity: u64) -> Memory {
-        Memory { names: BTreeMap::new(), synced: BTreeMap::new(), files: BTreeMap::new(), next: 0, capacity }
+        Memory {
+            names: BTreeMap::new(),
+            unsynced: BTreeMap::new(),
+            files: BTreeMap::new(),
+            next: 0,
+            capacity,
+            loses: true,
+        }
+    }
+
+    /// The same, whose power never fails: nothing is kept of what could come back.
+    #[must_use]
+    pub fn lasting(capacity: u64) -> Memory {
+        Memory { loses: false, ..Memory::new(capacity) }
     }
 
     /// Changes for how many bytes there is room. What is there stays.
@@ -60,10 +75,15 @@ impl Memory {
         self.capacity = capacity;
     }
 
-    /// The power goes off and on again.
+    /// The power goes off and on again. One whose power never fails loses nothing.
     pub fn lose(&mut self, loss: Loss) {
         if matches!(loss, Loss::Names | Loss::Everything) {
-            self.names = self.synced.clone();
+            for (path, before) in std::mem::take(&mut self.unsynced) {
+                match before {
+                    Some(node) => self.names.insert(path, node),
+                    None => self.names.remove(&path),
+                };
+            }
             // What stands in a folder that was itself lost is lost with it.
             let lost: Vec<_> =
                 self.names.keys().filter(|path| !self.has_folder(parent(path))).cloned().collect();
@@ -71,7 +91,7 @@ impl Memory {
                 self.names.remove(&path);
             }
         }
-        if matches!(loss, Loss::Bytes | Loss::Everything) {
+        if self.loses && matches!(loss, Loss::Bytes | Loss::Everything) {
             for data in self.files.values_mut() {
                 data.bytes.truncate(data.synced);
             }
@@ -79,7 +99,7 @@ impl Memory {
         for data in self.files.values_mut() {
             data.synced = data.bytes.len();
         }
-        self.synced = self.names.clone();
+        self.unsynced.clear();
         let named: BTreeSet<_> = self.names.values().copied().collect();
         self.files.retain(|id, _| named.contains(&Node::File(*id)));
     }
@@ -99,6 +119,14 @@ impl Memory {
 
     fn has_folder(&self, path: &str) -> bool {
         path.is_empty() || (self.names.get(path) == Some(&Node::Folder) && self.has_folder(parent(path)))
+    }
+
+    /// Whether there is such a folder, or would be after a power cut.
+    fn may_return(&self, path: &str) -> bool {
+        let was = self.unsynced.get(path).copied().flatten();
+        path.is_empty()
+            || ([self.names.get(path).copied(), was].contains(&Some(Node::Folder))
+                && self.may_return(parent(path)))
     }
 
     fn file(&self, path: &str) -> io::Result<u64> {
@@ -122,10 +150,27 @@ impl Memory {
         self.files().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
+    /// Puts something else where `path` is, or nothing.
+    fn put(&mut self, path: &str, node: Option<Node>) {
+        let before = match node {
+            Some(node) => self.names.insert(path.to_owned(), node),
+            None => self.names.remove(path),
+        };
+        // What stood there when it was synced is lost only with the next sync.
+        if self.loses && !self.unsynced.contains_key(path) {
+            self.unsynced.insert(path.to_owned(), before);
+        }
+        self.forget(before);
+    }
+
     /// Forgets a file if it has no name left.
     fn forget(&mut self, node: Option<Node>) {
         if let Some(Node::File(id)) = node
-            && !self.names.values().chain(self.synced.values()).any(|node| *node == Node::File(id))
+            && !self
+                .names
+                .values()
+                .chain(self.unsynced.values().flatten())
+                .any(|node| *node == Node::File(id))
         {
             self.files.remove(&id);
         }
@@ -167,9 +212,8 @@ impl Flash for Memory {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         self.files.insert(self.next, Data::default());
-        let before = self.names.insert(path.to_owned(), Node::File(self.next));
+        self.put(path, Some(Node::File(self.next)));
         self.next += 1;
-        self.forget(before);
         Ok(())
     }
 
@@ -186,16 +230,19 @@ impl Flash for Memory {
         if let Some(Node::File(id)) = self.names.get(path) {
             let data = self.files.entry(*id).or_default();
             data.synced = data.bytes.len();
+            // Of ten thousand flashes none keeps room for more.
+            data.bytes.shrink_to_fit();
             return Ok(());
         }
         self.need_folder(path)?;
         let here = |name: &String| parent(name) == path;
-        let before: Vec<_> = self.synced.extract_if(.., |name, _| here(name)).map(|(_, node)| node).collect();
-        for (name, node) in self.names.iter().filter(|(name, _)| here(name)) {
-            self.synced.insert(name.clone(), *node);
-        }
-        for node in before {
-            self.forget(Some(node));
+        let before: Vec<_> = self.unsynced.extract_if(.., |name, _| here(name)).collect();
+        // What stood in a folder that is gone for good cannot come back either.
+        let gone = self.unsynced.keys().filter(|name| !self.may_return(parent(name))).cloned();
+        let gone: Vec<_> = gone.collect();
+        let gone: Vec<_> = gone.iter().filter_map(|name| self.unsynced.remove(name)).collect();
+        for node in before.into_iter().map(|(_, node)| node).chain(gone) {
+            self.forget(node);
         }
         Ok(())
     }
@@ -206,16 +253,15 @@ impl Flash for Memory {
         if self.names.get(to) == Some(&Node::Folder) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        self.names.remove(from);
-        let before = self.names.insert(to.to_owned(), Node::File(id));
-        self.forget(before);
+        // The new name first: a file without any is forgotten.
+        self.put(to, Some(Node::File(id)));
+        self.put(from, None);
         Ok(())
     }
 
     fn remove(&mut self, path: &str) -> io::Result<()> {
         self.file(path)?;
-        let before = self.names.remove(path);
-        self.forget(before);
+        self.put(path, None);
         Ok(())
     }
 
@@ -224,7 +270,7 @@ impl Flash for Memory {
         if self.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        self.names.insert(path.to_owned(), Node::Folder);
+        self.put(path, Some(Node::Folder));
         Ok(())
     }
 
@@ -235,7 +281,7 @@ impl Flash for Memory {
         if !self.list(path)?.is_empty() {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
-        self.names.remove(path);
+        self.put(path, None);
         Ok(())
     }
 }
@@ -270,6 +316,45 @@ mod tests {
         assert_eq!(seen(&after(Loss::Names)), [("a", &b"oldnew"[..])]);
         assert_eq!(seen(&after(Loss::Bytes)), [("a", &b"old"[..]), ("b", b"")]);
         assert_eq!(seen(&after(Loss::Everything)), [("a", &b"old"[..])]);
+    }
+
+    #[test]
+    fn what_is_removed_takes_room_until_that_is_synced_and_where_no_power_fails_none() {
+        let after = |mut flash: Memory| {
+            flash.create("a").unwrap();
+            flash.append("a", b"bytes").unwrap();
+            flash.sync("a").unwrap();
+            flash.sync("").unwrap();
+            flash.remove("a").unwrap();
+            flash
+        };
+        let mut flash = after(Memory::new(1000));
+        assert_eq!(flash.files.len(), 1);
+        let mut lasting = after(Memory::lasting(1000));
+        assert!(lasting.files.is_empty() && lasting.unsynced.is_empty());
+        lasting.lose(Loss::Everything);
+        assert!(seen(&lasting).is_empty());
+        flash.sync("").unwrap();
+        assert!(flash.files.is_empty() && flash.unsynced.is_empty());
+    }
+
+    #[test]
+    fn what_a_folder_held_cannot_come_back_once_it_is_gone_for_good() {
+        let mut flash = Memory::new(1000);
+        flash.make_folder("d").unwrap();
+        flash.create("d/a").unwrap();
+        for folder in ["d", ""] {
+            flash.sync(folder).unwrap();
+        }
+        flash.remove("d/a").unwrap();
+        flash.remove_folder("d").unwrap();
+        let mut cut = flash.clone();
+        cut.lose(Loss::Everything);
+        assert_eq!(seen(&cut), [("d/a", &b""[..])]);
+        flash.sync("").unwrap();
+        assert!(flash.files.is_empty() && flash.unsynced.is_empty());
+        flash.lose(Loss::Everything);
+        assert!(seen(&flash).is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
 
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use mpypi_protocol::{
     ChannelName, KeyId, Query,
     rollout::{Percent, Window},
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{Stopped, interrupted, places, print, reading};
 use crate::{
-    cli::{KeyArgs, PlaceArgs},
+    cli::{KeyArgs, PlaceArgs, SignArgs},
     progress::{Lines, Progress},
     publish::Harm,
     report::{count, painted, say, wants_color},
@@ -24,7 +25,9 @@ use crate::{
         start::{Start, StartError, Started, Target, Unheld, start},
         steer::{Event, Observer, Standings, Steering, look, steer},
     },
-    settings::{RolloutSettings, Settings, parse_jitter, parse_percent, parse_seconds, parse_steps},
+    settings::{
+        RolloutSettings, Settings, parse_jitter, parse_not_before, parse_percent, parse_seconds, parse_steps,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -83,11 +86,8 @@ struct Watch {
     channel: ChannelName,
     #[command(flatten)]
     place: PlaceArgs,
-    /// The key that signs lists [default: one of the folder that may]
-    #[arg(long = "sign-with", value_name = "KEY")]
-    signer: Option<KeyId>,
     #[command(flatten)]
-    keys: KeyArgs,
+    sign: SignArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -124,6 +124,9 @@ struct Begin {
     /// Only for nodes of which this holds, as 'label.room = kitchen'
     #[arg(long, value_name = "QUERY")]
     only: Option<Query>,
+    /// Not before this time, as 2026-12-01T22:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_not_before)]
+    not_before: Option<Timestamp>,
     /// Only at this time of day, as 22:00-04:00: UTC, or local where a node says how far it is ahead
     #[arg(long)]
     window: Option<Window>,
@@ -222,6 +225,7 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
         min_success: begin.min_success,
         rollback_on_failure: begin.rollback_on_failure.then_some(true),
         only: begin.only,
+        not_before: begin.not_before,
         window: begin.window,
         jitter: begin.jitter,
         optional: begin.optional.then_some(true),
@@ -283,7 +287,7 @@ fn agrees(nodes: usize) -> io::Result<bool> {
 
 async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
     let brokers = places(watch.place)?;
-    let signing = watch.keys.signing(watch.signer);
+    let signing = watch.sign.signing();
     let steering = Steering { brokers, channel: watch.channel, begin: None, order: Some(order), signing };
     let standings = steered(steering, watch.json).await?;
     let wanted: &[Status] = match order {

@@ -263,6 +263,7 @@ fn options(start: &Start, mode: Mode, rollout: Option<Rollout>) -> Options {
         harm: start.harm,
         signing: start.signing.clone(),
         rollout,
+        commit: None,
     }
 }
 
