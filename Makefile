@@ -54,7 +54,7 @@ build:
 	@cargo build --quiet --workspace --bins
 
 ##@ Check it
-.PHONY: test judges bench fuzz soak fmt fmt-check lint doc deny readme ci clean
+.PHONY: test judges bench cluster engines fuzz soak fmt fmt-check lint doc deny readme ci clean
 test: build ## All tests; those with foreign programs use mosquitto, fetched if it is not there
 	@bash tests/peers.sh
 	cargo test -q --workspace --doc
@@ -87,6 +87,16 @@ soak: build ## Ten times as many hostile packets and power cuts as the tests hav
 	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test -p mpypi-agent-sim --lib -- after_a_hostile_day
 	MPYPI_ROLLOUT_NODES=2000 MPYPI_SEEDS=5 cargo test -p mpypi-tests --test mpypi -- --nocapture \
 	  a_release_that_crashes_on_one_device_in_twenty
+
+cluster: build ## Kill nodes of a cluster of NATS: 20 times while 300 packages are published, and under 2,000 devices
+	@bash tests/nats.sh
+	MPYPI_CLUSTER_ROUNDS=20 MPYPI_CLUSTER_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --test-threads 1 --nocapture \
+	  after_a_node_was_killed a_fleet_on_three_nodes
+
+engines: build ## The report of one fleet on our broker, mosquitto, one node of NATS and three; NODES= for more
+	@bash tests/peers.sh
+	@bash tests/nats.sh
+	@MPYPI_ENGINE_NODES=$(NODES) cargo test -q -p mpypi-tests --test mpypi -- --ignored --nocapture the_same_fleet_on_each_engine
 
 fuzz: ## Fuzz what reads bytes of strangers, each target for SECONDS
 	@bash .ci/fuzz $(SECONDS)

@@ -111,7 +111,7 @@ class Agent:
     """Keeps a device at the release that its channel has.
 
     `server`: `mqtt://[user[:password]@]host[:port]`, or `mqtts://`, which needs `ca`, the file of the CA that
-    vouches for the broker; `cert` and `key` are files with a client's certificate. All of them in DER or PEM.
+    vouches for the broker; several, with commas, where they are nodes of one cluster; `cert` and `key` are files with a client's certificate. All of them in DER or PEM.
     `node`: the name of this device; by default made of the platform and the chip's unique id.
     `keys`: whose signatures are believed. With keys, nothing is installed that none of them signed. The name of a
     file with a root: those whom that root, or a later one that follows from it, lets sign for the channel. The
@@ -145,7 +145,7 @@ class Agent:
         nap=None,
     ):
         # What stays comes first: see `warm`.
-        self.server = self.channel = self.node = self.topics = None
+        self.server = self.servers = self.channel = self.node = self.topics = None
         self.trust = (ca, cert, key)
         self.root = root
         self.keys = keys
@@ -191,7 +191,13 @@ class Agent:
         warm.up()
         from . import names
 
-        self.server = names.server(server, user, password, ca)
+        if "," in server:
+            from . import places
+
+            places.init(self, server, user, password, ca)
+            del places
+        else:
+            self.server = names.server(server, user, password, ca)
         self.channel = names.channel(channel)
         self.node = names.node(node)
         self.topics = ("mpypi/channels/" + self.channel, "mpypi/nodes/" + self.node + "/")
@@ -279,6 +285,10 @@ class Agent:
     def _lost(self, lost):
         """There is no connection; says what to do when the pause is over."""
         self.hang_up()
+        if self.servers:
+            from . import places
+
+            places.lost(self)
         self.tell("; hint: ".join([str(part) for part in lost.args if part]))
         self.lines.clear()
         job = self.job
@@ -308,7 +318,10 @@ class Agent:
     async def ask(self, topics):
         """Subscribes, and notes that an answer is to come."""
         self.since = time.ticks_ms() or 1
-        self.asked[await self.line.subscribe(topics)] = topics
+        # Packages that do not come are asked for again; on a cluster, lists are, too: it keeps account of what is to be
+        # acknowledged at many times the cost.
+        cheap = self.servers or self.job and topics[0] in self.job.open
+        self.asked[await self.line.subscribe(topics, b"\x00" if cheap else b"\x01")] = topics
 
     async def ask_for_list(self):
         """Asks for what the channel retains; before, for the root that may be needed to believe it."""
@@ -321,7 +334,8 @@ class Agent:
     def check_later(self):
         """The list is what the broker retains; whether its last change arrived, only asking tells."""
         wait = limits.CHECK // 4 * 3 + random.getrandbits(16) * (limits.CHECK // 2) // 65535
-        self.check_at = time.ticks_add(time.ticks_ms(), wait)
+        # A cluster that loses a node loses messages on their way more often.
+        self.check_at = time.ticks_add(time.ticks_ms(), wait // 12 if self.servers else wait)
 
     def is_due(self):
         """Whether a new release is to be kept now."""

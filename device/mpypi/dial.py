@@ -47,6 +47,8 @@ async def run(agent):
     if secure:
         _secure(line, host, *agent.trust)
     await _greet(agent, line, *agent.server[3:])
+    if agent.servers:
+        agent.servers[0] = True
     return "greet"
 
 

@@ -111,6 +111,8 @@ def _judge(agent, summary, seen, path, kind, when):
     release = summary["release"]
     before = store.seen or {}
     check(agent, release, seen, before, kind, when)
+    if agent.servers:
+        agent.servers[1] = None
     if summary["unfit"]:
         wheel = summary["unfit"]
         text = "wheel `%s` is for `%s`; this device is `%s`"
@@ -194,6 +196,10 @@ def check(agent, release, found, seen, kind, when):
 
 
 def _refuse(agent, refused, seen, digest):
+    if agent.servers and " is older than " in refused.text:
+        from . import places
+
+        return places.behind(agent, refused)
     agent.tell("a list is refused: " + refused.text)
     if agent.roots and agent.roots[2] and refused.word in _BY_ROOT:
         # It comes once more, behind a root that may be what it needs.

@@ -39,6 +39,10 @@ async def run(agent):
         if time.ticks_diff(agent.check_at, time.ticks_ms()) <= 0:
             agent.check_later()
             await agent.ask_for_list()
+        if agent.servers:
+            from . import places
+
+            places.look(agent)
         if agent.turn and time.ticks_diff(agent.turn["look"], time.ticks_ms()) <= 0:
             agent.turn["look"] = time.ticks_add(time.ticks_ms(), limits.CHECK)
             await agent.ask_for_list()

@@ -294,9 +294,9 @@ class Line:
             raise self.lost("a message changed while it was sent")
         await self.send()
 
-    async def subscribe(self, topics):
-        """Subscribes to `topics` at QoS 1. Returns the number that the broker's answer has."""
-        return await self._ask(0x82, topics, b"\x01")
+    async def subscribe(self, topics, qos):
+        """Subscribes to `topics`. Returns the number that the broker's answer has."""
+        return await self._ask(0x82, topics, qos)
 
     async def unsubscribe(self, topics):
         """Ends subscriptions."""

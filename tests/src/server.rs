@@ -123,7 +123,17 @@ impl Server {
             address.port(),
             world.path("").display(),
         );
-        let settings = world.write("mosquitto.conf", settings);
+        Server::mosquitto_at(world, address, world.write("mosquitto.conf", settings))
+    }
+
+    /// mosquitto on a free port, with the file of settings that is written for it.
+    #[must_use]
+    pub fn mosquitto_by(world: &World, settings: impl FnOnce(u16) -> String) -> Server {
+        let address = free_address();
+        Server::mosquitto_at(world, address, settings(address.port()).into())
+    }
+
+    fn mosquitto_at(world: &World, address: SocketAddr, settings: PathBuf) -> Server {
         let log = world.path("mosquitto.log");
         let mut child = Command::new(peer("mosquitto"))
             .arg("-c")
