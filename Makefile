@@ -82,6 +82,7 @@ soak: build ## Ten times as many hostile packets and power cuts as the tests hav
 	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
 	MPYPI_ALL_CUTS=1 cargo test -p mpypi-tests --test mpypi -- device_store
 	MPYPI_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --nocapture killed_five_times
+	MPYPI_EDGE_NODES=1000 cargo test -p mpypi-tests --test mpypi -- --nocapture many_devices_on_an_edge
 	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test -p mpypi-agent-sim --lib -- after_a_hostile_day
 	MPYPI_ROLLOUT_NODES=2000 MPYPI_SEEDS=5 cargo test -p mpypi-tests --test mpypi -- --nocapture \
 	  a_release_that_crashes_on_one_device_in_twenty

@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mpypi_agent_sim::face::http::Faces;
 use mpypi_agent_sim::fleet::{Bars, FleetOptions, Lines, Summary, View};
-use mpypi_client::{BrokerArgs, Endpoint, args::parse_time, trust::TrustError};
+use mpypi_client::{BrokerArgs, Brokers, BrokersError, Endpoint, args::parse_time};
 use mpypi_protocol::{Root, Trust, root::SignedRoot, signed};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -95,7 +95,7 @@ pub(crate) struct Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let hint = error.downcast_ref().and_then(TrustError::hint).map(str::to_owned);
+        let hint = error.downcast_ref().and_then(BrokersError::hint).map(str::to_owned);
         Failure { error, hint }
     }
 }
@@ -126,14 +126,14 @@ fn print(result: &str) -> io::Result<()> {
     }
 }
 
-/// The broker of the command line. Says what people should know about the way there.
-fn endpoint(args: BrokerArgs) -> Result<Endpoint, Failure> {
-    let endpoint = args.endpoint()?;
-    for warning in endpoint.warnings() {
+/// The brokers of the command line. Says what people should know about the way there.
+fn brokers(args: BrokerArgs) -> Result<Brokers, Failure> {
+    let brokers = args.brokers()?;
+    for warning in brokers.iter().flat_map(Endpoint::warnings) {
         // Nobody is left to tell if this fails.
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
-    Ok(endpoint)
+    Ok(brokers)
 }
 
 impl Common {

@@ -5,11 +5,13 @@ mod local;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use mpypi_protocol::{
     ChannelName, NodeId, Runtime, Trust,
+    key::Algorithm,
     node::{Info, Phase, Uname},
     tag,
 };
@@ -32,19 +34,65 @@ pub const AGENT: &str = concat!("mpypi-agent/", env!("CARGO_PKG_VERSION"));
 /// The version of the system that it stands for.
 pub(crate) const FIRMWARE: &str = env!("CARGO_PKG_VERSION");
 
-/// What a device is, as far as it matters to wheels.
+/// The agent on a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Agent {
+    /// This one.
+    #[default]
+    Current,
+    /// One from before rollouts, optional packages, revoked releases, epochs and roots. It passes over what it does not
+    /// know: takes a release at once and with all its packages, and believes for ever the keys it was given.
+    Old,
+}
+
+impl Agent {
+    /// What reports call it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Agent::Current => "current",
+            Agent::Old => "old",
+        }
+    }
+
+    /// What it calls itself in `info`.
+    #[must_use]
+    pub fn said(self) -> &'static str {
+        match self {
+            Agent::Current => AGENT,
+            Agent::Old => "mpypi-agent/0.0",
+        }
+    }
+
+    /// Whom it believes of those that it should. An old one knows no root: it was given the keys that a root names for
+    /// its channel, as far as devices can verify with them.
+    #[must_use]
+    pub fn trust(self, trust: Trust, channel: &ChannelName) -> Trust {
+        let (Agent::Old, Trust::Root(root)) = (self, &trust) else { return trust };
+        let delegated = root.delegation(channel).map(|delegation| &delegation.keys);
+        let keys = root.keys().iter().filter(|(id, key)| {
+            key.algorithm() == Some(Algorithm::Rsa3072)
+                && delegated.is_some_and(|keys| keys.iter().any(|other| other == *id))
+        });
+        Trust::Keys(Arc::new(keys.map(|(id, key)| (id.clone(), key.clone())).collect()))
+    }
+}
+
+/// What a device is, as far as it matters to what it installs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hardware {
     /// `sysname` in its info: the platform that tags name.
     pub sysname: String,
     /// `sys.implementation._mpy` of its MicroPython; `None` where no `.mpy` file is loaded.
     pub mpy: Option<u32>,
+    /// The agent on it.
+    pub agent: Agent,
 }
 
 impl Default for Hardware {
     /// The platform `mpypi-sim`, which loads bytecode of MicroPython 1.19 and later, and no machine code.
     fn default() -> Self {
-        Hardware { sysname: "mpypi-sim".into(), mpy: Some(6) }
+        Hardware { sysname: "mpypi-sim".into(), mpy: Some(6), agent: Agent::Current }
     }
 }
 
@@ -97,6 +145,8 @@ pub enum Output {
     Retain(String, Vec<u8>),
     /// Say something to people.
     Log(String),
+    /// Nothing: a list, a root or a release was refused, for the reason of this word.
+    Refused(String),
 }
 
 impl<F: Flash> Device<F> {
@@ -111,6 +161,7 @@ impl<F: Flash> Device<F> {
         seed: u64,
     ) -> Device<F> {
         let updater = Updater::new(node, channel.clone(), hardware.runtime(), timing, seed);
+        let updater = updater.of_agent(hardware.agent);
         Device {
             node: node.clone(),
             channel,
@@ -135,6 +186,7 @@ impl<F: Flash> Device<F> {
     /// The same device, which believes lists of nobody else.
     #[must_use]
     pub fn believing(self, trust: Trust) -> Device<F> {
+        let trust = self.hardware.agent.trust(trust, &self.channel);
         Device { updater: self.updater.believing(trust), ..self }
     }
 
@@ -178,6 +230,7 @@ impl<F: Flash> Device<F> {
                         outputs.push(Output::Report(report));
                     }
                     Effect::Log(line) => outputs.push(Output::Log(line)),
+                    Effect::Count(word) => outputs.push(Output::Refused(word)),
                     Effect::Restart => {
                         let boot = self.store.reboot()?;
                         events.push_back(self.booted(boot));
@@ -294,7 +347,7 @@ impl<F: Flash> Device<F> {
             },
             versions: wheels.iter().map(|(name, wheel)| (name.clone(), wheel.version.clone())).collect(),
             channel: Some(self.channel.clone()),
-            agent: Some(AGENT.into()),
+            agent: Some(self.hardware.agent.said().into()),
             free: self.store.flash().free().ok(),
             labels: self.traits.labels.clone(),
             utc_offset: self.traits.utc_offset,
@@ -303,5 +356,29 @@ impl<F: Flash> Device<F> {
                 mpy.into_iter().chain(self.face.iter().flatten().cloned()).collect()
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mpypi_protocol::{Root, root::SignedRoot};
+
+    use super::*;
+
+    #[test]
+    fn an_old_agent_believes_the_keys_that_a_root_names_for_its_channel_and_no_root() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../protocol/vectors/roots.json")).unwrap();
+        let case =
+            vectors["lists"].as_array().unwrap().iter().find(|case| case["refused"].is_null()).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let root = SignedRoot::parse(text(&vectors["roots"][text(&case["root"])]).as_bytes()).unwrap();
+        let channel = ChannelName::new(text(&case["channel"])).unwrap();
+        let pinned = Trust::Root(Root::pin(root).unwrap().into());
+        assert!(matches!(Agent::Current.trust(pinned.clone(), &channel), Trust::Root(_)));
+        let old = Agent::Old.trust(pinned, &channel);
+        assert!(matches!(old, Trust::Keys(_)));
+        let list = text(&case["text"]);
+        assert!(old.verify(&channel, list.as_bytes(), None).is_ok());
     }
 }

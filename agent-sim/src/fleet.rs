@@ -13,13 +13,15 @@ mod tally;
 mod view;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use mpypi_client::{Endpoint, Meter};
-use mpypi_protocol::{ChannelName, Digest, Trust};
+use futures_util::FutureExt as _;
+use mpypi_client::{Brokers, Meter};
+use mpypi_protocol::{ChannelName, Digest, Trust, node::Phase};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -41,14 +43,14 @@ use crate::{
     limits,
     node::{Clock, Happening, NodeOptions},
     update::Timing,
-    weather::Weather,
+    weather::{Lists, Weather},
 };
 
 /// A fleet.
 #[derive(Debug, Clone)]
 pub struct FleetOptions {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several addresses of one, over which the nodes spread.
+    pub brokers: Brokers,
     /// The channel all of it follows.
     pub channel: ChannelName,
     /// Whose lists it believes.
@@ -103,8 +105,14 @@ pub async fn run(
     let profile = options.profile.clone().unwrap_or_default();
     let timing =
         Timing { check: profile.check.map_or(options.timing.check, |check| check.0), ..options.timing };
+    let lists = match options.trust {
+        Trust::Anyone => Lists::Unsigned,
+        Trust::Keys(_) | Trust::Root(_) => Lists::Signed,
+    };
     let weather = |member: &Member| match &options.profile {
-        Some(profile) => Weather::draw(profile, options.seed, member.number, options.calm_at),
+        Some(profile) => {
+            Weather::draw(profile, options.seed, member.number, options.calm_at).with_lists(lists)
+        }
         None => Weather::calm(),
     };
     let mut members: Vec<_> = options.members.iter().map(|m| (m.clone(), weather(m))).collect();
@@ -133,12 +141,13 @@ pub async fn run(
         calm_at,
         meters: meters.clone(),
         past: Digest::of(&History::past()),
+        lies: BTreeSet::new(),
         finds: Vec::new(),
     }));
     let mut tasks = JoinSet::new();
     for (index, (member, weather)) in members.into_iter().enumerate() {
         let node_options = NodeOptions {
-            broker: options.broker.metered(meters[index].clone()),
+            brokers: options.brokers.map(|broker| broker.metered(meters[index].clone())),
             node: member.node,
             channel: options.channel.clone(),
             trust: options.trust.clone(),
@@ -158,22 +167,23 @@ pub async fn run(
                 done.cancel();
             }
         };
-        let disk = match member.home {
-            Home::Memory => None,
-            Home::Disk(path) => Some(Disk::open(&path).map_err(|source| FleetError::Root { path, source })?),
-        };
+        // Boxed: what a task holds is in memory once, and not once more wherever it is handed on.
+        let (node_options, weather) = (Box::new(node_options), Box::new(weather));
         let (board, stop) = (board.clone(), stop.clone());
-        tasks.spawn(async move {
-            let found = match disk {
-                Some(disk) => live(node_options, disk, weather, clock, observe, stop).await,
-                None => {
-                    let memory = Memory::new(limits::MEMORY_FLASH);
-                    live(node_options, memory, weather, clock, observe, stop).await
-                }
-            };
+        let tell = move |found| {
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
             board.found(index, hardware, found);
-        });
+        };
+        match member.home {
+            Home::Disk(path) => {
+                let disk = Disk::open(&path).map_err(|source| FleetError::Root { path, source })?;
+                tasks.spawn(live(node_options, disk, weather, clock, observe, stop).map(tell));
+            }
+            Home::Memory => {
+                let memory = Memory::new(limits::MEMORY_FLASH);
+                tasks.spawn(live(node_options, memory, weather, clock, observe, stop).map(tell));
+            }
+        }
     }
     watch(&mut tasks, &board, &options, clock, &stop).await?;
     let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
@@ -231,6 +241,7 @@ fn cohorts(hardware: &Hardware, weather: &Weather) -> Cohorts {
         ("platform", hardware.sysname.clone()),
         ("abi", Abi(hardware.mpy).to_string()),
         ("history", weather.history().word().to_owned()),
+        ("agent", hardware.agent.word().to_owned()),
     ];
     cohorts.extend(weather.faults().into_iter().map(|fault| ("fault", fault.to_owned())));
     cohorts
@@ -244,6 +255,8 @@ struct Board {
     meters: Vec<Arc<Meter>>,
     /// The list that nodes may have had before: no release of this fleet.
     past: Digest,
+    /// What an intruder made which node take for the channel's list.
+    lies: BTreeSet<(usize, Digest)>,
     /// What nodes had in the end, and what they are.
     finds: Vec<(usize, Hardware, Result<Found, String>)>,
 }
@@ -251,9 +264,12 @@ struct Board {
 impl Board {
     /// Notes what happened; whether that was the last thing waited for.
     fn note(&mut self, now: Duration, index: usize, happening: &Happening) -> bool {
-        let Board { tally, view, meters, calm_at, past, .. } = self;
+        let Board { tally, view, meters, calm_at, past, lies, .. } = self;
+        let is_lie = |list: Option<Digest>| list.is_some_and(|list| lies.contains(&(index, list)));
         match happening {
             Happening::Report(report) if report.list == Some(*past) => {}
+            // No release failed. Should a node fall for it, that is one, and none of the fleet's.
+            Happening::Report(report) if report.state.phase == Phase::Failed && is_lie(report.list) => {}
             Happening::Report(report) => {
                 tally.traffic(index, meters[index].read());
                 tally.report(now, index, report);
@@ -265,6 +281,11 @@ impl Board {
                 tally.blow(index, *blow);
                 view.blow(tally.node(index), *blow);
             }
+            Happening::Attack { attack, lists } => {
+                tally.attack(*attack);
+                lies.extend(lists.iter().map(|list| (index, *list)));
+            }
+            Happening::Refused(word) => tally.refused(word),
             Happening::Trace(line) => view.trace(now, tally.node(index), line),
             Happening::Connected => tally.connected(now, index),
             Happening::Lost { trouble, again_in } => {

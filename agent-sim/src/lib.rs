@@ -9,6 +9,7 @@
 //! | [`accept`] | whether to believe an update list |
 //! | [`refusal`] | why something is not applied, and what follows |
 //! | [`backoff`] | how long to wait before trying again |
+//! | [`choice`] | at which of several addresses a node is |
 //! | [`update`] | the update as a state machine |
 //! | [`device`] | the two together, without a connection |
 //! | [`apps`] | packages as somebody at the device chooses them: tasks |
@@ -25,6 +26,7 @@
 pub mod accept;
 pub mod apps;
 pub mod backoff;
+pub mod choice;
 pub mod device;
 pub mod face;
 pub mod firmware;

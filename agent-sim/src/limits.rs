@@ -60,6 +60,10 @@ pub const PROGRESS: Duration = Duration::from_millis(500);
 /// MQTT keep-alive.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
+/// How long a node that stops waits for the broker to acknowledge its last state. A broker that has ten thousand of them
+/// to sync takes seconds.
+pub const LAST_STATE: Duration = Duration::from_secs(10);
+
 /// How long a goodbye to the broker may take.
 pub const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -75,6 +79,13 @@ pub const ERROR_TEXT: usize = 500;
 
 /// Room on a flash in memory, in bytes, as most boards have.
 pub const MEMORY_FLASH: u64 = 4 * 1024 * 1024;
+
+/// How far an intruder's package goes on beyond its end, in bytes, at most.
+pub const TOO_LONG: usize = 64 * 1024;
+
+/// How long a node waits for the end of a message that never comes: its broker is asked for a sign of life, owes it when
+/// it is asked again, and is given up.
+pub const ENDLESS: Duration = KEEP_ALIVE.saturating_mul(2);
 
 /// How long a simulated device takes to start.
 pub const START: Duration = Duration::from_millis(300);

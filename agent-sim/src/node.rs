@@ -9,9 +9,9 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_client::{Endpoint, Line, LineError, V4};
+use mpypi_client::{Brokers, Endpoint, Line, LineError, V4};
 use mpypi_protocol::{
-    ChannelName, NodeId, Topic, Trust, limits as wire,
+    ChannelName, Digest, NodeId, Topic, Trust, limits as wire,
     node::{Phase, State},
     package::PACKAGES,
     topic::NodeSubject,
@@ -25,20 +25,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     backoff::Backoff,
+    choice::Choice,
     device::{Device, Hardware, Mac, Output, Traits},
     face::desk::{Ask, Desk},
     flash::Flash,
     limits,
     store::BootError,
     update::{Event, Report, Source, Timing},
-    weather::{Blow, Falling, Turn, Weather},
+    weather::{Attack, Blow, Cargo, Falling, Fate, Turn, Weather},
 };
 
 /// Who a node is, and where it connects to.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several addresses of one: it is at one of them at a time.
+    pub brokers: Brokers,
     /// The node, which is also the MQTT client id.
     pub node: NodeId,
     /// The channel it follows.
@@ -70,6 +71,15 @@ pub enum Happening {
     Trace(String),
     /// Something befell it.
     Blow(Blow),
+    /// An intruder did something to a message for it.
+    Attack {
+        /// What.
+        attack: Attack,
+        /// The lists that come of it, if it was one: no release of the channel's.
+        lists: Vec<Digest>,
+    },
+    /// It refused a list, a root or a release, for the reason of this word.
+    Refused(String),
     /// There is a connection.
     Connected,
     /// There is none any more, or still none.
@@ -143,23 +153,27 @@ pub async fn run<F: Flash>(
     mut observe: impl FnMut(Happening),
     stop: &CancellationToken,
 ) -> Result<Ended, BootError> {
+    let mut asks = match &options.desk {
+        Some(desk) => Some(desk.open().await),
+        None => None,
+    };
     let NodeOptions { node, channel, trust, hardware, traits, timing, seed, .. } = options.clone();
     let confirm_after = timing.confirm_after;
     let mut device =
         Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits).believing(trust);
-    let mut asks = None;
     if let Some(desk) = &options.desk {
         device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
-        asks = Some(desk.open().await);
     }
+    let mut device = Box::new(device);
     let outputs = device.start(clock.now());
     if device.store().flash().is_off() {
         return Ok(Ended::PowerLost);
     }
     let outputs = outputs?;
-    let mut connection = Connection::open(options, Duration::ZERO);
-    let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST);
     let mut rng = fastrand::Rng::with_seed(seed);
+    let mut choice = Choice::new(options.brokers.count(), &mut rng);
+    let mut connection = Connection::open(options, options.at(&choice), Duration::ZERO);
+    let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_MOST);
     connection.send(outputs, &mut observe);
     let mut since = Duration::ZERO;
     let mut turn = None;
@@ -205,10 +219,20 @@ pub async fn run<F: Flash>(
         match incoming {
             Incoming::Events(new) => events.extend(new),
             Incoming::Message(message) => {
-                let is_package = message.topic.starts_with(PACKAGES);
-                let fallen = weather.fall(now, message.payload.clone(), is_package);
+                let cargo = options.cargo(&message);
+                let fate = weather.fall(now, message.payload.clone(), cargo);
                 if options.trace {
-                    observe(Happening::Trace(message.told(now, &fallen)));
+                    observe(Happening::Trace(message.told(now, &fate)));
+                }
+                let Fate { falling: fallen, attack } = fate;
+                if let Some(attack) = attack {
+                    let lists = fallen.iter().filter(|_| cargo == Cargo::List);
+                    let lists = lists.map(|falling| Digest::of(&falling.payload)).collect();
+                    observe(Happening::Attack { attack, lists });
+                }
+                if let Some(at) = weather.gives_up_at() {
+                    let breaks = (at, Turn::Break);
+                    turn = Some(turn.filter(|(earlier, _)| *earlier < at).unwrap_or(breaks));
                 }
                 for Falling { at, payload } in fallen {
                     let message = Message { payload, ..message.clone() };
@@ -222,6 +246,7 @@ pub async fn run<F: Flash>(
             }
             Incoming::Connected => {
                 since = now;
+                choice.answered();
                 turn = weather.next_turn(now);
                 observe(Happening::Connected);
                 if options.trace {
@@ -248,8 +273,9 @@ pub async fn run<F: Flash>(
                     let text = format!("has none; tries again in {:.2} s", again_in.as_secs_f64());
                     observe(Happening::Trace(text));
                 }
-                observe(Happening::Lost { trouble: explain(&error, &options.broker), again_in });
-                connection = Connection::open(options, again_in);
+                observe(Happening::Lost { trouble: explain(&error, options.at(&choice)), again_in });
+                choice.lost(&mut rng);
+                connection = Connection::open(options, options.at(&choice), again_in);
                 (turn, falling) = (None, Falls::default());
                 events.push(Event::Disconnected);
             }
@@ -264,7 +290,7 @@ pub async fn run<F: Flash>(
             connection.send(outputs?, &mut observe);
         }
         if refused {
-            let url = options.broker.url();
+            let url = options.at(&choice).url();
             let (scheme, host, port) = (url.security.scheme(), &url.host, url.port);
             observe(Happening::Log(format!(
                 "hint: use `--broker {scheme}://user:password@{host}:{port}`, or let the node `{node}` read \
@@ -309,6 +335,14 @@ impl Falls {
 }
 
 impl NodeOptions {
+    fn cargo(&self, message: &Message) -> Cargo {
+        match &message.topic {
+            topic if topic.starts_with(PACKAGES) => Cargo::Package,
+            topic if *topic == self.channel.topic() => Cargo::List,
+            _ => Cargo::Other,
+        }
+    }
+
     fn topic(&self, subject: NodeSubject) -> String {
         self.node.topic(subject)
     }
@@ -342,21 +376,26 @@ impl NodeOptions {
         self.desk.as_ref()?.options().mac.as_ref()
     }
 
-    fn hello(&self) -> Packet {
+    /// The broker at the address chosen.
+    fn at(&self, choice: &Choice) -> &Endpoint {
+        self.brokers.iter().nth(choice.at()).unwrap_or_else(|| self.brokers.first())
+    }
+
+    fn hello(&self, broker: &Endpoint) -> Packet {
         let mut hello = Connect::new(self.node.as_str());
         hello.keep_alive = limits::KEEP_ALIVE.as_secs() as u16;
         hello.clean_session = true;
         hello.last_will = Some(LastWill::new(self.topic(NodeSubject::Online), "0", QoS::AtLeastOnce, true));
-        let credentials = self.broker.url().credentials.as_ref();
+        let credentials = broker.url().credentials.as_ref();
         hello.login = credentials.map(|(user, password)| Login::new(user, password));
         Packet::Connect(hello)
     }
 
     /// Connects after a pause.
-    async fn connect(self, pause: Duration) -> Result<Line<V4>, Loss> {
+    async fn connect(self, broker: Endpoint, pause: Duration) -> Result<Line<V4>, Loss> {
         tokio::time::sleep(pause).await;
         let version = V4::new(limits::IN_FLIGHT, wire::PACKET);
-        let (mut line, packet) = Line::open(&self.broker, version, self.hello()).await?;
+        let (mut line, packet) = Line::open(&broker, version, self.hello(&broker)).await?;
         match packet {
             Packet::ConnAck(greeting) if greeting.code == ConnectReturnCode::Success => {
                 line.accept(None, limits::KEEP_ALIVE);
@@ -408,15 +447,22 @@ struct Message {
 
 impl Message {
     /// What became of it on its way, for who looks at this node alone.
-    fn told(&self, now: Duration, fallen: &[Falling]) -> String {
-        let what = format!("{}, {} B", self.topic, self.payload.len());
-        let fate = |falling: &Falling| {
-            let changed = if falling.payload == self.payload { "" } else { ", a byte of it changed" };
+    fn told(&self, now: Duration, fate: &Fate) -> String {
+        let what = match fate.attack {
+            Some(attack) => {
+                format!("{}, {} B, under attack ({})", self.topic, self.payload.len(), attack.word())
+            }
+            None => format!("{}, {} B", self.topic, self.payload.len()),
+        };
+        let is_changed = |falling: &Falling| fate.attack.is_none() && falling.payload != self.payload;
+        let when = |falling: &Falling| {
+            let changed = if is_changed(falling) { ", a byte of it changed" } else { "" };
             format!("arrives in {:.3} s{changed}", falling.at.saturating_sub(now).as_secs_f64())
         };
-        match fallen {
+        match &fate.falling[..] {
+            [] if fate.attack == Some(Attack::EndlessData) => format!("{what}: never ends"),
             [] => format!("{what}: is lost"),
-            fallen => format!("{what}: {}", fallen.iter().map(fate).collect::<Vec<_>>().join(", and again ")),
+            fallen => format!("{what}: {}", fallen.iter().map(when).collect::<Vec<_>>().join(", and again ")),
         }
     }
 }
@@ -429,10 +475,10 @@ enum Incoming {
 }
 
 impl Connection {
-    fn open(options: &NodeOptions, after: Duration) -> Connection {
+    fn open(options: &NodeOptions, broker: &Endpoint, after: Duration) -> Connection {
         Connection {
             node: options.node.clone(),
-            stage: Stage::Opening(Box::pin(options.clone().connect(after))),
+            stage: Stage::Opening(Box::pin(options.clone().connect(broker.clone(), after))),
             queued: VecDeque::new(),
             sent: HashMap::new(),
         }
@@ -485,6 +531,10 @@ impl Connection {
             match &output {
                 Output::Report(report) => observe(Happening::Report(report.clone())),
                 Output::Log(line) => observe(Happening::Log(line.clone())),
+                Output::Refused(word) => {
+                    observe(Happening::Refused(word.clone()));
+                    continue;
+                }
                 _ => {}
             }
             // Without a connection nothing is kept: the device says it all again when there is one.
@@ -501,7 +551,7 @@ impl Connection {
         match output {
             Output::Subscribe(filters) => {
                 let wanted =
-                    filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), QoS::AtLeastOnce));
+                    filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), quality(filter)));
                 self.ask(Request::Subscribe(Subscribe::new_many(wanted)));
                 self.queued.push_back(filters);
             }
@@ -520,6 +570,7 @@ impl Connection {
                 publish.retain = true;
                 self.ask(Request::Publish(publish));
             }
+            Output::Refused(_) => {}
             Output::Log(line) => {
                 self.ask(Request::Publish(Publish::new(
                     self.node.topic(NodeSubject::Log),
@@ -542,20 +593,30 @@ impl Connection {
         }
     }
 
-    /// Publishes `online` = `0` and disconnects, within [`limits::GOODBYE`].
+    /// Publishes `online` = `0` and disconnects when the broker has acknowledged that and everything before it, its last
+    /// state above all; within [`limits::LAST_STATE`] and [`limits::GOODBYE`].
     async fn say_goodbye(mut self) {
         if !self.is_open() {
             return;
         }
         self.retain(NodeSubject::Online, "0");
-        self.ask(Request::Disconnect(Disconnect));
         let Stage::Open(mut line) = self.stage else { return };
+        let acknowledged = async { while line.unacknowledged() > 0 && line.next().await.is_ok() {} };
+        // Too slow a broker has it in its socket, and reads it before it reads the goodbye.
+        let _ = tokio::time::timeout(limits::LAST_STATE, acknowledged).await;
+        line.request(Request::Disconnect(Disconnect));
         // The broker closes the connection when it has read everything. Closing it here, with its
         // last acknowledgements unread, would reset it, and lose what the broker has not read.
         let gone = async { while line.next().await.is_ok() {} };
         // Too slow a broker notices by itself.
         let _ = tokio::time::timeout(limits::GOODBYE, gone).await;
     }
+}
+
+/// A package that does not come is asked for again, so none needs to be acknowledged; on brokers that keep account of
+/// what is, that is many times cheaper.
+fn quality(filter: &str) -> QoS {
+    if filter.starts_with(PACKAGES) { QoS::AtMostOnce } else { QoS::AtLeastOnce }
 }
 
 fn explain(loss: &Loss, broker: &Endpoint) -> Trouble {

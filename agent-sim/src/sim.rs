@@ -15,7 +15,7 @@ use crate::{
     limits,
     testing::{Files, Release, channel, files},
     update::{Event, Report, Source, Timing},
-    weather::{Falling, Turn, Weather},
+    weather::{Cargo, Falling, Fate, Turn, Weather},
 };
 
 /// What each node's flash holds, in bytes.
@@ -336,6 +336,7 @@ impl Simulation {
                 }
                 Output::Log(line) => self.note(number, line),
                 Output::Retain(..) => {}
+                Output::Refused(word) => self.note(number, format_args!("refuses: {word}")),
                 Output::Introduce(_) => self.note(number, "introduces itself"),
             }
         }
@@ -347,7 +348,19 @@ impl Simulation {
         let now = self.now;
         let node = &mut self.nodes[number];
         let connection = node.connection;
-        for Falling { at, payload } in node.weather.fall(now, payload, topic.starts_with(PACKAGES)) {
+        let cargo = match topic.starts_with(PACKAGES) {
+            true => Cargo::Package,
+            false => Cargo::List,
+        };
+        let Fate { falling, attack } = node.weather.fall(now, payload, cargo);
+        let gives_up_at = node.weather.gives_up_at();
+        if let Some(attack) = attack {
+            self.note(number, format_args!("attack: {}", attack.word()));
+            if let Some(at) = gives_up_at {
+                self.after(number, at.saturating_sub(now), Next::Turn(connection, Turn::Break));
+            }
+        }
+        for Falling { at, payload } in falling {
             self.after(number, at.saturating_sub(now), Next::Message(connection, topic.clone(), payload));
         }
     }
@@ -379,6 +392,24 @@ mod tests {
     }
 
     const CALM: Duration = Duration::from_secs(60);
+
+    /// What a trace of a hostile day tells of.
+    const STRUCK: [&str; 14] = [
+        "power lost",
+        "crashed",
+        "Break",
+        "Sleep",
+        "attack: swapped-packages",
+        "attack: longer-packages",
+        "attack: endless-data",
+        "attack: old-lists",
+        "attack: corrupted-lists",
+        "refuses: wrong-hash",
+        "refuses: wrong-size",
+        "refuses: bad-list",
+        "refuses: rollback",
+        "refuses: no-space",
+    ];
 
     fn releases() -> [Release; 2] {
         let big = vec![b'x'; 9000];
@@ -421,7 +452,7 @@ mod tests {
         for seed in 1..=from_environment("MPYPI_SEEDS", SEEDS) {
             let (simulation, told) = hostile(seed, nodes);
             assert!(told * 20 < nodes, "seed {seed}: {told} nodes rolled back");
-            for word in ["power lost", "crashed", "Break", "Sleep", "wrong-hash", "no-space"] {
+            for word in STRUCK {
                 *faults.entry(word).or_insert(0) += simulation.trace().matches(word).count();
             }
             for (number, found, report) in simulation.nodes() {

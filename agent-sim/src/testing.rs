@@ -140,6 +140,10 @@ impl<F: Flash> Bench<F> {
         Bench::start_with(flash, Timing::default())
     }
 
+    pub(crate) fn start_on(flash: F, hardware: Hardware) -> Result<Bench<F>, BootError> {
+        Bench::start_device(Device::off(flash, &node(), channel(), hardware, Timing::default(), 1))
+    }
+
     pub(crate) fn start_with(flash: F, timing: Timing) -> Result<Bench<F>, BootError> {
         let device = Device::off(flash, &node(), channel(), Hardware::default(), timing, 1);
         Bench::start_device(device)
@@ -283,7 +287,7 @@ impl<F: Flash> Bench<F> {
                 Output::Unsubscribe(filters) => self.open.retain(|filter| !filters.contains(filter)),
                 Output::Report(report) => self.reports.push(report),
                 Output::Log(line) => self.logs.push(line),
-                Output::Introduce(_) | Output::Retain(..) => {}
+                Output::Introduce(_) | Output::Retain(..) | Output::Refused(_) => {}
             }
         }
     }

@@ -29,7 +29,7 @@ use mpypi_protocol::{
 use crate::{
     accept::Accepted,
     backoff::Backoff,
-    device::{AGENT, FIRMWARE, Traits},
+    device::{Agent, FIRMWARE, Traits},
     journal::{Refused, Seen},
     limits,
     refusal::{Refusal, Verdict},
@@ -143,6 +143,8 @@ pub enum Effect {
     Restart,
     /// Say something to people.
     Log(String),
+    /// Count a list, a root or a release that was refused, by the word of its [`Refusal`].
+    Count(String),
 }
 
 /// Where the update stands.
@@ -239,6 +241,7 @@ pub struct Updater {
     channel: ChannelName,
     trust: Trust,
     runtime: Runtime,
+    agent: Agent,
     traits: Traits,
     cmd: String,
     timing: Timing,
@@ -354,6 +357,7 @@ impl Updater {
             channel,
             trust: Trust::Anyone,
             runtime,
+            agent: Agent::Current,
             traits: Traits::default(),
             cmd: node.topic(NodeSubject::Cmd),
             timing,
@@ -383,7 +387,7 @@ impl Updater {
         Updater { asks, takes_firmware: true, ..self }
     }
 
-    /// The newest list of the channel that was accepted since the start.
+    /// The newest list of the channel that was accepted since the start, where somebody chooses at the device.
     #[must_use]
     pub fn offer(&self) -> Option<&Accepted> {
         self.offer.as_ref()
@@ -411,6 +415,12 @@ impl Updater {
     #[must_use]
     pub fn believing(self, trust: Trust) -> Updater {
         Updater { trust, ..self }
+    }
+
+    /// The same on a device with another agent.
+    #[must_use]
+    pub fn of_agent(self, agent: Agent) -> Updater {
+        Updater { agent, ..self }
     }
 
     /// Tells the device about itself.
@@ -523,6 +533,7 @@ impl Updater {
             Ok(next) => out.push(Effect::Store(Action::KeepRoot(next.into()))),
             Err(error) => {
                 let refusal = Refusal::BadRoot(error);
+                out.push(Effect::Count(refusal.word()));
                 out.push(Effect::Log(format!("root {number} is refused: {}", refusal.text())));
                 if matches!(self.activity, Activity::Resting) {
                     self.show_failed(&refusal);
@@ -651,6 +662,8 @@ impl Updater {
 
     fn command(&mut self, now: Duration, command: Command, out: &mut Effects) {
         match (command, &self.activity) {
+            // Old agents pass over it, as over any entry that they do not know.
+            (Command::Install, _) if self.agent == Agent::Old => {}
             (Command::Install, Activity::Resting) if self.held.is_some() => {
                 if let Some(held) = &mut self.held {
                     held.ordered = true;
@@ -718,6 +731,10 @@ impl Updater {
         let empty = name.is_none() && list.packages().next().is_none();
         let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);
         let accepted = verified.and_then(|verified| {
+            let verified = match self.agent {
+                Agent::Old => verified.to_old_readers(),
+                Agent::Current => verified,
+            };
             Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
         });
         let release = match accepted {
@@ -749,7 +766,7 @@ impl Updater {
             self.abandon(out);
             self.held = None;
             self.remember(&release, out);
-            self.offer = Some(release);
+            self.note_offer(release);
             // The same list once more, as after the restart, leaves what is told about its download.
             if self.shown.list != Some(digest) || self.shown.state.phase != Phase::Idle {
                 self.rest_on_running();
@@ -771,7 +788,7 @@ impl Updater {
         let before = self.held.take().filter(|held| held.release.digest() == digest);
         let held = match (before, release.rollout()) {
             (_, Ok(None)) => {
-                self.offer = Some(release.clone());
+                self.note_offer(release.clone());
                 return self.begin(release, out);
             }
             (Some(held), Ok(Some(_))) => Held { wall: held.wall.or(wall), ..held },
@@ -795,7 +812,7 @@ impl Updater {
         let Some(mut held) = self.held.take() else { return };
         match self.turn(now, &held) {
             Turn::Now => {
-                self.offer = Some(held.release.clone());
+                self.note_offer(held.release.clone());
                 return self.begin(held.release, out);
             }
             Turn::At(until) => held.until = Some(until),
@@ -848,7 +865,7 @@ impl Updater {
             channel: Some(self.channel.as_str().into()),
             version: self.running.version.as_deref().map(Into::into),
             sequence: self.running.sequence,
-            agent: Some(AGENT.into()),
+            agent: Some(self.agent.said().into()),
             firmware: Some(FIRMWARE.into()),
             labels: std::borrow::Cow::Borrowed(&self.traits.labels),
         }
@@ -893,7 +910,7 @@ impl Updater {
     ) {
         let rollout = match release.rollout() {
             Ok(None) => {
-                self.offer = Some(release);
+                self.note_offer(release);
                 return;
             }
             Ok(rollout) => rollout,
@@ -904,8 +921,14 @@ impl Updater {
         };
         let held = Held { ordered: true, ..Held::new(release, rollout, at, wall) };
         if matches!(self.turn(now, &held), Turn::Now) {
-            self.offer = Some(held.release);
+            self.note_offer(held.release);
         }
+    }
+
+    /// Keeps the newest list for who chooses at the device. Nobody else asks for it, and of a fleet's thousands each
+    /// would have its own.
+    fn note_offer(&mut self, release: Accepted) {
+        self.offer = Some(release).filter(|_| self.takes_firmware);
     }
 
     /// Applies a list.
@@ -1096,6 +1119,7 @@ impl Updater {
     /// The release cannot be applied now: try again later, or not.
     fn give_up(&mut self, now: Duration, job: Job, refusal: Refusal, out: &mut Effects) {
         let verdict = refusal.verdict();
+        out.push(Effect::Count(refusal.word()));
         let tries = match verdict {
             Verdict::Refetch => limits::FETCHES,
             _ => self.timing.attempts,
@@ -1209,6 +1233,7 @@ impl Updater {
         digest: Digest,
         out: &mut Effects,
     ) {
+        out.push(Effect::Count(refusal.word()));
         out.push(Effect::Log(format!("a list is refused: {}", refusal.text())));
         // It changes nothing: what is under way goes on, and is what the state is about.
         if matches!(self.activity, Activity::Resting) {

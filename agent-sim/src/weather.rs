@@ -3,17 +3,23 @@
 //! Events and times in, what happens out; no clock, no socket. The same seed brings the same fate. On a real network
 //! the moments at which it strikes differ from run to run; in the simulation of this crate's tests they do not.
 
+mod intruder;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use mpypi_protocol::Digest;
 
+pub use intruder::{Attack, Cargo, Lists};
+
+use self::intruder::Intruder;
 use crate::{
-    device::Hardware,
+    device::{Agent, Hardware},
     fleet::{
         history::History,
         profile::{Abi, Profile, Share},
     },
+    limits,
 };
 
 /// How long an overtaken message is held back, at most.
@@ -30,6 +36,7 @@ pub struct Weather {
     join: Duration,
     platform: Option<String>,
     abi: Option<Abi>,
+    agent: Option<Agent>,
     history: History,
     bandwidth: Option<u64>,
     /// Whether it reads no faster than it takes in.
@@ -45,6 +52,9 @@ pub struct Weather {
     busy_until: Duration,
     /// The release that crashed last.
     crashed: Option<Digest>,
+    intruder: Option<Box<Intruder>>,
+    /// When the node gives its connection up, on which a message does not end.
+    stuck_until: Option<Duration>,
 }
 
 /// What a node's clock says.
@@ -93,6 +103,15 @@ pub struct Falling {
     pub payload: Bytes,
 }
 
+/// What becomes of a message for a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fate {
+    /// Where it arrives: never, once or twice.
+    pub falling: Vec<Falling>,
+    /// What an intruder did to it.
+    pub attack: Option<Attack>,
+}
+
 /// When the power fails, in operations of the flash, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
@@ -115,8 +134,8 @@ impl Weather {
     #[must_use]
     pub fn draw(profile: &Profile, seed: u64, number: u64, calm_at: Option<Duration>) -> Weather {
         // Neighbours' numbers must not have neighbours' fates.
-        let mut rng =
-            fastrand::Rng::with_seed(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number.rotate_left(32));
+        let own = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number.rotate_left(32);
+        let mut rng = fastrand::Rng::with_seed(own);
         let rng = &mut rng;
         let join = Duration::from_micros(rng.u64(0..=micros(profile.join.0)));
         let mut place = rng.f64();
@@ -153,9 +172,11 @@ impl Weather {
         };
         let slow = profile.slow.nodes.draw(rng);
         let slowly = profile.slow.bandwidth.draw(rng).max(1);
+        let agent = profile.agents.old.draw(rng).then_some(Agent::Old);
         Weather {
             platform: platform.map(|(name, _)| name.clone()),
             abi: abi.map(|(abi, _)| *abi),
+            agent,
             history,
             // Of ten thousand nodes, each has what it is to itself, and no copy of what all could be.
             profile: Profile { platforms: BTreeMap::new(), abi: BTreeMap::new(), ..profile.clone() },
@@ -172,7 +193,19 @@ impl Weather {
             crashes,
             busy_until: Duration::ZERO,
             crashed: None,
+            // Dice of his own: whether he is there changes nothing about what else befalls the node.
+            intruder: Intruder::new(profile.intruder, fastrand::Rng::with_seed(!own)),
+            stuck_until: None,
         }
+    }
+
+    /// The same for a node that can tell who made a list, or cannot.
+    #[must_use]
+    pub fn with_lists(mut self, lists: Lists) -> Weather {
+        if let Some(intruder) = &mut self.intruder {
+            intruder.set_lists(lists);
+        }
+        self
     }
 
     /// When the node is switched on.
@@ -187,6 +220,7 @@ impl Weather {
         Hardware {
             sysname: self.platform.clone().unwrap_or(otherwise.sysname),
             mpy: self.abi.map_or(otherwise.mpy, |abi| abi.0),
+            agent: self.agent.unwrap_or(otherwise.agent),
         }
     }
 
@@ -250,6 +284,7 @@ impl Weather {
     /// How long the connection made at `now` lasts, and what ends it; `None`: as long as it likes.
     pub fn next_turn(&mut self, now: Duration) -> Option<(Duration, Turn)> {
         self.busy_until = now;
+        self.stuck_until = None;
         // When somebody has made room, the node starts again.
         let relief =
             self.cramped.then_some(self.calm_at).flatten().map(|at| (at, Turn::Sleep(Duration::ZERO)));
@@ -269,8 +304,23 @@ impl Weather {
         breaks.into_iter().chain(sleeps).chain(relief).min_by_key(|(at, _)| *at)
     }
 
-    /// What becomes of a message for the node: where and when it arrives, none, one or two of it.
-    pub fn fall(&mut self, now: Duration, payload: Bytes, is_package: bool) -> Vec<Falling> {
+    /// What becomes of a message for the node.
+    pub fn fall(&mut self, now: Duration, payload: Bytes, cargo: Cargo) -> Fate {
+        if self.stuck_until.is_some() {
+            return Fate::default();
+        }
+        let calm = self.is_calm(now);
+        let strike = self.intruder.as_mut().filter(|_| !calm).and_then(|him| him.strike(&payload, cargo));
+        let (attack, payload) = match strike {
+            Some((Attack::EndlessData, _)) => {
+                // Who sits there goes when the faults end, and the connection through him with him.
+                let patience = now + limits::ENDLESS;
+                self.stuck_until = Some(self.calm_at.map_or(patience, |calm_at| calm_at.min(patience)));
+                return Fate { falling: Vec::new(), attack: Some(Attack::EndlessData) };
+            }
+            Some((attack, payload)) => (Some(attack), payload),
+            None => (None, payload),
+        };
         let link = &self.profile.link;
         let transmission = match self.bandwidth {
             Some(bandwidth) => Duration::from_secs_f64(payload.len() as f64 / bandwidth as f64),
@@ -279,13 +329,13 @@ impl Weather {
         self.busy_until = self.busy_until.max(now) + transmission;
         let mut at = self.busy_until + link.latency.draw(&mut self.rng);
         let rng = &mut self.rng;
-        let mut strikes = |share: Share| share.draw(rng) && self.calm_at.is_none_or(|calm_at| now < calm_at);
+        let mut strikes = |share: Share| share.draw(rng) && !calm;
         let (lost, twice) = (strikes(link.lost), strikes(link.duplicated));
         let (changed, overtaken) = (strikes(link.corrupted), strikes(link.reordered));
         if lost {
-            return Vec::new();
+            return Fate { falling: Vec::new(), attack };
         }
-        let payload = match changed && is_package && !payload.is_empty() {
+        let payload = match changed && cargo == Cargo::Package && !payload.is_empty() {
             true => {
                 let mut bytes = BytesMut::from(&payload[..]);
                 let place = self.rng.usize(..bytes.len());
@@ -302,7 +352,13 @@ impl Weather {
             let again = Falling { at: at + Duration::from_millis(self.rng.u64(..500)), ..falling[0].clone() };
             falling.push(again);
         }
-        falling
+        Fate { falling, attack }
+    }
+
+    /// When the node gives its connection up, on which a message does not end, if there is one.
+    #[must_use]
+    pub fn gives_up_at(&self) -> Option<Duration> {
+        self.stuck_until
     }
 
     /// When the power fails next, if it does.
@@ -350,7 +406,7 @@ mod tests {
         let mut told = format!("{:?} {:?} {:?}", weather.join(), weather.room(SECOND), weather.clock(0));
         for n in 0..50 {
             let now = SECOND * n;
-            let fall = weather.fall(now, Bytes::from(vec![7; 1000]), true);
+            let fall = weather.fall(now, Bytes::from(vec![7; 1000]), Cargo::Package);
             told += &format!("{:?} {fall:?} {:?}", weather.next_turn(now), weather.next_cut(now));
         }
         told
@@ -368,8 +424,9 @@ mod tests {
             let mut weather = hostile(number, Some(SECOND));
             for n in 0..20 {
                 let payload = Bytes::from(vec![n; 100]);
-                let falling = weather.fall(SECOND, payload.clone(), true);
-                assert_eq!(falling.iter().map(|falling| &falling.payload).collect::<Vec<_>>(), [&payload]);
+                let fate = weather.fall(SECOND, payload.clone(), Cargo::Package);
+                let arrives: Vec<_> = fate.falling.iter().map(|falling| &falling.payload).collect();
+                assert_eq!((arrives, fate.attack), (vec![&payload], None));
             }
             assert!(weather.next_turn(SECOND).is_none() && weather.next_cut(SECOND).is_none());
             assert!(!weather.crashes(SECOND, Digest::EMPTY, None) && weather.room(SECOND).is_none());
@@ -386,10 +443,13 @@ mod tests {
         assert!((330..470).contains(&count(&all, &|w| w.platform.as_deref() == Some("esp32"))));
         let payload = Bytes::from_static(b"package");
         let falling: Vec<_> =
-            all.iter_mut().map(|weather| weather.fall(SECOND, payload.clone(), true)).collect();
+            all.iter_mut().map(|w| w.fall(SECOND, payload.clone(), Cargo::Other).falling).collect();
         assert!((5..70).contains(&falling.iter().filter(|falling| falling.is_empty()).count()));
         assert!((20..90).contains(&falling.iter().filter(|falling| falling.len() == 2).count()));
-        assert!((5..70).contains(&falling.iter().flatten().filter(|f| f.payload != payload).count()));
+        let fates = all.iter_mut().map(|w| w.fall(SECOND, payload.clone(), Cargo::Package));
+        let fates: Vec<_> = fates.filter(|fate| fate.attack.is_none()).collect();
+        let falling = fates.iter().flat_map(|fate| &fate.falling);
+        assert!((5..70).contains(&falling.filter(|falling| falling.payload != payload).count()));
     }
 
     #[test]
@@ -409,18 +469,35 @@ mod tests {
         let profile = Profile::parse("[slow]\nnodes = \"100%\"\nbandwidth = \"1KB\"").unwrap();
         let mut weather = Weather::draw(&profile, 1, 1, Some(SECOND * 9));
         assert_eq!((weather.deaf_until(SECOND), weather.faults()), (None, vec!["reads slowly"]));
-        let _ = weather.fall(SECOND, Bytes::from(vec![0; 20_000]), true);
+        let _ = weather.fall(SECOND, Bytes::from(vec![0; 20_000]), Cargo::Package);
         assert_eq!(weather.deaf_until(SECOND), Some(SECOND * 21));
         assert_eq!(weather.deaf_until(SECOND * 9), None);
     }
 
     #[test]
-    fn a_list_never_arrives_changed() {
+    fn a_list_never_arrives_changed_unless_somebody_changes_it() {
         let payload = Bytes::from_static(b"[]");
         for number in 0..500 {
-            let falling = hostile(number, None).fall(SECOND, payload.clone(), false);
-            assert!(falling.iter().all(|falling| falling.payload == payload));
+            let fate = hostile(number, None).fall(SECOND, payload.clone(), Cargo::List);
+            assert!(fate.attack.is_some() || fate.falling.iter().all(|falling| falling.payload == payload));
         }
+    }
+
+    #[test]
+    fn behind_a_message_that_does_not_end_nothing_comes_until_the_next_connection() {
+        let profile = Profile::parse("[intruder]\nendless-data = \"100%\"").unwrap();
+        let list = Bytes::from_static(b"[]");
+        let mut weather = Weather::draw(&profile, 1, 1, Some(SECOND * 90));
+        assert_eq!(weather.fall(SECOND, list.clone(), Cargo::Other).falling.len(), 1);
+        let fate = weather.fall(SECOND, list.clone(), Cargo::List);
+        assert_eq!((fate.falling.len(), fate.attack), (0, Some(Attack::EndlessData)));
+        assert_eq!(weather.gives_up_at(), Some(SECOND + limits::ENDLESS));
+        assert_eq!(weather.fall(SECOND * 2, list.clone(), Cargo::Other), Fate::default());
+        assert!(weather.next_turn(SECOND * 61).is_none() && weather.gives_up_at().is_none());
+        let _ = weather.fall(SECOND * 62, list.clone(), Cargo::List);
+        assert_eq!(weather.gives_up_at(), Some(SECOND * 90), "whoever sits there goes with the other faults");
+        let _ = weather.next_turn(SECOND * 90);
+        assert_eq!(weather.fall(SECOND * 91, list, Cargo::List).falling.len(), 1);
     }
 
     #[test]

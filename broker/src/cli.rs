@@ -8,7 +8,7 @@ use mpypi_broker::{
     gateway::HttpEndpoint,
     listen::{Endpoint, tls::ClientAuth},
 };
-use mpypi_protocol::ChannelName;
+use mpypi_protocol::{BrokerUrl, ChannelName};
 
 /// An MQTT broker whose retained messages are a durable package index.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ use mpypi_protocol::ChannelName;
         mpypi-broker cert node kitchen\n  \
         mpypi-broker user add ci --role publisher --token\n  \
         mpypi-broker user add kitchen --role node < password.txt\n  \
+        mpypi-broker serve --upstream mqtts://site-7:SECRET@hub.example --upstream-channel stable\n  \
+        mpypi-broker gateway --upstream mqtts://gateway:SECRET@hub.example --http 127.0.0.1:8080\n  \
         mpypi-broker device add thermostat-7 --channel stable\n  \
         mpypi-broker backup /media/usb/mpypi\n  \
         mpypi-broker gc --dry-run\n  \
@@ -37,6 +39,11 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve MQTT 3.1.1 and 5 until SIGINT or SIGTERM
     Serve(ServeArgs),
+    /// Serve HTTP from a broker or cluster elsewhere, without being a broker; several side by side show the same
+    ///
+    /// Everything that is read here comes from there, and everything that is written here goes there, with this gateway's
+    /// login; what is kept here is a copy, made again when it is lost. `/healthz` says 503 until the copy is whole.
+    Gateway(GatewayArgs),
     /// Add, remove and list users; a running broker notices
     User(UserArgs),
     /// Add, move, remove and list devices that speak ThingsBoard's API; a running broker notices
@@ -136,7 +143,7 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(wrong)
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct ServeArgs {
     /// Where to listen, as `mqtt://`, `mqtts://`, `ws://` or `wss://` and an address, or ADDRESS:PORT for `mqtt://`;
     /// may be given more than once. Port 0 picks a free port, which is printed [default: 127.0.0.1:1883]
@@ -158,6 +165,8 @@ pub(crate) struct ServeArgs {
     /// Show every node to Home Assistant as an update, by MQTT discovery
     #[arg(long)]
     pub home_assistant: bool,
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
     /// Folder of the index, made if it is not there [default: data]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,
@@ -179,6 +188,55 @@ pub(crate) struct ServeArgs {
     /// Largest package, in bytes; at most what fits into a packet [default: 8388608]
     #[arg(long, value_name = "BYTES")]
     pub max_package: Option<u64>,
+    /// Let everyone in who can reach a listener on another address than loopback, while there are no users
+    #[arg(long)]
+    pub unsafe_open: bool,
+    /// Log as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// The broker whose channels are served here. More is said in `[upstream]` of the configuration file.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct UpstreamArgs {
+    /// Serve the channels of this broker, also while it is away, as `mqtts://[USER[:PASSWORD]@]HOST[:PORT]`; may be given
+    /// more than once: one that answers is stayed with
+    #[arg(long, value_name = "URL", env = "MPYPI_UPSTREAM", hide_env_values = true)]
+    pub upstream: Vec<BrokerUrl>,
+    /// Trust it if the CA in this PEM file vouches for it, and no other [default: the system's CAs]
+    #[arg(long, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
+    /// Take this channel; may be given more than once [default: all]
+    #[arg(long, value_name = "CHANNEL")]
+    pub upstream_channel: Vec<ChannelName>,
+    /// Take only what this root of trust vouches for
+    #[arg(long, value_name = "FILE")]
+    pub upstream_pin: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GatewayArgs {
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
+    /// Where to answer HTTP, as ADDRESS:PORT or with `https://` before it; may be given more than once; port 0 picks a
+    /// free port [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "URL")]
+    pub http: Vec<HttpEndpoint>,
+    /// Channel to show to ota-promoter's devices, as its server shows a folder
+    #[arg(long, value_name = "CHANNEL")]
+    pub promoter_channel: Option<ChannelName>,
+    /// Folder of the copy, and of `users.toml` for who may log in here [default: a new one, removed in the end]
+    #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
+    pub data: Option<PathBuf>,
+    /// Configuration file; what is said here counts before it [default: broker.toml in the folder]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Certificate for `https://`, with those that lead to its authority, as PEM; noticed when renewed
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, as PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Let everyone in who can reach a listener on another address than loopback, while there are no users
     #[arg(long)]
     pub unsafe_open: bool,
@@ -375,4 +433,6 @@ pub(crate) enum UserRole {
     Node,
     /// Reads everything of ours, writes nothing
     Viewer,
+    /// A broker that takes its channels from this one: reads channels and packages, speaks for its nodes
+    Edge,
 }

@@ -29,11 +29,13 @@ use crate::{
     bus::{SharedSubscriptions, Tickets},
     clock::{self, Now},
     door::{admit, is_heavy},
+    edge::Edge,
     faces::thingsboard::{
         desk::Desk,
         link::{Link, Taken},
         session::{ATTRIBUTES, Answer},
     },
+    fleet::Fleet,
     index::{
         Index, IndexError, Step,
         sessions::{Change, Kept, Opening, Queued},
@@ -108,10 +110,14 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Whether messages get through.
     pub pulse: Pulse,
+    /// What is known of all nodes.
+    pub fleet: Fleet,
     /// How nodes that run Mpy-BLOX are served.
     pub mpyblox: SharedDesk,
     /// How devices that speak ThingsBoard's API are served.
     pub things: Desk,
+    /// The upstream, if there is one.
+    pub edge: Option<Arc<Edge>>,
 }
 
 /// Serves one client until it has gone.

@@ -96,7 +96,7 @@ mod tests {
     use mpypi_broker::{
         Limits,
         listen::tls::ClientAuth,
-        settings::{Settings, TlsSettings},
+        settings::{Settings, TlsSettings, UpstreamSettings},
     };
 
     use super::*;
@@ -120,6 +120,7 @@ mod tests {
         let (written, _) = read(&text(false));
         assert_eq!(written.limits, Limits::default());
         assert_eq!(written.tls, TlsSettings::default());
+        assert_eq!(written.upstream, UpstreamSettings::default());
         assert_eq!((written.log_json, written.unsafe_open), (false, false));
         assert_eq!(written.places().unwrap(), [], "nowhere");
         assert_eq!(written.data.as_deref(), Some(Path::new(".")));
@@ -137,6 +138,7 @@ mod tests {
         assert_eq!(keys["promoter"].as_table().unwrap().len(), 3);
         assert!(all.home().unwrap().is_none() && all.home_assistant.url.is_some());
         assert_eq!(keys["home_assistant"].as_table().unwrap().len(), 3);
+        assert_eq!(keys["upstream"].as_table().unwrap().len(), 10);
         assert_eq!(keys.len(), 9, "every setting of the file: {keys:?}");
     }
 

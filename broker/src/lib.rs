@@ -12,12 +12,14 @@
 //! bus          rumqttd's router between two links               ── mailbox: a session's bounded queue
 //! subscriptions  who gets what
 //! mpyblox      policy: what a node that runs Mpy-BLOX is served of a list
+//! fleet        what is known of all nodes, in memory; told by the bus
 //!
 //! gateway      HTTP: listeners, who asks, bounds ── faces: the APIs of others, by HTTP and per session by MQTT
 //! metrics      what is counted             ── sys: the same as messages
 //! pulse        whether messages get through ── service: what the service manager is told of it
 //! control      the same questions to the index, whether a broker runs on it or not
 //!  └ backup       a folder that holds all of it
+//! edge         a broker that takes its channels from another one, and what it carries there ── submit
 //! ```
 //!
 //! A message's way: `connection` reads it, `session` takes it, `door` checks it, `index::writer` judges and
@@ -37,7 +39,9 @@ pub mod clock;
 pub mod connection;
 pub mod control;
 pub mod door;
+pub mod edge;
 pub mod faces;
+pub mod fleet;
 pub mod gateway;
 pub mod index;
 pub mod limits;
@@ -54,6 +58,7 @@ pub mod server;
 pub mod service;
 pub mod session;
 pub mod settings;
+pub mod submit;
 pub mod subscriptions;
 pub mod sys;
 

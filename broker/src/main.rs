@@ -16,6 +16,7 @@ use clap::Parser;
 fn main() -> ExitCode {
     let done = match cli::Cli::parse().command {
         cli::Command::Serve(args) => serve::run(args).map(|()| true),
+        cli::Command::Gateway(args) => serve::run_gateway(args).map(|()| true),
         cli::Command::User(args) => user::run(args).map(|()| true),
         cli::Command::Device(args) => device::run(args).map(|()| true),
         cli::Command::Init(args) => init::run(args).map(|()| true),

@@ -16,6 +16,8 @@ use std::{
 use crate::{
     clock,
     connection::{PLACE, Shared},
+    edge::{Edge, relay::Standing, view::Seen},
+    fleet,
     gateway::count::{Counts, Face},
     index::{IndexError, Totals},
     mpyblox,
@@ -237,8 +239,10 @@ impl Gauges {
             connections: sockets.saturating_sub(shared.sockets.available_permits()),
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
-            // The broker's own, see `pulse`, is none.
-            subscriptions: subscribed.saturating_sub(1),
+            // The broker's own, see `pulse`, `fleet` and `edge::carry`, are none.
+            subscriptions: subscribed.saturating_sub(
+                1 + fleet::SUBSCRIPTIONS + if shared.edge.is_some() { 2 } else { 0 },
+            ),
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
             waiting_bus: shared.tickets.waiting(),
             receiving: places.saturating_sub(shared.places.available_permits()) * PLACE,
@@ -259,9 +263,25 @@ pub fn disk(folder: &Path) -> Option<(u64, u64)> {
     Some((found.f_bavail.saturating_mul(found.f_frsize), found.f_blocks.saturating_mul(found.f_frsize)))
 }
 
+/// How it goes with an upstream.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    seen: Seen,
+    /// Bytes that came from there for channels.
+    received: u64,
+}
+
+impl Upstream {
+    /// Looks.
+    #[must_use]
+    pub fn look(edge: &Edge) -> Upstream {
+        Upstream { seen: edge.view().look(), received: edge.received() }
+    }
+}
+
 /// Everything, in Prometheus's text format 0.0.4.
 #[must_use]
-pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
+pub fn prometheus(metrics: &Metrics, gauges: &Gauges, upstream: Option<&Upstream>) -> String {
     let mut out = Text::default();
     out.head("build_info", "gauge", "The broker's version");
     out.line("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -342,6 +362,26 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges) -> String {
     out.head("http_sent_bytes_total", "counter", "Bytes of HTTP bodies sent, by face");
     for face in Face::ALL {
         out.line("http_sent_bytes_total", &[("face", face.name())], metrics.http.of(face).bytes.value());
+    }
+    if let Some(Upstream { seen, received }) = upstream {
+        let (packages, bytes) = seen.missing();
+        let Standing { nodes, waiting, dropped } = seen.relay;
+        gauge(
+            &mut out,
+            "upstream_connected",
+            "1 while channels come from upstream",
+            seen.is_connected.into(),
+        );
+        gauge(&mut out, "upstream_relaying", "1 while nodes' states go upstream", seen.is_relaying.into());
+        gauge(&mut out, "upstream_loop", "1 if this broker is its own upstream", seen.is_loop.into());
+        gauge(&mut out, "upstream_missing_packages", "Packages that lists wait for", packages);
+        gauge(&mut out, "upstream_missing_bytes", "Bytes of them, as far as lists tell", bytes);
+        gauge(&mut out, "upstream_held_lists", "Lists that are held back", seen.held());
+        gauge(&mut out, "upstream_nodes", "Nodes that are spoken for upstream", nodes as u64);
+        gauge(&mut out, "upstream_waiting", "Messages that wait to go upstream", waiting as u64);
+        counter(&mut out, "upstream_packages_total", "Packages that came from upstream", seen.fetched);
+        counter(&mut out, "upstream_received_bytes_total", "Bytes that came for channels", *received);
+        counter(&mut out, "upstream_dropped_total", "Nodes' lines that did not go upstream", dropped);
     }
     out.histogram("commit_messages", "Messages in a commit", &metrics.commit_messages);
     out.histogram("commit_seconds", "How long a commit took", &metrics.commit_seconds);

@@ -22,6 +22,8 @@ use crate::{
 
 /// Who sends what the broker itself has to say. Clients' sessions count from 1.
 pub const BROKER: SessionId = SessionId(0);
+/// Who brings what an upstream broker has. Nobody counts so far.
+pub const MIRROR: SessionId = SessionId(u64::MAX >> 1);
 /// The topic of a beat. Clients may listen, and hear nothing of interest.
 const TOPIC: &str = "$mpypi/pulse";
 /// How long a beat may take before the broker counts as ill.

@@ -10,6 +10,8 @@ use std::{
 use mpypi_broker::{
     Access, Broker, Config, ServeError,
     authority::AuthorityError,
+    edge::Part,
+    gateway::HttpEndpoint,
     index::IndexError,
     listen::{Endpoint, Transport, tls::TlsError},
     settings::{self, ListenerSettings, Settings, SettingsError},
@@ -17,7 +19,10 @@ use mpypi_broker::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli::ServeArgs, log};
+use crate::{
+    cli::{GatewayArgs, ServeArgs, UpstreamArgs},
+    log,
+};
 
 /// Where to listen if nothing is said.
 pub(crate) const DEFAULT: Endpoint = Endpoint {
@@ -25,10 +30,46 @@ pub(crate) const DEFAULT: Endpoint = Endpoint {
     address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1883),
 };
 
+/// Where a gateway listens if nothing is said.
+const HTTP: HttpEndpoint =
+    HttpEndpoint { is_tls: false, address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8080) };
+
 /// The folder of the index if nothing is said.
 pub(crate) const DATA: &str = "data";
 
 pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    run_as(Part::Edge, args)
+}
+
+/// `mpypi-broker gateway`
+pub(crate) fn run_gateway(args: GatewayArgs) -> anyhow::Result<()> {
+    let GatewayArgs { upstream, mut http, data, config, unsafe_open, log_json, .. } = args;
+    let GatewayArgs { promoter_channel, tls_cert, tls_key, .. } = args;
+    if http.is_empty() && config.is_none() {
+        http.push(HTTP);
+    }
+    // A copy that nobody named is nobody's.
+    let passing = match data {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix("mpypi-gateway-").tempdir()?),
+    };
+    let data = data.or_else(|| passing.as_ref().map(|folder| folder.path().to_owned()));
+    let args = ServeArgs {
+        upstream,
+        http,
+        data,
+        config,
+        unsafe_open,
+        log_json,
+        promoter_channel,
+        tls_cert,
+        tls_key,
+        ..ServeArgs::default()
+    };
+    run_as(Part::Gateway, args)
+}
+
+fn run_as(part: Part, args: ServeArgs) -> anyhow::Result<()> {
     let (settings, found) = settings(&args)?;
     let gate = log::to_stderr(settings.log_json, "info")?;
     if let Some(path) = found {
@@ -41,13 +82,17 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         Ok(files) => limits.fit_into(usize::try_from(files).unwrap_or(usize::MAX)),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files: fewer clients may fit"),
     }
+    let upstream = settings.upstream.upstream(part)?;
     let mut listen: Vec<_> = settings.listeners.into_iter().map(|listener| listener.url).collect();
-    if listen.is_empty() {
-        listen.push(DEFAULT);
+    match part {
+        Part::Gateway if upstream.is_none() => return Err(SettingsError::NoUpstream.into()),
+        Part::Gateway => listen.clear(),
+        Part::Edge if listen.is_empty() => listen.push(DEFAULT),
+        Part::Edge => {}
     }
     let access = if settings.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let data = settings.data.unwrap_or_else(|| DATA.into());
-    let config = Config { listen, http, tls: settings.tls.files()?, data, limits, access, home };
+    let config = Config { listen, http, tls: settings.tls.files()?, data, limits, access, home, upstream };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.
@@ -74,6 +119,19 @@ fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
         (tls_key, &mut tls.key),
         (tls_client_ca, &mut tls.client_ca),
     ] {
+        if given.is_some() {
+            setting.clone_from(given);
+        }
+    }
+    let upstream = &mut settings.upstream;
+    if !args.upstream.upstream.is_empty() {
+        upstream.url.clone_from(&args.upstream.upstream);
+    }
+    if !args.upstream.upstream_channel.is_empty() {
+        upstream.channels = Some(args.upstream.upstream_channel.clone());
+    }
+    let UpstreamArgs { upstream_ca, upstream_pin, .. } = &args.upstream;
+    for (given, setting) in [(upstream_ca, &mut upstream.ca), (upstream_pin, &mut upstream.pin)] {
         if given.is_some() {
             setting.clone_from(given);
         }
@@ -109,6 +167,14 @@ async fn serve(config: Config, gate: Arc<log::Gate>) -> anyhow::Result<()> {
         tracing::warn!(%error, "cannot say where the broker listens");
     }
     tracing::info!(data, "index open");
+    if let Some((part, upstream)) = broker.upstream() {
+        let what = match part {
+            Part::Edge => "the site of an upstream is served: its channels are published there",
+            Part::Gateway => "a gateway: all of it is the upstream's",
+        };
+        tracing::info!(upstream, "{what}");
+        broker.warnings().for_each(|warning| tracing::warn!("{warning}"));
+    }
     match (broker.is_guarded(), open) {
         (true, _) => tracing::info!("clients log in as the users of `mpypi-broker user list`"),
         (false, true) => {

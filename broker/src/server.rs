@@ -15,10 +15,12 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     control::{self, Done, Engine, Socket},
+    edge::{self, Edge, Part},
     faces::{
         home::{self, Home},
         thingsboard::desk::Desk,
     },
+    fleet::{self, Fleet},
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
@@ -56,6 +58,8 @@ pub struct Config {
     pub access: Access,
     /// What Home Assistant is told of the nodes, if anything.
     pub home: Option<Home>,
+    /// The broker whose channels are served here, if there is one.
+    pub upstream: Option<edge::Config>,
 }
 
 /// Who may connect while there are no users.
@@ -107,6 +111,9 @@ pub enum ServeError {
     /// The files of users and rules are not in order.
     #[error(transparent)]
     Users(#[from] UsersError),
+    /// What is remembered of the upstream cannot be read or written.
+    #[error("cannot use `{}` in the data folder", edge::memory::FILE)]
+    Edge(#[source] io::Error),
     /// The index fails.
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -134,6 +141,7 @@ pub struct Broker {
     control: Option<Socket>,
     index: Index,
     gate: Gate,
+    upstream: Option<(Arc<Edge>, edge::Desk)>,
 }
 
 impl Broker {
@@ -142,7 +150,9 @@ impl Broker {
     /// # Errors
     /// Says what cannot be had.
     pub async fn bind(config: Config) -> Result<Broker, ServeError> {
-        if config.listen.is_empty() {
+        // A gateway has HTTP alone.
+        let is_gateway = config.upstream.as_ref().is_some_and(|upstream| upstream.part == Part::Gateway);
+        if config.listen.is_empty() && (!is_gateway || config.http.is_empty()) {
             return Err(ServeError::NoListener);
         }
         let gate = Gate::open(config.data.clone())?;
@@ -180,7 +190,9 @@ impl Broker {
         let control = Socket::bind(&config.data).inspect_err(|error| {
             tracing::error!(%error, "commands cannot reach this broker while it runs");
         });
-        Ok(Broker { config, listeners, tls, http, control: control.ok(), index, gate })
+        let upstream = config.upstream.clone().map(|upstream| Edge::open(upstream, &config.data));
+        let upstream = upstream.transpose().map_err(ServeError::Edge)?;
+        Ok(Broker { config, listeners, tls, http, control: control.ok(), index, gate, upstream })
     }
 
     /// What is listened for, in the order asked for.
@@ -197,6 +209,18 @@ impl Broker {
     #[must_use]
     pub fn is_guarded(&self) -> bool {
         self.gate.is_guarded()
+    }
+
+    /// What this broker is to an upstream, and where that is, if there is one.
+    #[must_use]
+    pub fn upstream(&self) -> Option<(Part, String)> {
+        self.upstream.as_ref().map(|(edge, _)| (edge.part(), edge.upstream()))
+    }
+
+    /// What people should know about the way to the upstream, one sentence each.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        let endpoints = self.config.upstream.iter().flat_map(|upstream| &upstream.endpoints);
+        endpoints.flat_map(|endpoint| endpoint.warnings()).map(String::as_str)
     }
 
     /// Serves until `shutdown`, and returns when everything has stopped.
@@ -217,7 +241,8 @@ impl Broker {
         });
         let metrics = Arc::new(Metrics::default());
         let writer = Writer::new(self.index.clone(), limits.clone(), subscriptions.clone(), announce)?
-            .counting(metrics.clone());
+            .counting(metrics.clone())
+            .leaving(self.upstream.as_ref().map(|(edge, _)| Arc::new(edge.owned())));
         let (ops, waiting) = mpsc::channel(QUEUE);
         let runtime = Handle::current();
         let writer = spawn("index", &failed, move || {
@@ -227,9 +252,12 @@ impl Broker {
         let dispatcher = spawn("bus", &failed, move || dispatcher.run().map_err(ServeError::from))?;
 
         let stop = CancellationToken::new();
+        let (edge, desk) = self.upstream.unzip();
         let shared = Arc::new(Shared {
+            edge: edge.clone(),
             metrics,
             pulse: Pulse::new(&subscriptions, &tickets, &limits),
+            fleet: Fleet::new(&subscriptions, &tickets, &limits),
             index: self.index,
             ops,
             tickets,
@@ -266,6 +294,10 @@ impl Broker {
             tasks.spawn(listener.accept(gateway.clone(), tasks.clone()));
         }
         drop(gateway);
+        if let (Some(edge), Some(desk)) = (edge, desk) {
+            tasks.spawn(edge.run(shared.clone(), desk));
+        }
+        tasks.spawn(stop.clone().run_until_cancelled_owned(fleet::keep(shared.clone())));
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
         let known = shared.clone();

@@ -1,16 +1,27 @@
 //! `broker.toml`: what `mpypi-broker serve` does when its command line says nothing else.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
+    marker::PhantomData,
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU64,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
-use mpypi_protocol::{ChannelName, topic};
+use mpypi_client::{Endpoint as UpstreamEndpoint, args::TrustArgs, trust::TrustError};
+use mpypi_protocol::{
+    BrokerUrl, ChannelName, NodeId, Root,
+    rollout::Window,
+    root::{RootError, SignedRoot},
+    topic,
+};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
     Limits,
+    access::Channels,
+    edge::{self, Hours, Part},
     faces::home::{self, Home},
     gateway::{HttpEndpoint, Place, Site, site::Door},
     listen::{Endpoint, tls},
@@ -37,6 +48,8 @@ pub struct Settings {
     pub promoter: PromoterSettings,
     /// What Home Assistant is told.
     pub home_assistant: HomeSettings,
+    /// The broker whose channels are served here.
+    pub upstream: UpstreamSettings,
     /// Certificates.
     pub tls: TlsSettings,
     /// The limits.
@@ -93,6 +106,73 @@ pub struct HomeSettings {
     pub url: Option<String>,
 }
 
+/// `[upstream]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamSettings {
+    /// Its addresses.
+    #[serde(deserialize_with = "one_or_many")]
+    pub url: Vec<BrokerUrl>,
+    /// The CA that vouches for it, if not the system's.
+    pub ca: Option<PathBuf>,
+    /// The certificate to show it.
+    pub cert: Option<PathBuf>,
+    /// Its private key.
+    pub key: Option<PathBuf>,
+    /// What this broker is called there.
+    pub name: Option<NodeId>,
+    /// Which channels; all if nothing is said.
+    pub channels: Option<Vec<ChannelName>>,
+    /// The root of trust whose channels are believed, and no others.
+    pub pin: Option<PathBuf>,
+    /// Bytes per second that its packages may take.
+    pub bandwidth: Option<NonZeroU64>,
+    /// The time of day at which packages are fetched.
+    pub window: Option<Window>,
+    /// How far local time is ahead of UTC, in minutes.
+    pub utc_offset: i32,
+}
+
+impl UpstreamSettings {
+    /// The upstream, if one is named. The files are read.
+    ///
+    /// # Errors
+    /// Says which file is wrong, or what is said of an upstream that is not named.
+    pub fn upstream(&self, part: Part) -> Result<Option<edge::Config>, SettingsError> {
+        if self.url.is_empty() {
+            return match *self == UpstreamSettings::default() {
+                true => Ok(None),
+                false => Err(SettingsError::NoUpstream),
+            };
+        }
+        if self.channels.as_ref().is_some_and(Vec::is_empty) {
+            return Err(SettingsError::NoChannels);
+        }
+        let trust = TrustArgs { ca: self.ca.clone(), cert: self.cert.clone(), key: self.key.clone() };
+        if trust.cert.is_some() != trust.key.is_some() {
+            return Err(SettingsError::HalfPair);
+        }
+        let endpoints = self.url.iter().map(|url| UpstreamEndpoint::new(url.clone(), &trust));
+        let pin = self.pin.as_deref().map(pin).transpose()?;
+        Ok(Some(edge::Config {
+            endpoints: endpoints.collect::<Result<_, _>>()?,
+            channels: self.channels.clone().map_or(Channels::All, Channels::Only),
+            pin,
+            bandwidth: self.bandwidth,
+            window: self.window.map(|window| Hours { window, utc_offset: self.utc_offset }),
+            name: self.name.clone(),
+            part,
+        }))
+    }
+}
+
+/// The root in a file.
+fn pin(path: &Path) -> Result<Root, SettingsError> {
+    let bytes = fs::read(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    let root = SignedRoot::parse(&bytes).and_then(Root::pin);
+    root.map_err(|problem| SettingsError::Pin { path: path.to_owned(), problem })
+}
+
 /// Where ota-promoter's devices come if nothing else is said.
 pub const PROMOTER: HttpEndpoint =
     HttpEndpoint { is_tls: false, address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090) };
@@ -133,6 +213,24 @@ pub enum SettingsError {
     /// Nowhere that a browser could look.
     #[error("`{0}` is no URL for Home Assistant to show: it starts with `http://` or `https://`")]
     HomeUrl(String),
+    /// Something about an upstream, but not which.
+    #[error("it is not said where the upstream is")]
+    NoUpstream,
+    /// An upstream of which nothing is taken.
+    #[error("no channel of the upstream is chosen")]
+    NoChannels,
+    /// The upstream cannot be trusted.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// A file that is to be a root of trust is none.
+    #[error("`{}` is no root to pin", path.display())]
+    Pin {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        problem: RootError,
+    },
     /// A limit that nothing could be done with.
     #[error("the limit `{name}` {problem}")]
     Limit {
@@ -154,7 +252,9 @@ impl Settings {
         let mut settings = Settings::parse(&text, path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let TlsSettings { cert, key, client_ca, .. } = &mut settings.tls;
-        for path in [&mut settings.data, cert, key, client_ca].into_iter().flatten() {
+        let UpstreamSettings { ca, cert: shown, key: its_key, pin, .. } = &mut settings.upstream;
+        let all = [&mut settings.data, cert, key, client_ca, ca, shown, its_key, pin];
+        for path in all.into_iter().flatten() {
             *path = folder.join(&*path);
         }
         Ok(settings)
@@ -212,31 +312,46 @@ impl Settings {
     }
 }
 
-/// One endpoint, or several in an array.
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HttpEndpoint>, D::Error> {
-    struct OneOrMany;
+/// An address in a text.
+trait Address: FromStr<Err: fmt::Display> {
+    /// Two of them, for who wrote something else.
+    const EXAMPLES: [&'static str; 2];
+}
 
-    impl<'de> serde::de::Visitor<'de> for OneOrMany {
-        type Value = Vec<HttpEndpoint>;
+impl Address for HttpEndpoint {
+    const EXAMPLES: [&'static str; 2] = ["127.0.0.1:8080", "https://0.0.0.0:8443"];
+}
 
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("an address as `127.0.0.1:8080` or `https://0.0.0.0:8443`, or an array of them")
+impl Address for BrokerUrl {
+    const EXAMPLES: [&'static str; 2] = ["mqtt://10.0.0.7", "mqtts://site-7:SECRET@hub.example"];
+}
+
+/// One address, or several in an array.
+fn one_or_many<'de, A: Address, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<A>, D::Error> {
+    struct OneOrMany<A>(PhantomData<A>);
+
+    impl<'de, A: Address> serde::de::Visitor<'de> for OneOrMany<A> {
+        type Value = Vec<A>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let [one, other] = A::EXAMPLES;
+            write!(f, "an address as `{one}` or `{other}`, or an array of them")
         }
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
             text.parse().map(|endpoint| vec![endpoint]).map_err(E::custom)
         }
 
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        fn visit_seq<S: serde::de::SeqAccess<'de>>(self, mut seq: S) -> Result<Self::Value, S::Error> {
             let mut all = Vec::new();
-            while let Some(endpoint) = seq.next_element()? {
-                all.push(endpoint);
+            while let Some(text) = seq.next_element::<String>()? {
+                all.push(text.parse().map_err(serde::de::Error::custom)?);
             }
             Ok(all)
         }
     }
 
-    deserializer.deserialize_any(OneOrMany)
+    deserializer.deserialize_any(OneOrMany(PhantomData))
 }
 
 impl TlsSettings {
@@ -267,6 +382,13 @@ impl SettingsError {
             SettingsError::NoPromoterChannel => {
                 Some("name it with `--promoter-channel`, or as `channel` in `[promoter]`".to_owned())
             }
+            SettingsError::NoUpstream => {
+                Some("name it with `--upstream`, or as `url` in `[upstream]`".to_owned())
+            }
+            SettingsError::NoChannels => {
+                Some("name some as `channels` in `[upstream]`, or leave that out for all".to_owned())
+            }
+            SettingsError::Trust(error) => error.hint().map(str::to_owned),
             SettingsError::HalfPair | SettingsError::NoCertificate => Some(
                 "give both `--tls-cert` and `--tls-key`, or make both with `mpypi-broker init --tls`"
                     .to_owned(),

@@ -95,6 +95,7 @@ fn word(role: Role) -> &'static str {
         Role::Publisher => "publisher",
         Role::Node => "node",
         Role::Viewer => "viewer",
+        Role::Edge => "edge",
     }
 }
 
@@ -105,6 +106,7 @@ impl From<UserRole> for Role {
             UserRole::Publisher => Role::Publisher,
             UserRole::Node => Role::Node,
             UserRole::Viewer => Role::Viewer,
+            UserRole::Edge => Role::Edge,
         }
     }
 }

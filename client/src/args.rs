@@ -1,23 +1,26 @@
-//! What the command line says about a broker.
+//! What the command line says about a broker, or a file that it names.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use mpypi_protocol::BrokerUrl;
+use mpypi_protocol::{BrokerUrl, address::AddressError};
+use serde::Deserialize;
 
-use crate::{endpoint::Endpoint, trust::TrustError};
+use crate::{brokers::Brokers, endpoint::Endpoint, limits, trust::TrustError};
 
 /// Where the broker is, and whom to trust there.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct BrokerArgs {
-    /// The broker, as `mqtt://[USER[:PASSWORD]@]HOST[:PORT]`, or `mqtts://` for TLS
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "MPYPI_BROKER",
-        hide_env_values = true,
-        default_value = "mqtt://127.0.0.1:1883"
-    )]
-    pub broker: BrokerUrl,
+    /// The broker, as `mqtt://[USER[:PASSWORD]@]HOST[:PORT]`, or `mqtts://` for TLS; several, with commas, where they are
+    /// nodes of one cluster [default: mqtt://127.0.0.1:1883]
+    #[arg(long, value_name = "URL,…", env = "MPYPI_BROKER", hide_env_values = true, value_delimiter = ',')]
+    pub broker: Vec<BrokerUrl>,
+    /// A TOML file that says so where `--broker` does not: `[brokers]` with `urls`, and `ca`, `cert` and `key`
+    #[arg(long, value_name = "FILE", env = "MPYPI_CONFIG")]
+    pub config: Option<PathBuf>,
     /// Whom to trust.
     #[command(flatten)]
     pub trust: TrustArgs,
@@ -37,14 +40,117 @@ pub struct TrustArgs {
     pub key: Option<PathBuf>,
 }
 
+/// What `--config` names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    brokers: Table,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Table {
+    urls: Vec<String>,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+/// What is said of the brokers cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokersError {
+    /// A file of certificates or a key.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The file that `--config` names cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is none of brokers.
+    #[error("`{}` does not say which brokers there are", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<toml::de::Error>,
+    },
+    /// It names none, or something else.
+    #[error("`{}` names a broker that is none", path.display())]
+    Url {
+        /// The file.
+        path: PathBuf,
+        /// Why it is none.
+        source: AddressError,
+    },
+    /// It names none, or too many are named.
+    #[error("there are {found} brokers, and there can be 1 to {}", limits::BROKERS)]
+    Count {
+        /// How many are named.
+        found: usize,
+    },
+}
+
+impl BrokersError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            BrokersError::Trust(error) => error.hint(),
+            BrokersError::Config { .. } | BrokersError::Url { .. } => {
+                Some("write `[brokers]` and below it `urls = [\"mqtts://a.example\", \"mqtts://b.example\"]`")
+            }
+            BrokersError::Read { .. } | BrokersError::Count { .. } => None,
+        }
+    }
+}
+
 impl BrokerArgs {
+    /// One broker, and whom to trust there.
+    #[must_use]
+    pub fn one(broker: BrokerUrl, trust: TrustArgs) -> BrokerArgs {
+        BrokerArgs { broker: vec![broker], config: None, trust }
+    }
+
     /// Reads the files named.
     ///
     /// # Errors
     /// Says which file is wrong.
-    pub fn endpoint(self) -> Result<Endpoint, TrustError> {
-        Endpoint::new(self.broker, &self.trust)
+    pub fn brokers(self) -> Result<Brokers, BrokersError> {
+        let (mut urls, mut trust) = (self.broker, self.trust);
+        if let (true, Some(path)) = (urls.is_empty(), &self.config) {
+            let table = read(path)?;
+            for url in table.urls {
+                let path = || path.clone();
+                urls.push(url.parse().map_err(|source| BrokersError::Url { path: path(), source })?);
+            }
+            // What the file names is where the file is.
+            let beside =
+                |file: PathBuf| path.parent().map_or_else(|| file.clone(), |folder| folder.join(&file));
+            trust.ca = trust.ca.or(table.ca.map(beside));
+            if trust.cert.is_none() {
+                (trust.cert, trust.key) = (table.cert.map(beside), table.key.map(beside));
+            }
+        } else if urls.is_empty() {
+            urls.push(BrokerUrl::here());
+        }
+        if urls.len() > limits::BROKERS {
+            return Err(BrokersError::Count { found: urls.len() });
+        }
+        let endpoints: Result<Vec<_>, _> = urls.into_iter().map(|url| Endpoint::new(url, &trust)).collect();
+        Brokers::new(endpoints?).ok_or(BrokersError::Count { found: 0 })
     }
+}
+
+fn read(path: &Path) -> Result<Table, BrokersError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| BrokersError::Read { path: path.to_owned(), source })?;
+    let config: Config = toml::from_str(&text)
+        .map_err(|source| BrokersError::Config { path: path.to_owned(), source: Box::new(source) })?;
+    Ok(config.brokers)
 }
 
 /// Reads `500ms`, `60s`, `5m` or `1h`.
@@ -62,4 +168,35 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
         _ => return Err("use a time as 500ms, 60s, 5m or 1h".to_owned()),
     };
     number.checked_mul(unit).map(Duration::from_millis).ok_or_else(|| "this is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(args: BrokerArgs) -> Vec<String> {
+        args.brokers().unwrap().iter().map(|broker| broker.url().to_string()).collect()
+    }
+
+    #[test]
+    fn a_file_names_brokers_where_the_command_line_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mpypi.toml");
+        fs::write(&path, "[brokers]\nurls = [\"mqtt://a\", \"mqtt://b:1900\"]\n").unwrap();
+        let args = |broker: Vec<BrokerUrl>| BrokerArgs {
+            broker,
+            config: Some(path.clone()),
+            trust: TrustArgs::default(),
+        };
+        assert_eq!(urls(args(Vec::new())), ["mqtt://a:1883", "mqtt://b:1900"]);
+        assert_eq!(urls(args(vec!["mqtt://c".parse().unwrap()])), ["mqtt://c:1883"]);
+        assert_eq!(urls(BrokerArgs::default()), ["mqtt://127.0.0.1:1883"]);
+        fs::write(&path, "[brokers]\nurls = [\"http://a\"]\n").unwrap();
+        assert!(matches!(args(Vec::new()).brokers(), Err(BrokersError::Url { .. })));
+        fs::write(&path, "[brokers]\nurls = []\n").unwrap();
+        assert!(matches!(args(Vec::new()).brokers(), Err(BrokersError::Count { found: 0 })));
+        fs::write(&path, "[broker]\nurl = \"mqtt://a\"\n").unwrap();
+        let error = args(Vec::new()).brokers().unwrap_err();
+        assert!(error.hint().unwrap().contains("[brokers]"), "{error}");
+    }
 }

@@ -1,6 +1,6 @@
 //! A broker and how it is reached → a stream of bytes, or why there is none, and what to do about it.
 
-use std::{fmt, io, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{fmt, io, net::IpAddr, num::NonZeroU64, path::PathBuf, sync::Arc};
 
 use mpypi_protocol::{BrokerUrl, address::Security};
 use tokio::{
@@ -27,6 +27,8 @@ pub struct Endpoint {
     /// What people should know about this way to reach it.
     warnings: Vec<String>,
     meter: Option<Arc<Meter>>,
+    /// Bytes per second that a connection takes from the broker, if not all that come.
+    rate: Option<NonZeroU64>,
 }
 
 #[derive(Clone)]
@@ -71,13 +73,19 @@ impl Endpoint {
                 None
             }
         };
-        Ok(Endpoint { url, tls, warnings, meter: None })
+        Ok(Endpoint { url, tls, warnings, meter: None, rate: None })
     }
 
     /// The same, of which `meter` counts what every connection carries.
     #[must_use]
     pub fn metered(&self, meter: Arc<Meter>) -> Endpoint {
         Endpoint { meter: Some(meter), ..self.clone() }
+    }
+
+    /// The same, each connection of which takes at most so many bytes per second from the broker.
+    #[must_use]
+    pub fn paced(&self, rate: NonZeroU64) -> Endpoint {
+        Endpoint { rate: Some(rate), ..self.clone() }
     }
 
     /// Where it is.
@@ -101,7 +109,7 @@ impl Endpoint {
             match TcpStream::connect(address).await {
                 Ok(stream) => {
                     stream.set_nodelay(true).map_err(ConnectError::Tcp)?;
-                    return self.secure(Metered { socket: stream, meter: self.meter.clone() }).await;
+                    return self.secure(Metered::new(stream, self.meter.clone(), self.rate)).await;
                 }
                 Err(error) => last = Some(error),
             }

@@ -3,11 +3,12 @@
 //! | module | does |
 //! |---|---|
 //! | [`args`] | what the command line says about a broker |
+//! | [`brokers`] | one broker, or several that are to agree |
 //! | [`trust`] | files of certificates and a key → whom to believe, and who we are |
 //! | [`endpoint`] | a broker and how it is reached → a stream of bytes, or why there is none, and what to do about it |
 //! | [`http`] | an HTTP client that trusts the same |
 //! | [`meter`] | how many bytes that takes |
-//! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets and its state machines |
+//! | [`version`] | MQTT 3.1.1 and MQTT 5: rumqttc's packets, and sessions as state machines |
 //! | [`mod@line`] | the two together: one connection, packets in and out |
 //! | [`limits`] | every limit, by name |
 //!
@@ -17,6 +18,7 @@
 //! Absent on purpose: a way to trust anybody.
 
 pub mod args;
+pub mod brokers;
 pub mod endpoint;
 pub mod http;
 pub mod limits;
@@ -25,7 +27,8 @@ pub mod meter;
 pub mod trust;
 pub mod version;
 
-pub use args::BrokerArgs;
+pub use args::{BrokerArgs, BrokersError};
+pub use brokers::Brokers;
 pub use endpoint::{ConnectError, Endpoint};
 pub use line::{Line, LineError};
 pub use meter::{Meter, Traffic};

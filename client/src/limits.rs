@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Most addresses of brokers at a time.
+pub const BROKERS: usize = 16;
+
 /// Connecting, from the look-up of the name to the broker's greeting.
 pub const CONNECT: Duration = Duration::from_secs(5);
 
@@ -13,6 +16,9 @@ pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The end of a stream, which TLS announces, may take so long.
 pub const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A paced connection takes at once, at most, what is its due for so long.
+pub const BURST: Duration = Duration::from_millis(250);
 
 /// Room for what is read at a time, in bytes; a larger packet gets what it needs.
 pub const READ: usize = 8 * 1024;

@@ -1,10 +1,19 @@
 //! One MQTT connection: requests in, events out, bytes and a clock between.
 
-use std::{collections::VecDeque, fmt, io, pin::Pin, time::Duration};
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::poll_fn,
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    task::{Poll, ready},
+    time::Duration,
+};
 
 use bytes::{Buf, BytesMut};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf},
     time::{Instant, Sleep, sleep, timeout},
 };
 
@@ -135,6 +144,12 @@ impl<V: Version> Line<V> {
         self.requests.len()
     }
 
+    /// How many publishes were not acknowledged by the broker yet, or not even sent.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        self.requests.len() + self.version.unacknowledged()
+    }
+
     /// What happens next. An event about something that was sent comes when the socket has taken it. May be
     /// dropped and called again: nothing is lost.
     ///
@@ -174,7 +189,10 @@ impl<V: Version> Line<V> {
                 // Nobody reads on who is not listened to.
                 read = read(reader, input, *missing), if !self.version.has_event() => match read {
                     Ok(0) => self.end = Some(LineError::Closed),
-                    Ok(_) => self.decode(),
+                    Ok(_) => {
+                        self.version.heard();
+                        self.decode();
+                    }
                     Err(error) => self.end = Some(LineError::Io(error)),
                 },
                 () = alarm, if !self.unsent => self.ping(),
@@ -231,7 +249,10 @@ impl<V: Version> Line<V> {
 
     fn send_requests(&mut self) {
         while self.end.is_none() && self.output.len() < limits::WRITE && !self.version.is_full() {
-            let Some(request) = self.requests.pop_front() else { return };
+            let Some(request) = self.requests.pop_front() else {
+                self.requests = VecDeque::new();
+                return;
+            };
             self.send(request);
         }
     }
@@ -272,10 +293,23 @@ const TLS_ALERT: u8 = 0x15;
 
 /// Reads what is there, with room for `missing` bytes at least. 0 is the end. May be dropped: nothing is lost.
 async fn read(reader: &mut ReadHalf<Stream>, input: &mut BytesMut, missing: usize) -> io::Result<usize> {
-    if input.capacity() - input.len() < missing {
-        input.reserve(missing.max(limits::READ));
-    }
-    match reader.read_buf(input).await {
+    let read = if input.is_empty() && missing <= limits::READ {
+        // Most connections are idle: there is no room for what they wait for until it is there.
+        let read = poll_fn(|context| {
+            let mut room = [const { MaybeUninit::uninit() }; limits::READ];
+            let mut room = ReadBuf::uninit(&mut room);
+            ready!(Pin::new(&mut *reader).poll_read(context, &mut room))?;
+            input.extend_from_slice(room.filled());
+            Poll::Ready(Ok(room.filled().len()))
+        });
+        read.await
+    } else {
+        if input.capacity() - input.len() < missing {
+            input.reserve(missing.max(limits::READ));
+        }
+        reader.read_buf(input).await
+    };
+    match read {
         // A peer that hangs up without the word for it that TLS has; what it said is authentic all the same, and
         // MQTT packets know their length.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),

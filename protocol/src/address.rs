@@ -78,6 +78,17 @@ impl BrokerUrl {
     /// The port of MQTT over TLS.
     pub const TLS_PORT: u16 = 8883;
 
+    /// The broker of this machine, where most people's first one is.
+    #[must_use]
+    pub fn here() -> BrokerUrl {
+        BrokerUrl {
+            security: Security::Plain,
+            host: "127.0.0.1".to_owned(),
+            port: BrokerUrl::PORT,
+            credentials: None,
+        }
+    }
+
     /// Whether the host is this machine, by its address or as `localhost`: what is said stays here.
     #[must_use]
     pub fn is_loopback(&self) -> bool {

@@ -15,6 +15,7 @@
 //! | [`signed`] | what a signature covers, and which lists are believed |
 //! | [`rollout`] | whose turn it is to take a release |
 //! | [`query`] | which nodes a rollout is for |
+//! | [`record`] | what is retained of a rollout, and how its nodes stand |
 //! | [`node`] | what a device says about itself |
 //! | [`wheel`] | the texts inside a wheel |
 //! | [`tag`] | which devices a wheel is for |
@@ -32,6 +33,7 @@ pub mod node;
 pub mod package;
 pub mod path;
 pub mod query;
+pub mod record;
 pub mod rollout;
 pub mod root;
 pub mod signed;

@@ -71,3 +71,6 @@ pub const QUERY_DEPTH: usize = 8;
 
 /// Longest jitter of a rollout, in seconds: a day.
 pub const JITTER: u32 = 24 * 60 * 60;
+
+/// Most steps of a rollout.
+pub const ROLLOUT_STEPS: usize = 32;

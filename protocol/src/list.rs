@@ -265,6 +265,23 @@ impl UpdateList {
         UpdateList::parse(&UpdateList { entries }.to_bytes())
     }
 
+    /// The list as a reader takes it who knows neither rollouts nor revoked releases, epochs nor optional packages: he
+    /// passes over what says so.
+    #[must_use]
+    pub fn to_old_readers(mut self) -> UpdateList {
+        for entry in &mut self.entries {
+            match entry {
+                Entry::Release(release) => {
+                    release.extra.shift_remove(crate::rollout::KEY);
+                    (release.epoch, release.revoked) = (0, Vec::new());
+                }
+                Entry::Wheel(wheel) => drop(wheel.extra.shift_remove(OPTIONAL)),
+                _ => {}
+            }
+        }
+        self
+    }
+
     fn ordered(entries: Vec<Entry>) -> Result<UpdateList, ListError> {
         let files: HashSet<&str> = entries
             .iter()
@@ -403,7 +420,7 @@ impl Entry {
                 epoch: fields.number("epoch")?.unwrap_or(0),
                 previous: fields.optional_digest("previous")?,
                 revoked: fields.numbers("revoked", limits::REVOKED)?,
-                extra: fields.0,
+                extra: fields.rest(),
             }),
             "wheel" => Entry::Wheel(Wheel {
                 name: fields.parsed("name", |text| package_name(&text))?,
@@ -411,7 +428,7 @@ impl Entry {
                 digest: fields.digest()?,
                 size: fields.number("size")?,
                 tag: fields.optional_text("tag")?,
-                extra: fields.0,
+                extra: fields.rest(),
             }),
             "src" => Entry::Src(Src {
                 path: fields.parsed("path", |text| {
@@ -421,7 +438,7 @@ impl Entry {
                 })?,
                 digest: fields.digest()?,
                 size: fields.number("size")?,
-                extra: fields.0,
+                extra: fields.rest(),
             }),
             "firmware" => Entry::Firmware(Firmware {
                 name: fields.text("name")?,
@@ -429,18 +446,18 @@ impl Entry {
                 target: fields.optional_text("target")?,
                 digest: fields.digest()?,
                 size: fields.number("size")?,
-                extra: fields.0,
+                extra: fields.rest(),
             }),
             "signature" => Entry::Signature(Signature {
                 key: fields.text("key")?,
                 alg: fields.text("alg")?,
                 sig: fields.string("sig")?.ok_or(Problem::Missing("sig"))?,
-                extra: fields.0,
+                extra: fields.rest(),
             }),
-            "check" => Entry::Command(Command::Check, fields.0),
-            "install" => Entry::Command(Command::Install, fields.0),
-            "rollback" => Entry::Command(Command::Rollback, fields.0),
-            _ => Entry::Command(Command::Restart, fields.0),
+            "check" => Entry::Command(Command::Check, fields.rest()),
+            "install" => Entry::Command(Command::Install, fields.rest()),
+            "rollback" => Entry::Command(Command::Rollback, fields.rest()),
+            _ => Entry::Command(Command::Restart, fields.rest()),
         })
     }
 
@@ -512,6 +529,11 @@ impl Entry {
 pub(crate) struct Fields(pub(crate) Map<String, Value>);
 
 impl Fields {
+    /// What remains, in no more room than it needs: lists are kept by many devices of one process.
+    fn rest(self) -> Map<String, Value> {
+        self.0.into_iter().collect()
+    }
+
     pub(crate) fn string(&mut self, key: &'static str) -> Result<Option<String>, Problem> {
         match self.0.shift_remove(key) {
             None => Ok(None),

@@ -296,6 +296,12 @@ impl Verified {
         &self.list
     }
 
+    /// The same, as a reader takes it who knows less: see [`UpdateList::to_old_readers`].
+    #[must_use]
+    pub fn to_old_readers(self) -> Verified {
+        Verified { list: self.list.to_old_readers(), ..self }
+    }
+
     /// The list alone.
     #[must_use]
     pub fn into_list(self) -> UpdateList {

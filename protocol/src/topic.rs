@@ -15,6 +15,8 @@ pub const CHANNELS: &str = "mpypi/channels/";
 /// Where every node's topics start.
 pub const NODES: &str = "mpypi/nodes/";
 
+/// Where every edge's topic starts.
+pub const EDGES: &str = "mpypi/edges/";
 /// Where every root's topic starts.
 pub const ROOTS: &str = "mpypi/keys/root/";
 
@@ -61,6 +63,9 @@ pub enum Topic {
     Root(u64),
     /// `mpypi/nodes/<node>/<subject>`
     Node(NodeId, NodeSubject),
+    /// `mpypi/edges/<edge>`: what a broker that takes its channels from another one says of itself there, when it
+    /// comes; not retained.
+    Edge(NodeId),
     /// Any other topic. Some of them may mean something to a later version.
     Other(String),
 }
@@ -353,6 +358,11 @@ impl Topic {
                 .map(|node| Topic::Node(node, subject))
                 .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
         }
+        if let Some(edge) = name.strip_prefix(EDGES).filter(|rest| !rest.contains('/')) {
+            return NodeId::new(edge)
+                .map(Topic::Edge)
+                .map_err(|problem| TopicError::Name { topic: name.to_owned(), problem });
+        }
         Ok(Topic::Other(name.to_owned()))
     }
 }
@@ -405,6 +415,7 @@ impl fmt::Display for Topic {
             Topic::History(channel, sequence) => f.write_str(&channel.history(*sequence)),
             Topic::Root(version) => f.write_str(&crate::root::topic(*version)),
             Topic::Node(node, subject) => f.write_str(&node.topic(*subject)),
+            Topic::Edge(edge) => write!(f, "{EDGES}{edge}"),
             Topic::Other(name) => f.write_str(name),
         }
     }

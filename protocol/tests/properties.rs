@@ -204,6 +204,7 @@ fn topic() -> impl Strategy<Value = Topic> {
         digest().prop_map(|digest| Topic::Legacy(LegacyId::Digest(digest))),
         topic_path().prop_map(|path| Topic::Legacy(LegacyId::Src(path))),
         topic_path().prop_map(|path| Topic::Legacy(LegacyId::Path(path))),
+        node.clone().prop_map(Topic::Edge),
         (node, subject).prop_map(|(node, subject)| Topic::Node(node, subject)),
         "[a-z$ ]{1,5}(/[a-z$ ]{0,5}){0,5}".prop_map(Topic::Other),
     ]

@@ -111,6 +111,7 @@ fn topics() {
                 };
                 json!({ "kind": "node", "node": node, "subject": subject })
             }
+            Topic::Edge(edge) => json!({ "kind": "edge", "edge": edge }),
             Topic::Other(_) => json!({ "kind": "other" }),
         };
         let mut expected = case.clone();

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, KeyId, NodeId, Topic, limits as wire,
     signed::{Distrust, TIME_CHANNEL, TimeAnswer},
@@ -112,14 +112,14 @@ pub fn answer(topic: &str, payload: &[u8], now: Timestamp) -> Result<TimeAnswer,
 /// # Errors
 /// Nobody here may sign, or the broker was never reached.
 pub async fn serve(
-    broker: &Endpoint,
+    brokers: &Brokers,
     signing: &Signing,
     observe: &mut impl FnMut(Event<'_>),
 ) -> Result<Infallible, ClockError> {
     let mut losses = 0;
     let mut was_connected = false;
     loop {
-        let error = match Link::connect(broker).await {
+        let error = match Link::connect_any(brokers).await {
             Ok(link) => {
                 (was_connected, losses) = (true, 0);
                 match on(link, signing, observe).await {

@@ -8,7 +8,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use bytes::Bytes;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, Entry, NodeId, Tag, UpdateList,
     list::Wheel,
@@ -30,8 +30,8 @@ use crate::{
 /// What to install, and where.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several that are to agree.
+    pub brokers: Brokers,
     /// The node.
     pub node: NodeId,
     /// A `.whl`, or the folder of a project.
@@ -229,7 +229,7 @@ impl InstallError {
 pub async fn install(options: &Options, observer: &mut impl Observer) -> Result<Installed, InstallError> {
     let package = wheel(options, observer).await?;
     let Entry::Wheel(wheel) = &package.entry else { unreachable!("a project makes wheels only") };
-    let mut link = Link::connect(&options.broker).await?;
+    let mut link = Link::connect_any(&options.brokers).await?;
     let Order { entry, way } = match info(&mut link, &options.node).await? {
         Some(info) => Order::of(options, &info, wheel)?,
         None => Order::blind(options, wheel)?,
@@ -435,7 +435,7 @@ mod tests {
     fn options(carrier: Option<&str>) -> Options {
         let broker: BrokerUrl = "mqtt://127.0.0.1".parse().unwrap();
         Options {
-            broker: BrokerArgs { broker, trust: Default::default() }.endpoint().unwrap(),
+            brokers: BrokerArgs::one(broker, Default::default()).brokers().unwrap(),
             node: NodeId::new("n").unwrap(),
             wheel: PathBuf::new(),
             tag: None,

@@ -63,9 +63,6 @@ pub const BROKER_START: Duration = Duration::from_secs(30);
 /// How often a rehearsal looks whether all devices have what they start with.
 pub const REHEARSAL_LOOK: Duration = Duration::from_millis(500);
 
-/// Most steps of a rollout.
-pub const ROLLOUT_STEPS: usize = 32;
-
 /// A step that does not get to where it should is given up after so many times its wait, if nobody says otherwise.
 pub const ROLLOUT_PATIENCE: u64 = 3;
 

@@ -1,4 +1,5 @@
-//! One MQTT 5 connection: what a publisher asks for, and what it is told.
+//! One connection: what a publisher asks for, and what it is told. MQTT 5, which gives reasons; 3.1.1 with a broker that
+//! speaks nothing else.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -6,10 +7,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use mpypi_client::{ConnectError, Endpoint, Line, LineError, V5};
+use mpypi_client::{Brokers, ConnectError, Endpoint, Line, LineError, V4, V5, endpoint::Moment};
 use mpypi_protocol::{BrokerUrl, greeting, limits::PACKET};
 use rumqttc::{
-    Outgoing,
+    self as four, Outgoing,
     v5::{
         Event, Request, StateError,
         mqttbytes::{
@@ -32,7 +33,7 @@ const OVERHEAD: usize = 10;
 #[derive(Debug)]
 pub struct Link {
     url: BrokerUrl,
-    line: Line<V5>,
+    wire: Wire,
     /// The broker's largest packet.
     packet: usize,
     adapts: bool,
@@ -41,6 +42,13 @@ pub struct Link {
     /// Publishes that wait for their PUBACK, by packet id.
     unacknowledged: HashMap<u16, u64>,
     next: u64,
+}
+
+/// A connection, in the version of MQTT that the broker speaks.
+#[derive(Debug)]
+enum Wire {
+    Five(Box<Line<V5>>),
+    Four(Box<Line<V4>>),
 }
 
 /// Whether the broker keeps a message.
@@ -122,8 +130,8 @@ pub enum LinkError {
         /// Why.
         reason: &'static str,
     },
-    /// Something that does not speak MQTT 5.
-    #[error("{url} does not answer as an MQTT 5 broker: {reason}")]
+    /// Something that does not speak MQTT.
+    #[error("{url} does not answer as an MQTT broker: {reason}")]
     NotMqtt {
         /// What it is not.
         url: String,
@@ -229,47 +237,98 @@ impl Link {
         Link::open(endpoint, None, limits::KEEP_ALIVE).await
     }
 
+    /// Connects to the first of several that answers.
+    ///
+    /// # Errors
+    /// What the first says that is no reason to ask another, or what all of them say: the first of it.
+    pub async fn connect_any(brokers: &Brokers) -> Result<Link, LinkError> {
+        Link::open_any(brokers, None, limits::KEEP_ALIVE).await
+    }
+
     /// The same. When the connection ends without a goodbye, the broker clears what is retained on `topic`; it notices the
     /// end after one and a half times `keep_alive`.
     ///
     /// # Errors
-    /// As [`Link::connect`].
+    /// As [`Link::connect_any`].
     pub async fn connect_clearing(
-        endpoint: &Endpoint,
+        brokers: &Brokers,
         topic: &str,
         keep_alive: Duration,
     ) -> Result<Link, LinkError> {
-        let will = LastWill::new(topic, Vec::new(), QoS::AtLeastOnce, true, None);
-        Link::open(endpoint, Some(will), keep_alive).await
+        Link::open_any(brokers, Some(topic), keep_alive).await
+    }
+
+    async fn open_any(
+        brokers: &Brokers,
+        clears: Option<&str>,
+        keep_alive: Duration,
+    ) -> Result<Link, LinkError> {
+        let mut first = None;
+        for endpoint in brokers.iter() {
+            match Link::open(endpoint, clears, keep_alive).await {
+                Err(error) if error.is_passing() => _ = first.get_or_insert(error),
+                done => return done,
+            }
+        }
+        Err(first.unwrap_or_else(|| unreachable!("there is at least one broker")))
     }
 
     async fn open(
         endpoint: &Endpoint,
-        will: Option<LastWill>,
+        clears: Option<&str>,
         keep_alive: Duration,
     ) -> Result<Link, LinkError> {
+        let id = format!("mpypi-{}-{:08x}", std::process::id(), fastrand::u32(..));
+        let error = match Link::open_five(endpoint, &id, clears, keep_alive).await {
+            Ok(link) => return Ok(link),
+            Err(Declined::Other(error)) => return Err(error),
+            Err(Declined::Version(error)) => error,
+        };
+        match Link::open_four(endpoint, &id, clears, keep_alive).await {
+            // It was not about the version: what it said first is what it says to whom it understands.
+            Err(LinkError::NotMqtt { .. } | LinkError::Unreachable { .. }) => Err(error),
+            done => done,
+        }
+    }
+
+    async fn open_five(
+        endpoint: &Endpoint,
+        id: &str,
+        clears: Option<&str>,
+        keep_alive: Duration,
+    ) -> Result<Link, Declined> {
         let url = endpoint.url();
+        let will = clears.map(|topic| LastWill::new(topic, Vec::new(), QoS::AtLeastOnce, true, None));
         let properties =
             ConnectProperties { max_packet_size: Some(PACKET as u32), ..ConnectProperties::new() };
         let hello = Connect {
             keep_alive: keep_alive.as_secs() as u16,
-            client_id: format!("mpypi-{}-{:08x}", std::process::id(), fastrand::u32(..)),
+            client_id: id.to_owned(),
             clean_start: true,
             properties: Some(properties),
         };
         let login = url.credentials.as_ref().map(|(user, password)| Login::new(user, password));
         let hello = Packet::Connect(hello, will, login);
         let opened = Line::open(endpoint, V5::new(PACKET as u32), hello).await;
-        let (mut line, packet) = opened.map_err(|error| connect_error(url, error))?;
+        let (mut line, packet) = opened.map_err(|error| match &error {
+            // A broker of 3.1.1 answers in 3.1.1, with less than what is read here, and hangs up.
+            LineError::Mqtt(_)
+            | LineError::Connect(ConnectError::HungUp(Moment::Plain | Moment::Secured)) => {
+                Declined::Version(connect_error(url, error))
+            }
+            _ => Declined::Other(connect_error(url, error)),
+        })?;
         let greeting = match packet {
             Packet::ConnAck(greeting) if greeting.code == ConnectReturnCode::Success => greeting,
-            Packet::ConnAck(refusal) => return Err(refused(url, &refusal)),
-            other => {
-                return Err(LinkError::NotMqtt {
-                    url: url.to_string(),
-                    reason: format!("it says {other:?}"),
-                });
+            Packet::ConnAck(refusal) => {
+                let is_version = matches!(
+                    refusal.code,
+                    ConnectReturnCode::UnsupportedProtocolVersion | ConnectReturnCode::RefusedProtocolVersion
+                );
+                let error = refused(url, &refusal);
+                return Err(if is_version { Declined::Version(error) } else { Declined::Other(error) });
             }
+            other => return Err(Declined::Other(not_mqtt(url, &other))),
         };
         let properties = greeting.properties.as_ref();
         let limit = properties.and_then(|properties| properties.max_packet_size);
@@ -279,15 +338,80 @@ impl Link {
         let servers = properties.and_then(|properties| properties.server_keep_alive);
         let keep_alive = servers.map_or(keep_alive, |seconds| Duration::from_secs(seconds.into()));
         line.accept(Some(Packet::ConnAck(greeting)), keep_alive);
-        Ok(Link {
+        let packet = limit.map_or(PACKET, |limit| PACKET.min(limit as usize));
+        Ok(Link::new(url, Wire::Five(Box::new(line)), packet, adapts))
+    }
+
+    async fn open_four(
+        endpoint: &Endpoint,
+        id: &str,
+        clears: Option<&str>,
+        keep_alive: Duration,
+    ) -> Result<Link, LinkError> {
+        let url = endpoint.url();
+        let mut hello = four::Connect::new(id);
+        hello.keep_alive = keep_alive.as_secs() as u16;
+        hello.clean_session = true;
+        hello.last_will =
+            clears.map(|topic| four::LastWill::new(topic, Vec::new(), four::QoS::AtLeastOnce, true));
+        let login = url.credentials.as_ref();
+        hello.login = login.map(|(user, password)| four::Login::new(user, password));
+        // Packet ids of all requests are drawn from this range, so it must be wide; callers bound what is on its way.
+        let version = V4::new(u16::MAX, PACKET);
+        let opened = Line::open(endpoint, version, four::Packet::Connect(hello)).await;
+        let (mut line, packet) = opened.map_err(|error| connect_error(url, error))?;
+        match packet {
+            four::Packet::ConnAck(greeting) if greeting.code == four::ConnectReturnCode::Success => {}
+            four::Packet::ConnAck(refusal) => {
+                let url = url.to_string();
+                return Err(match refusal.code {
+                    four::ConnectReturnCode::ServiceUnavailable => LinkError::Busy { url },
+                    four::ConnectReturnCode::BadUserNamePassword => {
+                        LinkError::Refused { url, reason: "bad user name or password" }
+                    }
+                    four::ConnectReturnCode::NotAuthorized => {
+                        LinkError::Refused { url, reason: "not authorized" }
+                    }
+                    four::ConnectReturnCode::BadClientId => {
+                        LinkError::Refused { url, reason: "client identifier not valid" }
+                    }
+                    _ => LinkError::Refused { url, reason: "it speaks neither MQTT 5 nor 3.1.1" },
+                });
+            }
+            other => return Err(not_mqtt(url, &other)),
+        }
+        line.accept(None, keep_alive);
+        Ok(Link::new(url, Wire::Four(Box::new(line)), PACKET, false))
+    }
+
+    fn new(url: &BrokerUrl, wire: Wire, packet: usize, adapts: bool) -> Link {
+        Link {
             url: url.clone(),
-            line,
-            packet: limit.map_or(PACKET, |limit| PACKET.min(limit as usize)),
+            wire,
+            packet,
             adapts,
             submitted: VecDeque::new(),
             unacknowledged: HashMap::new(),
             next: 0,
-        })
+        }
+    }
+
+    /// Where the broker is.
+    #[must_use]
+    pub fn url(&self) -> &BrokerUrl {
+        &self.url
+    }
+
+    /// The broker's largest packet in bytes, or ours if it did not say.
+    #[must_use]
+    pub fn largest_packet(&self) -> usize {
+        self.packet
+    }
+
+    /// Whether it is MQTT 5 that is spoken.
+    #[must_use]
+    pub fn gives_reasons(&self) -> bool {
+        matches!(self.wire, Wire::Five(_))
     }
 
     /// Whether the broker serves Mpy-BLOX nodes a list that they can take, in place of the channel's.
@@ -298,13 +422,26 @@ impl Link {
 
     /// Subscribes at QoS 0; answered by [`Signal::Subscribed`].
     pub fn subscribe(&mut self, filters: &[String]) {
-        let filters = filters.iter().map(|filter| Filter::new(filter.as_str(), QoS::AtMostOnce));
-        self.line.request(Request::Subscribe(Subscribe::new_many(filters, None)));
+        match &mut self.wire {
+            Wire::Five(line) => {
+                let filters = filters.iter().map(|filter| Filter::new(filter.as_str(), QoS::AtMostOnce));
+                line.request(Request::Subscribe(Subscribe::new_many(filters, None)));
+            }
+            Wire::Four(line) => {
+                let filters = filters
+                    .iter()
+                    .map(|filter| four::SubscribeFilter::new(filter.clone(), four::QoS::AtMostOnce));
+                line.request(four::Request::Subscribe(four::Subscribe::new_many(filters)));
+            }
+        }
     }
 
     /// Unsubscribes; answered by [`Signal::Unsubscribed`].
     pub fn unsubscribe(&mut self, filter: &str) {
-        self.line.request(Request::Unsubscribe(Unsubscribe::new(filter, None)));
+        match &mut self.wire {
+            Wire::Five(line) => line.request(Request::Unsubscribe(Unsubscribe::new(filter, None))),
+            Wire::Four(line) => line.request(four::Request::Unsubscribe(four::Unsubscribe::new(filter))),
+        }
     }
 
     /// Publishes retained at QoS 1; answered by [`Signal::Acknowledged`] with the number returned.
@@ -328,9 +465,19 @@ impl Link {
         if size > self.packet {
             return Err(LinkError::TooLarge { url: self.url.to_string(), size, limit: self.packet });
         }
-        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
-        publish.retain = retain == Retain::Kept;
-        self.line.request(Request::Publish(publish));
+        let kept = retain == Retain::Kept;
+        match &mut self.wire {
+            Wire::Five(line) => {
+                let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
+                publish.retain = kept;
+                line.request(Request::Publish(publish));
+            }
+            Wire::Four(line) => {
+                let mut publish = four::Publish::new(topic, four::QoS::AtLeastOnce, []);
+                (publish.retain, publish.payload) = (kept, payload);
+                line.request(four::Request::Publish(publish));
+            }
+        }
         self.next += 1;
         self.submitted.push_back(self.next);
         Ok(self.next)
@@ -351,24 +498,50 @@ impl Link {
     /// The connection ended.
     pub async fn next_within(&mut self, quiet: Duration) -> Result<Option<Signal>, LinkError> {
         loop {
-            let Ok(event) = timeout(quiet, self.line.next()).await else { return Ok(None) };
-            let event = event.map_err(|error| self.end_error(error))?;
-            if let Some(signal) = self.signal(event) {
-                return Ok(Some(signal));
+            let signal = match &mut self.wire {
+                Wire::Five(line) => match timeout(quiet, line.next()).await {
+                    Err(_) => return Ok(None),
+                    Ok(Ok(event)) => self.signal(event),
+                    Ok(Err(error)) => return Err(self.end_error(error)),
+                },
+                Wire::Four(line) => match timeout(quiet, line.next()).await {
+                    Err(_) => return Ok(None),
+                    Ok(Ok(event)) => self.signal_four(event),
+                    Ok(Err(LineError::Mqtt(four::StateError::AwaitPingResp))) => {
+                        return Err(self.lost("no answer to a ping"));
+                    }
+                    Ok(Err(error)) => return Err(self.lost(error.to_string())),
+                },
+            };
+            if signal.is_some() {
+                return Ok(signal);
             }
         }
     }
 
     /// Says goodbye and closes the connection.
-    pub async fn close(mut self) {
-        self.line.request(Request::Disconnect);
+    pub async fn close(self) {
         let gone = async {
-            while let Ok(event) = self.line.next().await {
-                if event == Event::Outgoing(Outgoing::Disconnect) {
-                    break;
+            match self.wire {
+                Wire::Five(mut line) => {
+                    line.request(Request::Disconnect);
+                    while let Ok(event) = line.next().await {
+                        if event == Event::Outgoing(Outgoing::Disconnect) {
+                            break;
+                        }
+                    }
+                    line.close().await;
+                }
+                Wire::Four(mut line) => {
+                    line.request(four::Request::Disconnect(four::Disconnect));
+                    while let Ok(event) = line.next().await {
+                        if event == four::Event::Outgoing(Outgoing::Disconnect) {
+                            break;
+                        }
+                    }
+                    line.close().await;
                 }
             }
-            self.line.close().await;
         };
         // If the goodbye does not get through, the broker notices by itself.
         let _ = timeout(limits::GOODBYE, gone).await;
@@ -377,9 +550,7 @@ impl Link {
     fn signal(&mut self, event: Event) -> Option<Signal> {
         match event {
             Event::Outgoing(Outgoing::Publish(id)) => {
-                if let Some(number) = self.submitted.pop_front() {
-                    self.unacknowledged.insert(id, number);
-                }
+                self.sent(id);
                 None
             }
             Event::Incoming(Packet::PubAck(ack)) => {
@@ -405,6 +576,35 @@ impl Link {
         }
     }
 
+    fn signal_four(&mut self, event: four::Event) -> Option<Signal> {
+        match event {
+            four::Event::Outgoing(Outgoing::Publish(id)) => {
+                self.sent(id);
+                None
+            }
+            // 3.1.1 has no word for a refusal: whether it is kept, only reading tells.
+            four::Event::Incoming(four::Packet::PubAck(ack)) => {
+                let number = self.unacknowledged.remove(&ack.pkid)?;
+                Some(Signal::Acknowledged(number, Ok(Heard::Unknown)))
+            }
+            four::Event::Incoming(four::Packet::Publish(message)) => {
+                Some(Signal::Message { topic: message.topic, payload: message.payload })
+            }
+            four::Event::Incoming(four::Packet::SubAck(ack)) => {
+                let accepted = |code: &four::SubscribeReasonCode| *code != four::SubscribeReasonCode::Failure;
+                Some(Signal::Subscribed(ack.return_codes.iter().map(accepted).collect()))
+            }
+            four::Event::Incoming(four::Packet::UnsubAck(_)) => Some(Signal::Unsubscribed),
+            _ => None,
+        }
+    }
+
+    fn sent(&mut self, id: u16) {
+        if let Some(number) = self.submitted.pop_front() {
+            self.unacknowledged.insert(id, number);
+        }
+    }
+
     fn lost(&self, reason: impl Into<String>) -> LinkError {
         LinkError::Lost { url: self.url.to_string(), reason: reason.into() }
     }
@@ -425,7 +625,19 @@ impl Link {
     }
 }
 
-fn connect_error(url: &BrokerUrl, error: LineError<StateError>) -> LinkError {
+/// Why there is no connection by MQTT 5.
+enum Declined {
+    /// It may be that the broker speaks 3.1.1 only.
+    Version(LinkError),
+    /// There is none by 3.1.1 either.
+    Other(LinkError),
+}
+
+fn not_mqtt(url: &BrokerUrl, packet: &impl std::fmt::Debug) -> LinkError {
+    LinkError::NotMqtt { url: url.to_string(), reason: format!("it says {packet:?}") }
+}
+
+fn connect_error<E: std::error::Error>(url: &BrokerUrl, error: LineError<E>) -> LinkError {
     let url = url.to_string();
     match error {
         LineError::Connect(problem) => LinkError::Unreachable { url, problem },

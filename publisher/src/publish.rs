@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, Digest, Entry, NodeId, PackageId, Rollout, UpdateList,
     list::{ListError, Release},
@@ -32,8 +32,8 @@ use crate::{
 /// Where and how to publish.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several that are to agree.
+    pub brokers: Brokers,
     /// The channel's name, before what the folder says.
     pub channel: Option<ChannelName>,
     /// Whether anything is sent.
@@ -478,7 +478,7 @@ struct Nodes {
 
 impl<O: Observer> Run<'_, O> {
     async fn attempt(&mut self) -> Result<Outcome, PublishError> {
-        let mut link = Link::connect(&self.options.broker).await?;
+        let mut link = Link::connect_any(&self.options.brokers).await?;
         self.connected = true;
         let (present, roots) = retained::channel(&mut link, &self.channel.name).await?;
         if self.authority.is_none() {

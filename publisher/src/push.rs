@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mpypi_client::{Endpoint, args::TrustArgs, http, trust::TrustError};
+use mpypi_client::{Brokers, args::TrustArgs, http, trust::TrustError};
 use mpypi_protocol::{
     ChannelName, Entry, NodeId, UpdateList,
     list::Firmware,
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The broker that has the channel, and is told of the devices.
-    pub broker: Endpoint,
+    pub brokers: Brokers,
     /// The channel.
     pub channel: ChannelName,
     /// Where devices fetch packages from: below it is `/packages/<sha256>`.
@@ -185,7 +185,7 @@ pub async fn push(
     options: &Options,
     told: &mut (dyn FnMut(&NodeId, &str) + Send),
 ) -> Result<Vec<(NodeId, Became)>, PushError> {
-    let mut link = Link::connect(&options.broker).await?;
+    let mut link = Link::connect_any(&options.brokers).await?;
     let list = retained::list(&mut link, &options.channel).await?;
     let list = list.and_then(|payload| UpdateList::parse(&payload).ok()).unwrap_or_default();
     let images: Vec<_> = list

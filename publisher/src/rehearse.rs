@@ -110,7 +110,7 @@ pub async fn rehearse(rehearsal: &Rehearsal, observer: &mut impl Observer) -> Re
     let scratch = scratch.map_err(RehearsalError::Scratch)?;
     let (_broker, endpoint) = start_broker(scratch.path()).await?;
     let mut options = Options {
-        broker: endpoint.clone(),
+        brokers: endpoint.clone().into(),
         channel: rehearsal.channel.clone(),
         mode: Mode::DryRun,
         trust: Trust::List,
@@ -154,7 +154,7 @@ async fn installed(broker: &Endpoint, rehearsal: &Rehearsal, sequence: u64) {
         if looks.tick().await >= until {
             return;
         }
-        let Ok(status) = status(broker, &[]).await else { continue };
+        let Ok(status) = status(&broker.clone().into(), &[]).await else { continue };
         let has = |state: &&State| state.phase == Phase::Idle && state.sequence == Some(sequence);
         let count = status.nodes.values().filter_map(|node| node.state.as_ref()).filter(has).count();
         if count >= rehearsal.nodes as usize {

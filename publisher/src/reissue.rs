@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{ChannelName, Digest, Entry, PackageId, Root, Trust, UpdateList, list::Release};
 
 use crate::{
@@ -21,8 +21,8 @@ use crate::{
 /// What to publish again, and where.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several that are to agree.
+    pub brokers: Brokers,
     /// The channel that gets a new list.
     pub channel: ChannelName,
     /// Where its packages come from.
@@ -65,7 +65,7 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
     #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the plan its time")]
     let now = Timestamp::now();
     let Options { channel, keys, .. } = options;
-    let mut link = Link::connect(&options.broker).await?;
+    let mut link = Link::connect_any(&options.brokers).await?;
     let (present, roots) = retained::channel(&mut link, channel).await?;
     let list = present.as_ref().and_then(|payload| UpdateList::parse(payload).ok());
     let signing = Signing::With(keys.clone(), options.key.clone());
@@ -175,8 +175,8 @@ pub struct Page {
 ///
 /// # Errors
 /// See [`PublishError`].
-pub async fn log(broker: &Endpoint, channel: &ChannelName, keys: &Keys) -> Result<Vec<Page>, PublishError> {
-    let mut link = Link::connect(broker).await?;
+pub async fn log(brokers: &Brokers, channel: &ChannelName, keys: &Keys) -> Result<Vec<Page>, PublishError> {
+    let mut link = Link::connect_any(brokers).await?;
     let (present, roots) = retained::channel(&mut link, channel).await?;
     let kept = history::read(&mut link, channel).await?;
     link.close().await;

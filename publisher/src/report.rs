@@ -6,7 +6,7 @@ use std::{
     io::{IsTerminal, Write as _, stderr},
 };
 
-use mpypi_client::trust::TrustError;
+use mpypi_client::{BrokersError, trust::TrustError};
 use mpypi_protocol::ChannelName;
 use serde_json::{Value, json};
 
@@ -178,6 +178,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref::<AskError>() {
         return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<BrokersError>() {
+        return error.hint().map(str::to_owned);
     }
     if let Some(error) = error.downcast_ref::<TrustError>() {
         return error.hint().map(str::to_owned);

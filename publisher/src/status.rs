@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, NodeId, Topic, UpdateList,
     node::{Info, State},
+    record::Heard,
     topic::NodeSubject,
 };
 
@@ -50,8 +51,8 @@ pub struct NodeStatus {
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn status(broker: &Endpoint, channels: &[ChannelName]) -> Result<Status, AskError> {
-    let mut link = Link::connect(broker).await?;
+pub async fn status(brokers: &Brokers, channels: &[ChannelName]) -> Result<Status, AskError> {
+    let mut link = Link::connect_any(brokers).await?;
     let mut filters: Vec<String> = channels.iter().map(ChannelName::topic).collect();
     if channels.is_empty() {
         filters.push("mpypi/channels/+".to_owned());
@@ -104,9 +105,13 @@ impl NodeStatus {
     /// The channel the node follows, as far as it says; of one that runs Mpy-BLOX the broker says it.
     #[must_use]
     pub fn channel(&self) -> Option<ChannelName> {
-        let said = self.info.as_ref().and_then(|info| info.channel.clone());
-        let seen = || ChannelName::new(self.state.as_ref()?.extra.get("channel")?.as_str()?).ok();
-        said.or_else(seen)
+        self.heard().channel()
+    }
+
+    /// What was heard of it.
+    #[must_use]
+    pub fn heard(&self) -> Heard<'_> {
+        Heard { info: self.info.as_ref(), state: self.state.as_ref(), online: self.online }
     }
 }
 

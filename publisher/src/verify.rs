@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use jiff::Timestamp;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{ChannelName, Digest, PackageId, Trust, UpdateList};
 
 use crate::{
@@ -30,14 +30,14 @@ pub struct Check {
 /// # Errors
 /// It cannot be read. What is wrong with it is no error, but a [`Check`].
 pub async fn verify(
-    broker: &Endpoint,
+    brokers: &Brokers,
     channel: &ChannelName,
     keys: &Keys,
 ) -> Result<Vec<Check>, PublishError> {
     #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the checks their time")]
     let now = Timestamp::now();
     let chain = keys.roots().map_err(SigningError::from)?.0;
-    let mut link = Link::connect(broker).await?;
+    let mut link = Link::connect_any(brokers).await?;
     let (present, roots) = retained::channel(&mut link, channel).await?;
     let mut checks = Vec::new();
     let mut check = |what: String, trouble: Option<String>| checks.push(Check { what, trouble });
@@ -103,7 +103,7 @@ pub async fn verify(
         );
     }
     link.close().await;
-    let pages = log(broker, channel, keys).await?;
+    let pages = log(brokers, channel, keys).await?;
     let trouble = pages
         .iter()
         .flat_map(|page| page.trouble.iter().map(|trouble| format!("release {}: {trouble}", page.sequence)));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
 mod access;
+mod api;
 mod appstore;
 mod broker;
 mod bytecode;
@@ -11,8 +12,10 @@ mod device_store;
 mod device_trust;
 mod downloads;
 mod durability;
+mod edge;
 mod fleet;
 mod flood;
+mod gateway;
 mod home;
 mod hostile;
 mod http;

@@ -1,7 +1,7 @@
 //! The builder that all integration tests share: real programs in a world of their own.
 //!
 //! [`World`] is a scratch folder; a [`Server`] is a broker of ours or mosquitto on a free loopback port, and
-//! dies with the test; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
+//! dies with the test, and a [`Cluster`] is several of NATS; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
 //! told, also what no proper client does; a [`mpyblox::Blox`] is a device that runs what others wrote; an
 //! [`face::Device`] is an agent with its own interfaces over HTTP; an
 //! [`Authority`] makes certificates, and a [`Secure`] broker shows one; a [`Proxy`] sits on the line and counts,
@@ -16,15 +16,17 @@ pub mod disk;
 pub mod face;
 pub mod http;
 pub mod mpyblox;
+mod nats;
 mod programs;
 mod proxy;
 mod server;
 
 pub use authority::{Authority, Validity};
 pub use client::{Client, Options, Received, fill};
+pub use nats::Cluster;
 pub use programs::{Output, Running, World, files_below, micropython, peer, program, run, run_with};
 pub use proxy::{Proxy, Verdict};
-pub use server::{Deadline, Kind, Secure, Server, clock};
+pub use server::{Deadline, Kind, Secure, Server, clock, free_address};
 
 use std::time::Duration;
 

@@ -18,7 +18,7 @@ use crate::{PATIENCE, World, program, programs::peer};
 pub struct Server {
     child: Child,
     log: PathBuf,
-    /// Where it listens for MQTT over TCP.
+    /// Where it listens for MQTT over TCP; of a gateway, where it speaks HTTP.
     pub address: SocketAddr,
     /// All URLs it listens for.
     pub listening: Vec<String>,
@@ -59,6 +59,22 @@ impl Server {
         Server::spawn(world.path("broker.log"), command, listeners)
     }
 
+    /// Our broker at this address and no other, with more arguments.
+    #[must_use]
+    pub fn start_at(world: &World, address: SocketAddr, arguments: &[&str]) -> Server {
+        let (listen, data) = (address.to_string(), world.text("data"));
+        let more = arguments.iter().filter(|argument| **argument == "--http").count();
+        let usual = ["serve", "--listen", &listen, "--data", &data];
+        Server::launch(world, &[&usual, arguments].concat(), 1 + more)
+    }
+
+    /// A gateway to the broker at `upstream`, with more arguments.
+    #[must_use]
+    pub fn gateway(world: &World, upstream: &str, arguments: &[&str]) -> Server {
+        let usual = ["gateway", "--upstream", upstream, "--http", "127.0.0.1:0"];
+        Server::launch(world, &[&usual, arguments].concat(), 1)
+    }
+
     /// Our broker with its index in the folder `data`, its log, and more environment.
     #[must_use]
     pub fn start_on(data: &Path, log: PathBuf, environment: &[(&str, OsString)]) -> Server {
@@ -77,7 +93,9 @@ impl Server {
             .take(listeners)
             .map_while(|line| line.unwrap().strip_prefix("listening on ").map(str::to_owned))
             .collect();
-        let address = listening.first().and_then(|url| url.strip_prefix("mqtt://")?.parse().ok());
+        let socket =
+            |url: &String| url.strip_prefix("mqtt://").or_else(|| url.strip_prefix("http://"))?.parse().ok();
+        let address = listening.first().and_then(socket);
         let Some(address) = address.filter(|_| listening.len() == listeners) else {
             child.kill().ok();
             panic!("the broker did not start: {}", fs::read_to_string(&log).unwrap_or_default());
@@ -288,7 +306,8 @@ impl Secure {
 }
 
 /// A loopback address that nobody uses now, and hardly anybody will in the next moment.
-fn free_address() -> SocketAddr {
+#[must_use]
+pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -300,6 +319,6 @@ pub fn clock() -> Instant {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a foreign program tells nobody that it is ready")]
-fn pause() {
+pub(crate) fn pause() {
     thread::sleep(Duration::from_millis(10));
 }

@@ -23,7 +23,7 @@ use mpypi_agent_sim::{
 use mpypi_client::args::parse_time;
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, endpoint, print, run_fleet};
+use super::{Common, Failure, brokers, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -132,6 +132,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         let hardware = Hardware {
             sysname: platforms.next().cloned().unwrap_or(usual.sysname),
             mpy: mpys.next().map_or(usual.mpy, |mpy| mpy.0),
+            agent: usual.agent,
         };
         members.push(Member {
             node,
@@ -145,7 +146,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
     let options = FleetOptions {
         trust: args.common.trust()?,
-        broker: endpoint(args.common.broker)?,
+        brokers: brokers(args.common.broker)?,
         channel: args.common.channel,
         members,
         timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },

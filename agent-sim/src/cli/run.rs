@@ -9,7 +9,7 @@ use mpypi_agent_sim::{
 };
 use mpypi_protocol::{NodeId, limits};
 
-use super::{Common, Failure, endpoint, face, print, run_fleet};
+use super::{Common, Failure, brokers, face, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,7 +69,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let (desk, faces) = args.face.open(args.common.broker.trust.clone())?;
     let options = FleetOptions {
         trust: args.common.trust()?,
-        broker: endpoint(args.common.broker)?,
+        brokers: brokers(args.common.broker)?,
         channel: args.common.channel,
         seed: node
             .as_str()
@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             node,
             home: Home::Disk(args.root.clone()),
             number: 1,
-            hardware: Hardware { sysname: args.platform, mpy: args.mpy.0 },
+            hardware: Hardware { sysname: args.platform, mpy: args.mpy.0, ..Hardware::default() },
             traits: Traits { labels: args.labels.into_iter().collect(), utc_offset: args.utc_offset },
             desk,
         }],

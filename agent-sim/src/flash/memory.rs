@@ -11,8 +11,8 @@ use super::{Flash, Kind, parent};
 #[derive(Debug, Clone)]
 pub struct Memory {
     names: BTreeMap<String, Node>,
-    /// The names as they stood when their folder was last synced.
-    synced: BTreeMap<String, Node>,
+    /// What stood where names changed since their folder was last synced.
+    unsynced: BTreeMap<String, Option<Node>>,
     files: BTreeMap<u64, Data>,
     next: u64,
     capacity: u64,
@@ -52,7 +52,13 @@ impl Memory {
     /// An empty file system for `capacity` bytes.
     #[must_use]
     pub fn new(capacity: u64) -> Memory {
-        Memory { names: BTreeMap::new(), synced: BTreeMap::new(), files: BTreeMap::new(), next: 0, capacity }
+        Memory {
+            names: BTreeMap::new(),
+            unsynced: BTreeMap::new(),
+            files: BTreeMap::new(),
+            next: 0,
+            capacity,
+        }
     }
 
     /// Changes for how many bytes there is room. What is there stays.
@@ -63,7 +69,12 @@ impl Memory {
     /// The power goes off and on again.
     pub fn lose(&mut self, loss: Loss) {
         if matches!(loss, Loss::Names | Loss::Everything) {
-            self.names = self.synced.clone();
+            for (path, before) in std::mem::take(&mut self.unsynced) {
+                match before {
+                    Some(node) => self.names.insert(path, node),
+                    None => self.names.remove(&path),
+                };
+            }
             // What stands in a folder that was itself lost is lost with it.
             let lost: Vec<_> =
                 self.names.keys().filter(|path| !self.has_folder(parent(path))).cloned().collect();
@@ -79,7 +90,7 @@ impl Memory {
         for data in self.files.values_mut() {
             data.synced = data.bytes.len();
         }
-        self.synced = self.names.clone();
+        self.unsynced.clear();
         let named: BTreeSet<_> = self.names.values().copied().collect();
         self.files.retain(|id, _| named.contains(&Node::File(*id)));
     }
@@ -99,6 +110,14 @@ impl Memory {
 
     fn has_folder(&self, path: &str) -> bool {
         path.is_empty() || (self.names.get(path) == Some(&Node::Folder) && self.has_folder(parent(path)))
+    }
+
+    /// Whether there is such a folder, or would be after a power cut.
+    fn may_return(&self, path: &str) -> bool {
+        let was = self.unsynced.get(path).copied().flatten();
+        path.is_empty()
+            || ([self.names.get(path).copied(), was].contains(&Some(Node::Folder))
+                && self.may_return(parent(path)))
     }
 
     fn file(&self, path: &str) -> io::Result<u64> {
@@ -122,10 +141,27 @@ impl Memory {
         self.files().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
+    /// Puts something else where `path` is, or nothing.
+    fn put(&mut self, path: &str, node: Option<Node>) {
+        let before = match node {
+            Some(node) => self.names.insert(path.to_owned(), node),
+            None => self.names.remove(path),
+        };
+        // What stood there when it was synced is lost only with the next sync.
+        if !self.unsynced.contains_key(path) {
+            self.unsynced.insert(path.to_owned(), before);
+        }
+        self.forget(before);
+    }
+
     /// Forgets a file if it has no name left.
     fn forget(&mut self, node: Option<Node>) {
         if let Some(Node::File(id)) = node
-            && !self.names.values().chain(self.synced.values()).any(|node| *node == Node::File(id))
+            && !self
+                .names
+                .values()
+                .chain(self.unsynced.values().flatten())
+                .any(|node| *node == Node::File(id))
         {
             self.files.remove(&id);
         }
@@ -167,9 +203,8 @@ impl Flash for Memory {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         self.files.insert(self.next, Data::default());
-        let before = self.names.insert(path.to_owned(), Node::File(self.next));
+        self.put(path, Some(Node::File(self.next)));
         self.next += 1;
-        self.forget(before);
         Ok(())
     }
 
@@ -186,16 +221,19 @@ impl Flash for Memory {
         if let Some(Node::File(id)) = self.names.get(path) {
             let data = self.files.entry(*id).or_default();
             data.synced = data.bytes.len();
+            // Of ten thousand flashes none keeps room for more.
+            data.bytes.shrink_to_fit();
             return Ok(());
         }
         self.need_folder(path)?;
         let here = |name: &String| parent(name) == path;
-        let before: Vec<_> = self.synced.extract_if(.., |name, _| here(name)).map(|(_, node)| node).collect();
-        for (name, node) in self.names.iter().filter(|(name, _)| here(name)) {
-            self.synced.insert(name.clone(), *node);
-        }
-        for node in before {
-            self.forget(Some(node));
+        let before: Vec<_> = self.unsynced.extract_if(.., |name, _| here(name)).collect();
+        // What stood in a folder that is gone for good cannot come back either.
+        let gone = self.unsynced.keys().filter(|name| !self.may_return(parent(name))).cloned();
+        let gone: Vec<_> = gone.collect();
+        let gone: Vec<_> = gone.iter().filter_map(|name| self.unsynced.remove(name)).collect();
+        for node in before.into_iter().map(|(_, node)| node).chain(gone) {
+            self.forget(node);
         }
         Ok(())
     }
@@ -206,16 +244,15 @@ impl Flash for Memory {
         if self.names.get(to) == Some(&Node::Folder) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        self.names.remove(from);
-        let before = self.names.insert(to.to_owned(), Node::File(id));
-        self.forget(before);
+        // The new name first: a file without any is forgotten.
+        self.put(to, Some(Node::File(id)));
+        self.put(from, None);
         Ok(())
     }
 
     fn remove(&mut self, path: &str) -> io::Result<()> {
         self.file(path)?;
-        let before = self.names.remove(path);
-        self.forget(before);
+        self.put(path, None);
         Ok(())
     }
 
@@ -224,7 +261,7 @@ impl Flash for Memory {
         if self.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        self.names.insert(path.to_owned(), Node::Folder);
+        self.put(path, Some(Node::Folder));
         Ok(())
     }
 
@@ -235,7 +272,7 @@ impl Flash for Memory {
         if !self.list(path)?.is_empty() {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
-        self.names.remove(path);
+        self.put(path, None);
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ pub fn page(report: &Report<'_>) -> String {
         seed = report.seed,
         seconds = report.seconds,
     );
-    for section in [numbers, releases, over_time, connections, cohorts, errors, troubled] {
+    for section in [numbers, releases, over_time, connections, cohorts, errors, intruder, troubled] {
         page += &section(report);
     }
     page + "</body>\n</html>\n"
@@ -216,6 +216,21 @@ fn errors(report: &Report<'_>) -> String {
         let _ = write!(body, "<tr><td>{}<td class=\"number\">{count}</tr>", escape(error));
     }
     section("What failed, in the end", &(body + "</table>"))
+}
+
+fn intruder(report: &Report<'_>) -> String {
+    if report.attacks.is_empty() {
+        return String::new();
+    }
+    let mut body = String::from("<table><tr><th>an intruder’s<th>times<th></tr>");
+    for (attack, count) in &report.attacks {
+        let _ = write!(body, "<tr><td>{}<td class=\"number\">{count}<td></tr>", escape(attack));
+    }
+    body += "<tr><th>refused for<th>times<th></tr>";
+    for (word, count) in report.refusals {
+        let _ = write!(body, "<tr><td>{}<td class=\"number\">{count}<td></tr>", escape(word));
+    }
+    section("Attacks", &(body + "</table>"))
 }
 
 fn troubled(report: &Report<'_>) -> String {

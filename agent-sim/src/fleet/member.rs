@@ -79,14 +79,14 @@ impl Storage for Disk {
 
 /// Runs a node until `stop`; then says what it has. An error is a node that does not start: it is bricked.
 pub(super) async fn live<F: Storage>(
-    mut options: NodeOptions,
+    mut options: Box<NodeOptions>,
     mut flash: F,
-    mut weather: Weather,
+    mut weather: Box<Weather>,
     clock: Clock,
     mut observe: impl FnMut(Happening),
     stop: CancellationToken,
 ) -> Result<Found, String> {
-    options.hardware = weather.hardware(options.hardware);
+    options.hardware = weather.hardware(options.hardware.clone());
     let history = weather.history();
     history
         .write(&mut flash, &options.node, &options.channel, &options.hardware)

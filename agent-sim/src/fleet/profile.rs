@@ -23,6 +23,8 @@ pub struct Profile {
     pub abi: BTreeMap<Abi, Share>,
     /// What the nodes had before.
     pub history: Past,
+    /// Nodes with another agent than this.
+    pub agents: Agents,
     /// The way between the broker and each node.
     pub link: Link,
     /// Nodes that read no faster than this: what is for them waits at the broker.
@@ -37,6 +39,8 @@ pub struct Profile {
     pub clock: Skew,
     /// What the application does after an update.
     pub application: Application,
+    /// Who sits between the broker and each node, and lies.
+    pub intruder: Intruder,
 }
 
 /// The way between the broker and a node.
@@ -67,6 +71,14 @@ pub struct Past {
     pub used: Share,
     /// Nodes with files of their owner's, one of them `main.py`.
     pub owned: Share,
+}
+
+/// Nodes with another agent than this.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Agents {
+    /// Nodes whose agent knows nothing of rollouts, optional packages, revoked releases, epochs and roots.
+    pub old: Share,
 }
 
 /// Nodes that read slowly.
@@ -135,6 +147,25 @@ pub struct Application {
     pub broken: Share,
     /// The version of the releases that break them; all if there is none.
     pub broken_version: Option<String>,
+}
+
+/// Who sits between the broker and each node, and lies until the faults end. Each share is one of messages: each, as it
+/// comes, may be struck. Nodes without keys to verify lists with would believe a forged one, or one changed to something
+/// else that is a list: to them, lists come at worst in part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Intruder {
+    /// Packages in whose place other bytes come, as many.
+    pub swapped_packages: Share,
+    /// Packages and lists that go on and on. Half of the packages are longer than the list says, by up to 64 KiB; all else
+    /// never ends, and nothing comes behind it as long as the connection lasts.
+    pub endless_data: Share,
+    /// Lists in whose place the one before comes, where the node was sent one before.
+    pub old_lists: Share,
+    /// Lists that come changed: any bit of one that is signed; of another, a part.
+    pub corrupted_lists: Share,
+    /// Lists in whose place one of the intruder's comes, with a higher sequence. Only where lists are signed.
+    pub forged_lists: Share,
 }
 
 /// A profile that comes with the program, or one of the user's.
@@ -363,6 +394,7 @@ mod tests {
             ("[link]\nbandwidth = \"9\"", "20KB"),
             ("[platforms]\nesp32 = \"70%\"\nrp2 = \"40%\"", "the shares of `platforms` make 110 %"),
             ("[history]\nused = \"70%\"\nowned = \"40%\"", "the shares of `history` make 110 %"),
+            ("[intruder]\nforged-packages = \"1%\"", "unknown field `forged-packages`"),
             ("[abi]\nsix = \"70%\"", "`sys.implementation._mpy`"),
         ];
         for (text, reason) in cases {

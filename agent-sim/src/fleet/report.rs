@@ -49,6 +49,10 @@ pub struct Report<'a> {
     pub(super) cohorts: Vec<Cohort<'a>>,
     /// How many releases failed on nodes in the end, by the word their error starts with.
     pub(super) errors: BTreeMap<&'a str, usize>,
+    /// How often nodes refused a list, a root or a release, by the word of the reason; each of them may be tried again.
+    pub(super) refusals: &'a BTreeMap<String, u64>,
+    /// How often an intruder struck, by what he did.
+    pub(super) attacks: BTreeMap<&'static str, u64>,
     /// What befell the fleet.
     pub(super) blows: Blows,
     /// How nodes came back whose connections broke.
@@ -284,6 +288,8 @@ impl<'a> Report<'a> {
             platforms,
             cohorts: cohorts(summary),
             errors,
+            refusals: &summary.refusals,
+            attacks: summary.attacks.iter().map(|(attack, count)| (attack.word(), *count)).collect(),
             blows,
             reconnects: Comebacks::of(&summary.reconnects),
             samples: samples(&summary.samples),
@@ -379,8 +385,19 @@ impl<'a> Report<'a> {
             }
             lines.push('\n');
         }
+        for (what, counts) in [("attacks", all(&self.attacks)), ("refused", all(self.refusals))] {
+            if !self.attacks.is_empty() && !counts.is_empty() {
+                lines += &format!("{what}: {counts}\n");
+            }
+        }
         lines + &self.reconnects.text
     }
+}
+
+/// What there is, and how often.
+fn all(counts: &BTreeMap<impl AsRef<str>, u64>) -> String {
+    let counts: Vec<_> = counts.iter().map(|(what, count)| format!("{} {count}", what.as_ref())).collect();
+    counts.join(", ")
 }
 
 impl Comebacks {

@@ -10,7 +10,11 @@ use mpypi_client::Traffic;
 use mpypi_protocol::{Digest, NodeId, node::Phase};
 
 use super::{member::Found, reconnects::Reconnects};
-use crate::{node::Trouble, update::Report, weather::Blow};
+use crate::{
+    node::Trouble,
+    update::Report,
+    weather::{Attack, Blow},
+};
 
 /// Counts along while a fleet runs: what is asked for at each report costs the same however large the fleet is.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub struct Tally {
     standing: Standing,
     samples: Vec<Sample>,
     reconnects: Reconnects,
+    attacks: BTreeMap<Attack, u64>,
+    refusals: BTreeMap<String, u64>,
     ever_connected: bool,
     trouble: Option<Trouble>,
 }
@@ -182,6 +188,10 @@ pub struct Summary {
     pub samples: Vec<Sample>,
     /// How nodes came back that lost their connections.
     pub reconnects: Reconnects,
+    /// What intruders did, and how often.
+    pub attacks: BTreeMap<Attack, u64>,
+    /// How often nodes refused a list, a root or a release, by the word of the reason.
+    pub refusals: BTreeMap<String, u64>,
     /// How many releases each had to apply.
     pub releases: usize,
     /// How long it ran.
@@ -207,6 +217,8 @@ impl Tally {
             standing: Standing::default(),
             samples: Vec::new(),
             reconnects: Reconnects::default(),
+            attacks: BTreeMap::new(),
+            refusals: BTreeMap::new(),
             ever_connected: false,
             trouble: None,
         }
@@ -281,6 +293,19 @@ impl Tally {
         // It is off, and will be back when it is on again: no matter of its connection.
         self.nodes[index].lost_at = None;
         self.offline(index);
+    }
+
+    /// Notes what an intruder did.
+    pub fn attack(&mut self, attack: Attack) {
+        *self.attacks.entry(attack).or_default() += 1;
+    }
+
+    /// Notes that a node refused something, for the reason of this word.
+    pub fn refused(&mut self, word: &str) {
+        match self.refusals.get_mut(word) {
+            Some(count) => *count += 1,
+            None => drop(self.refusals.insert(word.to_owned(), 1)),
+        }
     }
 
     /// Notes what a node has in the end.
@@ -411,6 +436,8 @@ impl Tally {
             newest: self.newest.map(|(_, list)| list),
             samples: self.samples.clone(),
             reconnects: self.reconnects.clone(),
+            attacks: self.attacks.clone(),
+            refusals: self.refusals.clone(),
             releases,
             time,
             ever_connected: self.ever_connected,

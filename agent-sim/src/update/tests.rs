@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    device::Traits,
+    device::{Hardware, Traits},
     flash::{Loss, Memory},
     testing::{Bench, Files, Release, channel, files, list_of, release},
 };
@@ -606,6 +606,26 @@ fn an_optional_release_waits_for_an_order() {
     bench.command(r#"[{"type":"install"}]"#);
     bench.settle().unwrap();
     assert_eq!(standing(&bench), (Phase::Idle, Some(2), None));
+}
+
+#[test]
+fn an_old_agent_passes_over_what_holds_others_back() {
+    let mut flash = memory();
+    let old = Hardware { agent: Agent::Old, ..Hardware::default() };
+    let mut bench = Bench::start_on(&mut flash, old).unwrap();
+    bench.publish(&step(2, "two", r#""percent":"0","optional":true"#));
+    bench.run().unwrap();
+    assert_eq!(standing(&bench), (Phase::Idle, Some(2), None));
+    bench.command(r#"[{"type":"install"}]"#);
+    bench.settle().unwrap();
+    assert!(!bench.logs.iter().any(|line| line.contains("install")), "{:?}", bench.logs);
+    let mut release = release(3, &[], &[("blink", "1.0", &[("blink.py", b"x")])]);
+    let text = String::from_utf8(release.list.to_vec()).unwrap();
+    release.list = text.replace(r#""name":"blink","#, r#""name":"blink","optional":true,"#).into();
+    bench.publish(&release);
+    bench.settle().unwrap();
+    drop(bench);
+    assert_eq!(files(&flash), release.files);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! | `admin` | everything | everything |
 //! | `publisher` | everything below `mpypi/` and `homeassistant/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time`, `homeassistant/status` |
 //! | `viewer` | everything below `mpypi/`, `homeassistant/` and `$SYS/` | nothing |
+//! | `edge` | channels, their history, packages, roots, every node's `cmd` and `time` | every node's `info`, `state`, `online`, `log`, `challenge`; what edges say of themselves |
 //! | `node` | channels, packages, roots, its own topics | its own `info`, `state`, `online`, `log`, `challenge` |
 //! | guest over HTTP | one channel, packages by their digest | nothing |
 //!
@@ -27,6 +28,8 @@ pub enum Role {
     Admin,
     /// Publishes releases.
     Publisher,
+    /// A broker that takes its channels from here.
+    Edge,
     /// A device.
     Node,
     /// Looks on.
@@ -49,6 +52,8 @@ pub enum Identity {
     Publisher,
     /// A viewer.
     Viewer,
+    /// A broker that takes its channels from here, and speaks for its nodes.
+    Edge,
     /// A device, and which channels it may read.
     Node(NodeId, Channels),
     /// Who did not log in, where one channel is shown to everybody.
@@ -86,6 +91,10 @@ impl Identity {
                         | Topic::Node(_, NodeSubject::Cmd | NodeSubject::Time)
                 ) || matches!(&topic, Topic::Other(name) if name == HOME_STATUS)
             }
+            (Identity::Edge, topic) => match topic {
+                Topic::Node(_, subject) => !matches!(subject, NodeSubject::Cmd | NodeSubject::Time),
+                topic => matches!(topic, Topic::Edge(_)),
+            },
             // `cmd` and `time` are what others tell the node.
             (Identity::Node(own, _), Topic::Node(node, subject)) => {
                 *own == node && !matches!(subject, NodeSubject::Cmd | NodeSubject::Time)
@@ -101,6 +110,16 @@ impl Identity {
             Identity::Anyone | Identity::Admin => true,
             Identity::Viewer if covers("$SYS/#", filter) => true,
             Identity::Publisher | Identity::Viewer => covers("mpypi/#", filter) || covers(HOME, filter),
+            Identity::Edge => [
+                "mpypi/channels/+",
+                "mpypi/channels/+/history/+",
+                "mpypi/packages/#",
+                "mpypi/keys/root/+",
+                "mpypi/nodes/+/cmd",
+                "mpypi/nodes/+/time",
+            ]
+            .iter()
+            .any(|pattern| covers(pattern, filter)),
             Identity::Node(own, channels) => {
                 let channel = match channels {
                     Channels::All => covers("mpypi/channels/+", filter),
@@ -146,6 +165,7 @@ impl fmt::Display for Identity {
             Identity::Admin => f.write_str("an admin"),
             Identity::Publisher => f.write_str("a publisher"),
             Identity::Viewer => f.write_str("a viewer"),
+            Identity::Edge => f.write_str("an edge"),
             Identity::Node(node, _) => write!(f, "node `{node}`"),
             Identity::Guest(_) => f.write_str("who is not logged in"),
         }
@@ -181,33 +201,35 @@ mod tests {
     fn each_role_writes_what_it_must_and_nothing_else() {
         let package =
             "mpypi/packages/src/main.py/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        // Topic: admin, publisher, viewer, node.
-        let table: &[(&str, [bool; 4])] = &[
-            ("mpypi/channels/dev", [true, true, false, false]),
-            ("mpypi/channels/dev/rollout", [true, true, false, false]),
-            ("mpypi/channels/dev/rollout/lease", [true, true, false, false]),
-            ("mpypi/channels/dev/rollout/order", [true, true, false, false]),
-            (package, [true, true, false, false]),
-            ("mpypi/nodes/kitchen/info", [true, false, false, true]),
-            ("mpypi/nodes/kitchen/state", [true, false, false, true]),
-            ("mpypi/nodes/kitchen/online", [true, false, false, true]),
-            ("mpypi/nodes/kitchen/log", [true, false, false, true]),
-            ("mpypi/nodes/kitchen/cmd", [true, true, false, false]),
-            ("mpypi/channels/dev/history/7", [true, true, false, false]),
-            ("mpypi/keys/root/2", [true, true, false, false]),
-            ("mpypi/nodes/kitchen/challenge", [true, false, false, true]),
-            ("mpypi/nodes/kitchen/time", [true, true, false, false]),
-            ("mpypi/nodes/kitchen/other", [true, false, false, false]),
-            ("mpypi/nodes/cellar/info", [true, false, false, false]),
-            ("mpypi/nodes/cellar/cmd", [true, true, false, false]),
-            ("mpypi/nodes/kitchen", [true, false, false, false]),
-            ("mpypi/else", [true, false, false, false]),
-            ("home/light", [true, false, false, false]),
-            ("homeassistant/status", [true, true, false, false]),
-            ("homeassistant/update/mpypi_kitchen/config", [true, false, false, false]),
-            ("homeassistant/update/mpypi_kitchen/state", [true, false, false, false]),
+        // Topic: admin, publisher, viewer, edge, node.
+        let table: &[(&str, [bool; 5])] = &[
+            ("mpypi/channels/dev", [true, true, false, false, false]),
+            ("mpypi/channels/dev/rollout", [true, true, false, false, false]),
+            ("mpypi/channels/dev/rollout/lease", [true, true, false, false, false]),
+            ("mpypi/channels/dev/rollout/order", [true, true, false, false, false]),
+            (package, [true, true, false, false, false]),
+            ("mpypi/nodes/kitchen/info", [true, false, false, true, true]),
+            ("mpypi/nodes/kitchen/state", [true, false, false, true, true]),
+            ("mpypi/nodes/kitchen/online", [true, false, false, true, true]),
+            ("mpypi/nodes/kitchen/log", [true, false, false, true, true]),
+            ("mpypi/nodes/kitchen/cmd", [true, true, false, false, false]),
+            ("mpypi/channels/dev/history/7", [true, true, false, false, false]),
+            ("mpypi/keys/root/2", [true, true, false, false, false]),
+            ("mpypi/nodes/kitchen/challenge", [true, false, false, true, true]),
+            ("mpypi/nodes/kitchen/time", [true, true, false, false, false]),
+            ("mpypi/edges/site-7", [true, false, false, true, false]),
+            ("mpypi/nodes/kitchen/other", [true, false, false, false, false]),
+            ("mpypi/nodes/cellar/info", [true, false, false, true, false]),
+            ("mpypi/nodes/cellar/cmd", [true, true, false, false, false]),
+            ("mpypi/nodes/kitchen", [true, false, false, false, false]),
+            ("mpypi/else", [true, false, false, false, false]),
+            ("home/light", [true, false, false, false, false]),
+            ("homeassistant/status", [true, true, false, false, false]),
+            ("homeassistant/update/mpypi_kitchen/config", [true, false, false, false, false]),
+            ("homeassistant/update/mpypi_kitchen/state", [true, false, false, false, false]),
         ];
-        let roles = [Identity::Admin, Identity::Publisher, Identity::Viewer, node(Channels::All)];
+        let roles =
+            [Identity::Admin, Identity::Publisher, Identity::Viewer, Identity::Edge, node(Channels::All)];
         for (topic, expected) in table {
             let found = roles.each_ref().map(|role| role.may_publish(topic));
             assert_eq!(found, *expected, "{topic}");
@@ -218,33 +240,40 @@ mod tests {
     #[test]
     fn each_role_reads_what_it_must_and_nothing_else() {
         let only = || node(Channels::Only(vec![ChannelName::new("stable").unwrap()]));
-        // Filter: admin, publisher, viewer, node, node narrowed to `stable`.
-        let table: &[(&str, [bool; 5])] = &[
-            ("mpypi/channels/stable", [true, true, true, true, true]),
-            ("mpypi/channels/dev", [true, true, true, true, false]),
-            ("mpypi/channels/stable/history/7", [true, true, true, true, true]),
-            ("mpypi/channels/dev/history/7", [true, true, true, true, false]),
-            ("mpypi/keys/root/2", [true, true, true, true, true]),
-            ("mpypi/keys/#", [true, true, true, false, false]),
-            ("mpypi/channels/+", [true, true, true, true, false]),
-            ("mpypi/channels/#", [true, true, true, false, false]),
-            ("mpypi/packages/wheel/x", [true, true, true, true, true]),
-            ("mpypi/packages/#", [true, true, true, true, false]),
-            ("mpypi/nodes/kitchen/cmd", [true, true, true, true, true]),
-            ("mpypi/nodes/kitchen/#", [true, true, true, true, true]),
-            ("mpypi/nodes/cellar/cmd", [true, true, true, false, false]),
-            ("mpypi/nodes/+/cmd", [true, true, true, false, false]),
-            ("mpypi/+/kitchen/cmd", [true, true, true, false, false]),
-            ("+/nodes/kitchen/cmd", [true, false, false, false, false]),
-            ("mpypi/#", [true, true, true, false, false]),
-            ("#", [true, false, false, false, false]),
-            ("home/light", [true, false, false, false, false]),
-            ("homeassistant/#", [true, true, true, false, false]),
-            ("homeassistant/+/+/config", [true, true, true, false, false]),
-            ("$SYS/#", [true, false, true, false, false]),
-            ("$SYS/broker/uptime", [true, false, true, false, false]),
+        // Filter: admin, publisher, viewer, edge, node, node narrowed to `stable`.
+        let table: &[(&str, [bool; 6])] = &[
+            ("mpypi/channels/stable", [true, true, true, true, true, true]),
+            ("mpypi/channels/dev", [true, true, true, true, true, false]),
+            ("mpypi/channels/stable/history/7", [true, true, true, true, true, true]),
+            ("mpypi/channels/dev/history/7", [true, true, true, true, true, false]),
+            ("mpypi/keys/root/2", [true, true, true, true, true, true]),
+            ("mpypi/keys/#", [true, true, true, false, false, false]),
+            ("mpypi/channels/+", [true, true, true, true, true, false]),
+            ("mpypi/channels/#", [true, true, true, false, false, false]),
+            ("mpypi/packages/wheel/x", [true, true, true, true, true, true]),
+            ("mpypi/packages/#", [true, true, true, true, true, false]),
+            ("mpypi/nodes/kitchen/cmd", [true, true, true, true, true, true]),
+            ("mpypi/nodes/kitchen/#", [true, true, true, false, true, true]),
+            ("mpypi/nodes/cellar/cmd", [true, true, true, true, false, false]),
+            ("mpypi/nodes/+/cmd", [true, true, true, true, false, false]),
+            ("mpypi/+/kitchen/cmd", [true, true, true, false, false, false]),
+            ("+/nodes/kitchen/cmd", [true, false, false, false, false, false]),
+            ("mpypi/#", [true, true, true, false, false, false]),
+            ("#", [true, false, false, false, false, false]),
+            ("home/light", [true, false, false, false, false, false]),
+            ("homeassistant/#", [true, true, true, false, false, false]),
+            ("homeassistant/+/+/config", [true, true, true, false, false, false]),
+            ("$SYS/#", [true, false, true, false, false, false]),
+            ("$SYS/broker/uptime", [true, false, true, false, false, false]),
         ];
-        let roles = [Identity::Admin, Identity::Publisher, Identity::Viewer, node(Channels::All), only()];
+        let roles = [
+            Identity::Admin,
+            Identity::Publisher,
+            Identity::Viewer,
+            Identity::Edge,
+            node(Channels::All),
+            only(),
+        ];
         for (filter, expected) in table {
             let found = roles.each_ref().map(|role| role.may_subscribe(filter));
             assert_eq!(found, *expected, "{filter}");

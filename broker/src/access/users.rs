@@ -203,6 +203,7 @@ impl Users {
             Role::Admin => Identity::Admin,
             Role::Publisher => Identity::Publisher,
             Role::Viewer => Identity::Viewer,
+            Role::Edge => Identity::Edge,
             Role::Node => self.node(NodeId::new(name).ok()?),
         })
     }

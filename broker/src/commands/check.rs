@@ -4,6 +4,7 @@ use mpypi_broker::{
     Limits,
     access::users::Users,
     control::{Answer, Done, Link, LinkError, Missing, Request},
+    edge::Part,
     listen::tls::Tls,
     message::chain,
     metrics,
@@ -59,7 +60,13 @@ fn settings(args: &CheckArgs) -> (Finding, Limits) {
             Some(files) => Tls::load(files).map(|_| ", certificates read").map_err(|error| chain(&error))?,
             None => "",
         };
-        Ok((format!("`{}` read{certificates}", path.display()), settings.limits))
+        let upstream = settings.upstream.upstream(Part::Edge).map_err(|error| chain(&error))?;
+        let upstream = upstream.map(|upstream| {
+            let urls: Vec<_> = upstream.endpoints.iter().map(|endpoint| endpoint.url().to_string()).collect();
+            format!(", upstream {}", urls.join(", "))
+        });
+        let upstream = upstream.unwrap_or_default();
+        Ok((format!("`{}` read{certificates}{upstream}", path.display()), settings.limits))
     });
     match read {
         Ok((text, limits)) => (("settings", Ok(text)), limits),

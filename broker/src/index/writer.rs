@@ -25,12 +25,13 @@ use crate::{
     bus::SharedSubscriptions,
     clock::{self, Now},
     door::{Admitted, Kind, Present, admit, may_be_believed, may_follow, may_replace},
+    edge::Owned,
     limits::Limits,
     mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
     metrics::{self, Metrics},
     packet::{Publish, Qos, Reason},
-    pulse::BROKER,
+    pulse::{BROKER, MIRROR},
     subscriptions::{Found, Subscriptions},
 };
 
@@ -153,6 +154,8 @@ pub struct Writer {
     postponed: Vec<(SessionId, Change)>,
     /// Set after a failure for want of space.
     pause: Option<Pause>,
+    /// What only an upstream broker may change.
+    owned: Option<Arc<Owned>>,
     /// When the database was last written, if it has not been left at rest since.
     unrested: Option<Instant>,
 }
@@ -213,6 +216,7 @@ impl Writer {
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
+            owned: None,
             unrested: None,
         };
         writer.load(clock::now())?;
@@ -225,6 +229,12 @@ impl Writer {
         let writer = Writer { metrics, ..self };
         writer.count_sessions();
         writer
+    }
+
+    /// Leaves to an upstream broker what it owns.
+    #[must_use]
+    pub fn leaving(self, owned: Option<Arc<Owned>>) -> Writer {
+        Writer { owned, ..self }
     }
 
     fn count_sessions(&self) {
@@ -417,7 +427,16 @@ impl Writer {
     }
 
     /// Judges and commits `batch`, then answers and announces.
-    fn settle(&mut self, batch: Vec<Op>, now: Now) -> Result<(), IndexError> {
+    fn settle(&mut self, mut batch: Vec<Op>, now: Now) -> Result<(), IndexError> {
+        for op in &mut batch {
+            if let (Some(owned), Op::Publish(submission)) = (&self.owned, op)
+                && submission.origin != MIRROR
+                && submission.admitted.is_ok()
+                && let Some(refusal) = owned.refusal(&submission.topic)
+            {
+                submission.admitted = Err(refusal);
+            }
+        }
         let without_disk = !batch.iter().any(|op| self.stores(op)) || !self.is_writable(now)?;
         let (outcomes, failure) = match without_disk {
             true => (batch.iter().map(|op| self.pass_on(op)).collect(), None),
@@ -580,7 +599,7 @@ impl Writer {
                 return refused(self.no_room(*free));
             }
         }
-        let version = match self.apply(tables, admitted, now, free)? {
+        let version = match self.apply(tables, op, admitted, now, free)? {
             Ok(version) => version,
             Err(refusal) => return refused(refusal),
         };
@@ -632,6 +651,7 @@ impl Writer {
     fn apply(
         &mut self,
         tables: &mut Tables<'_>,
+        op: &Submission,
         admitted: &Admitted,
         now: Now,
         free: &mut u64,
@@ -648,6 +668,12 @@ impl Writer {
                 if let (false, Err(refusal)) = (known, believed) {
                     return Ok(Err(refusal));
                 }
+                // A mirror has what its upstream has, also if that was published twice under one number.
+                let number = list.release().map(|release| (release.epoch, release.sequence));
+                let is_same = |present: &&ChannelState| {
+                    present.sequence.map(|sequence| (present.epoch, sequence)) == number
+                };
+                let present = present.filter(|present| op.origin != MIRROR || !is_same(present));
                 let mut failure = None;
                 let verdict = may_replace(
                     list,

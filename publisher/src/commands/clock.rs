@@ -3,7 +3,7 @@
 use mpypi_client::BrokerArgs;
 use serde_json::json;
 
-use super::{endpoint, interrupted, print};
+use super::{brokers, interrupted, print};
 use crate::{
     cli::SignArgs,
     clock::{Event, sentence, serve},
@@ -33,7 +33,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let signing = args.sign.signing();
-    let broker = endpoint(args.broker)?;
+    let brokers = brokers(args.broker)?;
     let mut tell = |event: Event<'_>| match event {
         Event::Listening { key } => say(&format!("telling the time, signed by {key}; Ctrl-C ends it")),
         Event::Told(answer) => {
@@ -57,7 +57,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     tokio::select! {
-        ended = serve(&broker, &signing, &mut tell) => match ended? {},
+        ended = serve(&brokers, &signing, &mut tell) => match ended? {},
         stop = interrupted() => Ok(stop?),
     }
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use mpypi_client::{BrokerArgs, args::parse_time};
 use mpypi_protocol::{NodeId, Tag};
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{Stopped, brokers, interrupted, print};
 use crate::{
     install::{Options, install},
     progress::{Lines, Progress},
@@ -54,7 +54,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let options = Options {
-        broker: endpoint(args.broker)?,
+        brokers: brokers(args.broker)?,
         node: args.node,
         wheel: args.wheel,
         tag: args.tag,

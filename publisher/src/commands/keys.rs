@@ -11,7 +11,7 @@ use mpypi_protocol::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{endpoint, print};
+use super::{brokers, print};
 use crate::{
     cli::KeyArgs,
     history,
@@ -368,7 +368,7 @@ async fn publish(keys: &Keys, broker: BrokerArgs) -> anyhow::Result<()> {
         };
         return Err(KeysError::Office(text.into()).into());
     }
-    let mut link = Link::connect(&endpoint(broker)?).await?;
+    let mut link = Link::connect_any(&brokers(broker)?).await?;
     let retained = retained::all(&mut link, &[format!("{}+", mpypi_protocol::topic::ROOTS)]).await?;
     let mut sent = 0;
     for root in &chain {

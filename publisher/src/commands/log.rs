@@ -4,7 +4,7 @@ use std::io::stdout;
 
 use serde_json::{Value, json};
 
-use super::{endpoint, print, reading};
+use super::{brokers, print, reading};
 use crate::{
     cli::Subject,
     reissue::{Page, log},
@@ -28,8 +28,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let Subject { channel, broker, keys, json: as_json } = args.subject;
-    let (broker, keys) = (endpoint(broker)?, keys.folder());
-    let pages = reading(log(&broker, &channel, &keys)).await?;
+    let (brokers, keys) = (brokers(broker)?, keys.folder());
+    let pages = reading(log(&brokers, &channel, &keys)).await?;
     let troubles = pages.iter().map(|page| page.trouble.len()).sum();
     if as_json {
         let lists: Vec<Value> = pages.iter().map(page_json).collect();

@@ -15,7 +15,7 @@ pub(crate) mod watch;
 
 use std::io::{self, Write, stderr};
 
-use mpypi_client::{BrokerArgs, Endpoint};
+use mpypi_client::{BrokerArgs, Brokers, Endpoint};
 
 use crate::report::{painted, say, wants_color};
 
@@ -52,13 +52,13 @@ impl Stopped {
     }
 }
 
-/// The broker of the command line. Says what people should know about the way there.
-fn endpoint(args: BrokerArgs) -> anyhow::Result<Endpoint> {
-    let endpoint = args.endpoint()?;
-    for warning in endpoint.warnings() {
+/// The brokers of the command line. Says what people should know about the way there.
+fn brokers(args: BrokerArgs) -> anyhow::Result<Brokers> {
+    let brokers = args.brokers()?;
+    for warning in brokers.iter().flat_map(Endpoint::warnings) {
         say(&format!("{} {warning}", painted("warning:", "33;1", wants_color(&stderr()))));
     }
-    Ok(endpoint)
+    Ok(brokers)
 }
 
 /// Writes to stdout. A reader that went away (`mpypi status | head`) is no error.

@@ -2,7 +2,7 @@
 
 use std::io::stdout;
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{Stopped, brokers, interrupted, print};
 use crate::{
     cli::Source,
     plan::Trust,
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        broker: endpoint(args.source.broker)?,
+        brokers: brokers(args.source.broker)?,
         channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },

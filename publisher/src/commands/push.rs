@@ -6,7 +6,7 @@ use mpypi_client::{BrokerArgs, args::parse_time};
 use mpypi_protocol::{ChannelName, NodeId};
 use serde_json::json;
 
-use super::{endpoint, print, reading};
+use super::{brokers, print, reading};
 use crate::{
     push::{Became, Options, Target, push},
     report::say,
@@ -51,7 +51,7 @@ pub(crate) struct NotAll(usize, ChannelName);
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let trust = args.broker.trust.clone();
     let options = Options {
-        broker: endpoint(args.broker)?,
+        brokers: brokers(args.broker)?,
         channel: args.channel,
         gateway: args.gateway,
         devices: args.devices,

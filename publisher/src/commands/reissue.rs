@@ -4,7 +4,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 use serde_json::json;
 
-use super::{Stopped, endpoint, interrupted, print};
+use super::{Stopped, brokers, interrupted, print};
 use crate::{
     cli::SignArgs,
     reissue::{Options, Reissued, Source, reissue},
@@ -70,7 +70,7 @@ pub(crate) async fn promote(args: PromoteArgs) -> anyhow::Result<()> {
 
 async fn run(channel: ChannelName, source: Source, revoke: bool, common: Common) -> anyhow::Result<()> {
     let options = Options {
-        broker: endpoint(common.broker)?,
+        brokers: brokers(common.broker)?,
         channel: channel.clone(),
         source: source.clone(),
         revoke,

@@ -14,7 +14,7 @@ use mpypi_protocol::{
 };
 use serde_json::{Value, json};
 
-use super::{Stopped, endpoint, interrupted, print, reading};
+use super::{Stopped, brokers, interrupted, print, reading};
 use crate::{
     cli::KeyArgs,
     progress::{Lines, Progress},
@@ -231,14 +231,14 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
         settings = settings.or(Settings::load(folder)?.rollout);
     }
     let policy = settings.policy().map_err(RolloutFailure::Policy)?;
-    let broker = endpoint(begin.broker)?;
+    let brokers = brokers(begin.broker)?;
     let signer = match &target {
         Target::Folder(folder) => begin.signer.or(Settings::load(folder)?.key),
         Target::Present(_) => begin.signer,
     };
     let signing = begin.keys.signing(signer);
     let mut wanted = Start {
-        broker: broker.clone(),
+        brokers: brokers.clone(),
         target,
         channel: begin.channel,
         policy,
@@ -263,7 +263,7 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
     let Some(started) = started else { return Err(Stopped::BeforeTheList.into()) };
     let Started { channel, begin: record } = started?;
     let standings =
-        steered(Steering { broker, channel, begin: record, order: None, signing }, begin.json).await?;
+        steered(Steering { brokers, channel, begin: record, order: None, signing }, begin.json).await?;
     finish(standings, begin.json, &[Status::Done])
 }
 
@@ -283,9 +283,9 @@ fn agrees(nodes: usize) -> io::Result<bool> {
 }
 
 async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
-    let broker = endpoint(watch.broker)?;
+    let brokers = brokers(watch.broker)?;
     let signing = watch.keys.signing(watch.signer);
-    let steering = Steering { broker, channel: watch.channel, begin: None, order: Some(order), signing };
+    let steering = Steering { brokers, channel: watch.channel, begin: None, order: Some(order), signing };
     let standings = steered(steering, watch.json).await?;
     let wanted: &[Status] = match order {
         Order::Pause => &[Status::Paused],
@@ -296,8 +296,8 @@ async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
 }
 
 async fn show(watch: Watch) -> anyhow::Result<()> {
-    let broker = endpoint(watch.broker)?;
-    let looked = reading(look(&broker, &watch.channel)).await?;
+    let brokers = brokers(watch.broker)?;
+    let looked = reading(look(&brokers, &watch.channel)).await?;
     let (standings, _) = looked;
     match watch.json {
         true => print(&format!("{}\n", to_json(&standings))),

@@ -7,7 +7,7 @@ use mpypi_client::BrokerArgs;
 use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList, node::State};
 use serde_json::{Value, json};
 
-use super::{endpoint, print, reading};
+use super::{brokers, print, reading};
 use crate::{
     report::{count, painted, size, wants_color},
     status::{ChannelStatus, NodeStatus, Status, status},
@@ -34,8 +34,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let broker = endpoint(args.broker)?;
-    let status = reading(status(&broker, &args.channels)).await?;
+    let brokers = brokers(args.broker)?;
+    let status = reading(status(&brokers, &args.channels)).await?;
     match args.json {
         true => print(&format!("{}\n", to_json(&status))),
         false => {

@@ -4,7 +4,7 @@ use std::io::stdout;
 
 use serde_json::json;
 
-use super::{endpoint, print, reading};
+use super::{brokers, print, reading};
 use crate::{
     cli::Subject,
     report::{count, painted, wants_color},
@@ -29,8 +29,8 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let Subject { channel, broker, keys, json: as_json } = args.subject;
-    let (broker, keys) = (endpoint(broker)?, keys.folder());
-    let checks = reading(verify(&broker, &channel, &keys)).await?;
+    let (brokers, keys) = (brokers(broker)?, keys.folder());
+    let checks = reading(verify(&brokers, &channel, &keys)).await?;
     let bad = checks.iter().filter(|check| check.trouble.is_some()).count();
     if as_json {
         let all: Vec<_> = checks

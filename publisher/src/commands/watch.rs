@@ -2,7 +2,7 @@
 
 use std::io::{stderr, stdout};
 
-use super::{endpoint, interrupted, print};
+use super::{brokers, interrupted, print};
 use crate::{
     cli::Source,
     lint::Finding,
@@ -34,7 +34,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        broker: endpoint(args.source.broker)?,
+        brokers: brokers(args.source.broker)?,
         channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,

@@ -4,16 +4,15 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+pub use mpypi_protocol::record::{Counts, Standing};
 use mpypi_protocol::{
-    ChannelName, Entry, NodeId, Rollout, UpdateList,
+    ChannelName, NodeId, Rollout, UpdateList,
     limits::REVOKED,
     list::Release,
     node::{Info, Phase, State},
-    query::Facts,
+    record::Step,
     rollout::Percent,
-    wheel::normalized_name,
 };
-use serde::Serialize;
 
 use super::{OnFailure, Order, Record, Status};
 use crate::status::NodeStatus;
@@ -49,48 +48,6 @@ pub enum Next {
     Wait(Option<Timestamp>),
     /// There is nothing left to do.
     Over,
-}
-
-/// How the nodes of a step stand.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Counts {
-    /// Those that it is for, and that are there.
-    pub nodes: usize,
-    /// They run it.
-    pub succeeded: usize,
-    /// They are about to get it, or getting it.
-    pub pending: usize,
-    /// They wait for their time of day, or for an order.
-    pub waiting: usize,
-    /// They could not apply it.
-    pub failed: usize,
-    /// They applied it and took it back.
-    pub rolled_back: usize,
-    /// They began with it and have not been heard of since.
-    pub silent: usize,
-    /// They were not connected when it came: they do not count.
-    pub absent: usize,
-}
-
-/// How one node stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Standing {
-    /// It runs the release.
-    Succeeded,
-    /// It is about to get it, or getting it.
-    Pending,
-    /// It waits for its time of day, or for an order.
-    Waiting,
-    /// It could not apply it.
-    Failed,
-    /// It applied it and took it back.
-    RolledBack,
-    /// It began with it and has not been heard of since.
-    Silent,
-    /// It was not connected when it came.
-    Absent,
 }
 
 impl View<'_> {
@@ -156,81 +113,14 @@ impl View<'_> {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        for (_, standing) in self.standings() {
-            let place = match standing {
-                Standing::Succeeded => &mut counts.succeeded,
-                Standing::Pending => &mut counts.pending,
-                Standing::Waiting => &mut counts.waiting,
-                Standing::Failed => &mut counts.failed,
-                Standing::RolledBack => &mut counts.rolled_back,
-                Standing::Silent => &mut counts.silent,
-                Standing::Absent => &mut counts.absent,
-            };
-            *place += 1;
-            counts.nodes += usize::from(standing != Standing::Absent);
-        }
+        self.standings().for_each(|(_, standing)| counts.add(standing));
         counts
     }
 
     /// How each of these nodes stands.
     pub fn standings(&self) -> impl Iterator<Item = (&NodeId, Standing)> {
-        let rollout = self.step();
-        self.nodes.iter().filter_map(move |(id, node)| Some((id, self.standing(rollout.as_ref(), id, node)?)))
-    }
-
-    fn standing(&self, rollout: Option<&Rollout>, id: &NodeId, node: &NodeStatus) -> Option<Standing> {
-        if node.channel().as_ref() != Some(&self.record.channel) {
-            return None;
-        }
-        let state = node.state.as_ref();
-        let touched = state
-            .and_then(|state| state.sequence)
-            .is_some_and(|sequence| (self.record.first..=self.last()).contains(&sequence));
-        if let (true, Some(state)) = (touched, state) {
-            return Some(match (state.phase, node.online) {
-                (Phase::Idle, _) => Standing::Succeeded,
-                (Phase::Failed, _) => Standing::Failed,
-                (Phase::RolledBack, _) => Standing::RolledBack,
-                (_, Some(false)) => Standing::Silent,
-                _ => Standing::Pending,
-            });
-        }
-        let (rollout, info) = (rollout?, node.info.as_ref()?);
-        let running = state.filter(|state| state.phase == Phase::Idle);
-        let running = running.map_or((None, None), |state| (state.sequence, state.version.as_deref()));
-        if !rollout.admits(&Facts::of(id.as_str(), info, running)) {
-            return None;
-        }
-        if info.is_mpyblox() {
-            return Some(self.legacy(info, state));
-        }
-        let is_held = state.is_some_and(|state| state.held == Some(self.sequence()));
-        Some(match node.online {
-            // Nobody says that it cannot read the list, either.
-            _ if is_held && state.is_some_and(|state| state.error.is_some()) => Standing::Failed,
-            Some(true) if is_held => Standing::Waiting,
-            Some(true) => Standing::Pending,
-            _ => Standing::Absent,
-        })
-    }
-
-    /// A node that runs Mpy-BLOX: the broker that adapts lists for it says what it is served; what it made of that, its
-    /// versions say.
-    fn legacy(&self, info: &Info, state: Option<&State>) -> Standing {
-        let Some(state) = state else { return Standing::Absent };
-        if state.held.is_some() || state.phase != Phase::Idle {
-            return Standing::Pending;
-        }
-        let mut versions: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-        for entry in self.list.entries() {
-            if let Entry::Wheel(wheel) = entry {
-                versions.entry(normalized_name(&wheel.name)).or_default().push(&wheel.version);
-            }
-        }
-        let has = |(name, version): (&String, &String)| {
-            versions.get(&normalized_name(name)).is_none_or(|listed| listed.contains(&version.as_str()))
-        };
-        if info.versions.iter().all(has) { Standing::Succeeded } else { Standing::Pending }
+        let step = Step::new(self.record, self.list);
+        self.nodes.iter().filter_map(move |(id, node)| Some((id, step.standing(id.as_str(), node.heard())?)))
     }
 
     /// The present step: watches how it goes.
@@ -329,19 +219,10 @@ impl View<'_> {
         self.release().map_or(0, |release| release.sequence)
     }
 
-    /// The sequence of the rollout's last list.
-    fn last(&self) -> u64 {
-        match self.step() {
-            Some(_) => self.sequence(),
-            None => self.sequence().saturating_sub(1),
-        }
-    }
-
     /// The rollout of the present list, if it is this one.
     #[must_use]
     pub fn step(&self) -> Option<Rollout> {
-        let rollout = Rollout::of(self.release()?).ok()??;
-        (rollout.id == self.record.id).then_some(rollout)
+        Step::new(self.record, self.list).rollout().cloned()
     }
 
     fn is_put_back(&self) -> bool {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, Rollout, UpdateList,
     list::Release,
@@ -37,8 +37,8 @@ pub enum Target {
 /// How it is to start.
 #[derive(Debug, Clone)]
 pub struct Start {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several that are to agree.
+    pub brokers: Brokers,
     /// What is rolled out.
     pub target: Target,
     /// The channel's name, before what a folder says.
@@ -152,7 +152,7 @@ pub async fn start(start: &Start, observer: &mut impl Observer) -> Result<Starte
         (None, Target::Present(channel)) => channel.clone(),
         (None, Target::Folder(_)) => unreachable!("a folder was read"),
     };
-    let mut link = Link::connect(&start.broker).await.map_err(SteerError::from)?;
+    let mut link = Link::connect_any(&start.brokers).await.map_err(SteerError::from)?;
     let mut known = Known::new(channel.clone());
     known.read_all(&mut link).await.map_err(SteerError::from)?;
     let release = known.list().and_then(UpdateList::release);
@@ -255,7 +255,7 @@ fn record_of(
 
 fn options(start: &Start, mode: Mode, rollout: Option<Rollout>) -> Options {
     Options {
-        broker: start.broker.clone(),
+        brokers: start.brokers.clone(),
         channel: start.channel.clone(),
         mode,
         trust: Trust::List,

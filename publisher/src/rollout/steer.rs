@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_client::Endpoint;
+use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, Digest, NodeId, Rollout, Topic, UpdateList,
     list::Release,
@@ -37,8 +37,8 @@ use crate::{
 /// What is steered, and to what end.
 #[derive(Debug, Clone)]
 pub struct Steering {
-    /// The broker.
-    pub broker: Endpoint,
+    /// The broker, or several that are to agree.
+    pub brokers: Brokers,
     /// The channel.
     pub channel: ChannelName,
     /// What is retained first, if the rollout begins now.
@@ -254,8 +254,8 @@ pub async fn steer(steering: &Steering, observer: &mut impl Observer) -> Result<
 ///
 /// # Errors
 /// See [`SteerError`].
-pub async fn look(broker: &Endpoint, channel: &ChannelName) -> Result<(Standings, Known), SteerError> {
-    let mut link = Link::connect(broker).await?;
+pub async fn look(brokers: &Brokers, channel: &ChannelName) -> Result<(Standings, Known), SteerError> {
+    let mut link = Link::connect_any(brokers).await?;
     let mut known = Known::new(channel.clone());
     known.read_all(&mut link).await?;
     link.close().await;
@@ -305,7 +305,7 @@ async fn attempt(
     connected: &mut bool,
 ) -> Result<Standings, SteerError> {
     let topic = steering.channel.rollout(RolloutSubject::Lease);
-    let link = Link::connect_clearing(&steering.broker, &topic, limits::LEASE_KEEP_ALIVE).await?;
+    let link = Link::connect_clearing(&steering.brokers, &topic, limits::LEASE_KEEP_ALIVE).await?;
     *connected = true;
     let mut run = Run { link, known: Known::new(steering.channel.clone()), started: now() };
     run.known.read_all(&mut run.link).await?;

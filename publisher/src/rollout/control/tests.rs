@@ -1,4 +1,4 @@
-use mpypi_protocol::{Digest, rollout::RolloutId};
+use mpypi_protocol::{Digest, Entry, query::Facts, rollout::RolloutId};
 use proptest::prelude::*;
 
 use super::{super::Policy, *};

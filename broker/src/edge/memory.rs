@@ -1,0 +1,160 @@
+//! What an edge remembers beside its index: its name, how far the upstream has been told of the site's nodes, and the
+//! highest release of each channel. Lost, it costs some messages that the upstream has already.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use mpypi_protocol::{ChannelName, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::authority::{Readers, write};
+
+/// The file, in the folder of the index.
+pub const FILE: &str = "edge.json";
+
+/// What orders the releases of a channel: epoch, then sequence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Number {
+    /// The epoch.
+    pub epoch: u64,
+    /// The sequence.
+    pub sequence: u64,
+}
+
+/// What is remembered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Remembered {
+    name: NodeId,
+    /// The index's version up to which the upstream has all of the site's nodes.
+    #[serde(default)]
+    carried: u64,
+    /// The highest release of each channel.
+    #[serde(default)]
+    releases: BTreeMap<ChannelName, Number>,
+}
+
+/// The file and what is in it.
+#[derive(Debug)]
+pub struct Memory {
+    path: PathBuf,
+    /// Held to read or change a value; the first is what the file has.
+    values: Mutex<(Remembered, Remembered)>,
+}
+
+impl Memory {
+    /// What the file in `folder` has; a new name if there is none, or none that can be read.
+    ///
+    /// # Errors
+    /// It can be neither read nor written.
+    pub fn open(folder: &Path) -> io::Result<Memory> {
+        let path = folder.join(FILE);
+        let found = match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Remembered>(&bytes) {
+                Ok(found) => Some(found),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "damaged: this edge begins anew");
+                    None
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let (values, is_new) = match found {
+            Some(found) => (found, false),
+            None => {
+                let name =
+                    NodeId::new(format!("edge-{:08x}", fastrand::u32(..))).map_err(io::Error::other)?;
+                (Remembered { name, carried: 0, releases: BTreeMap::new() }, true)
+            }
+        };
+        let memory = Memory { path, values: Mutex::new((values.clone(), values)) };
+        if is_new {
+            let (_, values) = &*memory.lock();
+            memory.write(values)?;
+        }
+        Ok(memory)
+    }
+
+    /// The edge's own name.
+    #[must_use]
+    pub fn name(&self) -> NodeId {
+        self.lock().1.name.clone()
+    }
+
+    /// The version of the index up to which the upstream has everything.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        self.lock().1.carried
+    }
+
+    /// The highest release of each channel.
+    #[must_use]
+    pub fn releases(&self) -> BTreeMap<ChannelName, Number> {
+        self.lock().1.releases.clone()
+    }
+
+    /// Notes up to which version the upstream has everything.
+    pub fn carry(&self, version: u64) {
+        self.lock().1.carried = version;
+    }
+
+    /// Notes a channel's release, if it is higher than what is noted.
+    pub fn take(&self, channel: &ChannelName, number: Number) {
+        let mut values = self.lock();
+        let noted = values.1.releases.entry(channel.clone()).or_default();
+        *noted = number.max(*noted);
+    }
+
+    /// Writes what has changed since the last time.
+    pub fn save(&self) {
+        let values = {
+            let values = self.lock();
+            if values.0 == values.1 {
+                return;
+            }
+            values.1.clone()
+        };
+        match self.write(&values) {
+            Ok(()) => self.lock().0 = values,
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "cannot remember how far this edge is")
+            }
+        }
+    }
+
+    fn write(&self, values: &Remembered) -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(values)?;
+        write(&self.path, &text, Readers::Owner).map_err(io::Error::other)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Remembered, Remembered)> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_there_the_next_time_and_a_damaged_file_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let memory = Memory::open(folder.path()).unwrap();
+        let (name, dev) = (memory.name(), ChannelName::new("dev").unwrap());
+        memory.carry(7);
+        memory.take(&dev, Number { epoch: 1, sequence: 2 });
+        memory.take(&dev, Number { epoch: 0, sequence: 9 });
+        memory.save();
+        let again = Memory::open(folder.path()).unwrap();
+        assert_eq!((again.name(), again.carried()), (name, 7));
+        assert_eq!(again.releases()[&dev], Number { epoch: 1, sequence: 2 });
+        fs::write(folder.path().join(FILE), "{").unwrap();
+        let anew = Memory::open(folder.path()).unwrap();
+        assert_eq!(anew.carried(), 0);
+        assert_eq!(Memory::open(folder.path()).unwrap().name(), anew.name());
+    }
+}
