@@ -17,6 +17,7 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     edge::{Edge, relay::Standing, view::Seen},
+    faces::home,
     fleet,
     gateway::count::{Counts, Face},
     index::{IndexError, Totals},
@@ -239,9 +240,11 @@ impl Gauges {
             connections: sockets.saturating_sub(shared.sockets.available_permits()),
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
-            // The broker's own, see `pulse`, `fleet` and `edge::carry`, are none.
+            // The broker's own, see `pulse`, `fleet`, `edge::carry` and `faces::home`, are none.
             subscriptions: subscribed.saturating_sub(
-                1 + fleet::SUBSCRIPTIONS + if shared.edge.is_some() { 2 } else { 0 },
+                1 + fleet::SUBSCRIPTIONS
+                    + if shared.edge.is_some() { 2 } else { 0 }
+                    + if shared.home.is_some() { home::SUBSCRIPTIONS } else { 0 },
             ),
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
             waiting_bus: shared.tickets.waiting(),

@@ -98,7 +98,7 @@ function changes(diff) {
     ...diff.removed.map((entry) => ["removed", "−", entry, null]),
   ];
   const title = diff.from ? `Since release ${diff.from}` : "New, all of it";
-  if (!rows.length) return card(title, {}, h("p", { class: "muted" }, "The same packages: nothing to fetch."));
+  if (!rows.length) return card(title, { class: "card diff" }, h("p", { class: "muted" }, "The same packages: nothing to fetch."));
   return card(title, { class: "card diff" },
     h("p", { class: "muted" }, `${bytes(diff.bytes)} to fetch for who had it; ${count(diff.unchanged, "package")} as before.`),
     h("ul", { class: "diff-list" }, rows.slice(0, 500).map(([kind, sign, entry, from]) => h("li", { "data-kind": kind },

@@ -201,6 +201,7 @@ class Fleet {
   async readNodes(asked = {}) {
     this.asked = asked;
     const turn = (this.turn = Symbol());
+    const began = performance.now();
     // What changes while the pages come is newer than they are.
     this.pending = new Map();
     const found = new Map();
@@ -219,6 +220,7 @@ class Fleet {
     }
     this.fits = total <= HELD;
     this.complete = true;
+    performance.measure("mpypi-nodes", { start: began });
     this.pending = null;
     this.tell("nodes", "rows");
   }

@@ -83,7 +83,8 @@ export function node(view, [name]) {
       fact("Board", detail.machine), fact("Platform", detail.platform), fact("Firmware", detail.firmware), fact("Agent", detail.agent ?? (detail.info ? "Mpy-BLOX" : null)), fact("Takes wheels for", detail.runtime),
       fact("Free", detail.free === null ? null : bytes(detail.free)), fact("Newest for it", detail.latest && release(detail.latest.version, detail.latest.sequence)),
       labels.length > 0 && fact("Labels", labels.map(([key, value]) => h("a", { class: "chip", href: `#/nodes?q=${encodeURIComponent(`${key}=${value}`)}` }, `${key}=${value}`))));
-    const all = [...(detail.history ?? [])].reverse();
+    // Before its first release there is none to speak of.
+    const all = (detail.history ?? []).filter((one) => one.sequence !== null || one.version !== null).reverse();
     put(updates, all.length ? h("ol", { class: "updates" }, all.map(update)) : h("p", { class: "muted" }, "No update since the broker started."));
     const json = (title, value) => value && h("details", { class: "card" }, h("summary", {}, title), h("pre", { tabindex: 0 }, JSON.stringify(value, null, 2)));
     const opened = [...raw.children].map((one) => one.open);
@@ -141,7 +142,7 @@ function update(one) {
     track.append(part);
   }
   return h("li", { "data-phase": one.phase },
-    h("div", { class: "update-head" }, h("b", {}, release(one.version, one.sequence)), badge(one.ended ? one.phase : steps.at(-1)?.phase ?? one.phase),
+    h("div", { class: "update-head" }, h("b", {}, release(one.version, one.sequence)), badge(one.ended ? one.phase : steps.at(-1)?.phase ?? one.phase, one.ended && one.phase === "idle" ? "installed" : undefined),
       h("span", { class: "muted" }, one.attempt > 1 && `${one.attempt} attempts, `, one.total > 0 && `${bytes(one.total)}, `, one.ended ? duration(whole) : "under way"), when(one.began)),
     spans.length > 0 && track,
     one.error && h("p", { class: "reason" }, one.error));

@@ -146,7 +146,7 @@ function phaseCell() {
       bar.hidden = !isLoading;
       if (isLoading) bar.firstChild.style.width = `${Math.min(100, (100 * row.done) / row.total)}%`;
       const text = row.error ?? (row.held ? `holds back ${row.held}` : "");
-      say(more, row.reason ?? text);
+      say(more, row.reason && row.reason !== "other" ? row.reason : text);
       set(more, "title", text || null);
     },
   };

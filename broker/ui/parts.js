@@ -8,8 +8,8 @@ export const card = (title, props, ...children) =>
   h("section", { class: "card", ...props }, title && h("h2", {}, title), children);
 
 /** Where something stands, by colour and by word. */
-export function badge(phase) {
-  return h("span", { class: "badge", "data-phase": phase }, phaseWord(phase));
+export function badge(phase, word = phaseWord(phase)) {
+  return h("span", { class: "badge", "data-phase": phase }, word);
 }
 
 /** Whether a node is there. */

@@ -61,7 +61,7 @@ function actions(one) {
   const order = (name, word) => h("button", {
     type: "button", class: name === "abort" ? "danger-quiet" : name === "pause" ? "strong" : "",
     async onclick(event) {
-      if (name === "abort" && !(await ask(`Abort the rollout on ${one.channel}?`, "No further device takes the release. Those that have it keep it.", "Abort"))) return;
+      if (name === "abort" && !(await ask(`Abort the rollout on ${one.channel}?`, "The release before is put back, also on devices that have this one.", "Abort"))) return;
       const button = event.target;
       button.disabled = true;
       try {
@@ -74,8 +74,10 @@ function actions(one) {
     },
   }, word);
   return h("div", { class: "actions" },
-    one.status === "running" && order("pause", "Pause"),
-    one.status === "paused" && order("resume", "Resume"),
-    ["running", "paused"].includes(one.status) && order("abort", "Abort"),
-    !one.steered && h("p", { class: "muted" }, "Nobody steers it now: ", h("code", {}, `mpypi rollout resume ${one.channel}`), " goes on with it."));
+    one.steered && one.status === "running" && order("pause", "Pause"),
+    one.steered && one.status === "paused" && order("resume", "Resume"),
+    one.steered && ["running", "paused"].includes(one.status) && order("abort", "Abort"),
+    !one.steered && h("p", { class: "muted" }, "Nobody steers it now: ", one.status === "paused"
+      ? [h("code", {}, `mpypi rollout resume ${one.channel}`), " goes on with it, ", h("code", {}, `mpypi rollout abort ${one.channel}`), " puts the release before back."]
+      : ["run ", h("code", {}, "mpypi rollout"), " again, and it goes on."]));
 }

@@ -7,6 +7,7 @@ mod api;
 mod appstore;
 mod broker;
 mod bytecode;
+mod dashboard;
 mod device;
 mod device_store;
 mod device_trust;
