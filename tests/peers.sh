@@ -4,7 +4,8 @@
 #
 # The browser is Chromium as it is installed, or Debian's without a window; package-lock.json in tests/dashboard says what drives it.
 #
-# Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients.
+# Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients; schemathesis is what schema.txt
+# says, in target/peers/schema.
 #
 # mosquitto is taken as it is installed; where it or the browser is not, Debian's packages are unpacked below target/peers: no
 # root, no service started, nothing changed outside this folder. MicroPython's side always is what peers.txt says,
@@ -80,6 +81,16 @@ if ! cmp -s tests/clients.txt "$peers/clients/clients.txt"; then
   done
   "$peers/twine" --version > /dev/null
   cp tests/clients.txt "$peers/clients/clients.txt"
+fi
+
+if ! cmp -s tests/schema.txt "$peers/schema/schema.txt"; then
+  echo "fetching schemathesis into target/peers/schema"
+  rm -rf "$peers/schema"
+  python3 -m venv "$peers/schema"
+  "$peers/schema/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes -r tests/schema.txt
+  "$peers/schema/bin/schemathesis" --version > /dev/null
+  cp tests/schema.txt "$peers/schema/schema.txt"
 fi
 
 if ! cmp -s tests/dashboard/package-lock.json "$peers/dashboard/package-lock.json"; then

@@ -2,7 +2,11 @@
 //!
 //! A node stays where it is answered: whoever moved without need would fetch again what it was in the middle of, and a
 //! crowd that moves together tips over the next. What it finds elsewhere may be older; the update refuses what is older than
-//! what it has seen, so a node that moves never goes back.
+//! what it has seen, so a node that moves never goes back. From an address that stays behind it moves on.
+
+use std::time::Duration;
+
+use crate::limits;
 
 /// Which address, of one or more.
 #[derive(Debug, Clone)]
@@ -30,6 +34,18 @@ impl Choice {
     /// There is a connection.
     pub fn answered(&mut self) {
         self.was_answered = true;
+    }
+
+    /// How long it stays where it was told something older than it knew.
+    pub fn stay(&self, rng: &mut fastrand::Rng) -> Duration {
+        let (least, most) = (limits::BEHIND_LEAST, limits::BEHIND_MOST);
+        least + (most - least).mul_f64(rng.f64())
+    }
+
+    /// What it found there is older than what it knew: it leaves for any of the others.
+    pub fn left(&mut self, rng: &mut fastrand::Rng) {
+        self.was_answered = false;
+        self.lost(rng);
     }
 
     /// There is none any more, or still none. Where it was answered before, a node tries once more: connections break
@@ -75,6 +91,24 @@ mod tests {
         }
         assert!(first.iter().all(|nodes| (800..1200).contains(nodes)), "{first:?}");
         assert!(then[0] == 0 && then[1].abs_diff(then[2]) < 200, "{then:?}");
+    }
+
+    #[test]
+    fn a_node_leaves_an_address_that_is_behind_and_not_all_at_once() {
+        let mut stays = Vec::new();
+        for seed in 0..100 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut choice = Choice::new(3, &mut rng);
+            let first = choice.at();
+            choice.answered();
+            stays.push(choice.stay(&mut rng).as_secs());
+            choice.left(&mut rng);
+            assert_ne!(choice.at(), first);
+        }
+        assert!(stays.iter().all(|stay| (5..=30).contains(stay)), "{stays:?}");
+        stays.sort_unstable();
+        stays.dedup();
+        assert!(stays.len() > 15, "{stays:?}");
     }
 
     #[test]

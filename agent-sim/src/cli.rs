@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mpypi_agent_sim::face::http::Faces;
 use mpypi_agent_sim::fleet::{Bars, FleetOptions, Lines, Summary, View};
+use mpypi_agent_sim::{limits, update::Timing};
 use mpypi_client::{BrokerArgs, Brokers, BrokersError, Endpoint, args::parse_time};
 use mpypi_protocol::{Root, Trust, root::SignedRoot, signed};
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,6 +62,9 @@ struct Common {
     /// How long a new release must run before it is confirmed, as 500ms or 2s.
     #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = parse_time)]
     confirm_after: Duration,
+    /// How often the channel's list is asked for although none came, as 5m or 1h [default: 1h, and 5m with several brokers]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    check: Option<Duration>,
     /// Print the result as JSON on standard output.
     #[arg(long)]
     json: bool,
@@ -137,6 +141,14 @@ fn brokers(args: BrokerArgs) -> Result<Brokers, Failure> {
 }
 
 impl Common {
+    /// The brokers, and the times that devices go by there.
+    fn brokers(&self) -> Result<(Brokers, Timing), Failure> {
+        let brokers = brokers(self.broker.clone())?;
+        let usual = if brokers.are_several() { limits::CHECK_SEVERAL } else { limits::CHECK };
+        let check = self.check.unwrap_or(usual);
+        Ok((brokers, Timing { confirm_after: Some(self.confirm_after), check, ..Timing::default() }))
+    }
+
     /// Whose lists the devices believe.
     fn trust(&self) -> anyhow::Result<Trust> {
         let read =

@@ -38,6 +38,10 @@ pub const FETCHES: u32 = 2;
 /// quarter more or less, so that a fleet does not ask at once.
 pub const CHECK: Duration = Duration::from_secs(3600);
 
+/// The same where the broker has several addresses, unless told otherwise: in a cluster that loses a node, messages are lost
+/// on the way more often.
+pub const CHECK_SEVERAL: Duration = Duration::from_secs(300);
+
 /// The first pause before a release is tried again.
 pub const RETRY_FIRST: Duration = Duration::from_millis(500);
 
@@ -50,6 +54,13 @@ pub const RECONNECT_FIRST: Duration = Duration::from_secs(1);
 
 /// The longest pause before the broker is tried again.
 pub const RECONNECT_MOST: Duration = Duration::from_secs(15);
+
+/// How long a node stays at a broker, one of several, that is behind others, at least. A cluster is given time to bring
+/// it what it lacks.
+pub const BEHIND_LEAST: Duration = Duration::from_secs(5);
+
+/// And at most: chance says when, so that they do not all come to the others at once.
+pub const BEHIND_MOST: Duration = Duration::from_secs(30);
 
 /// How long a new release must run before it is confirmed, unless told otherwise.
 pub const CONFIRM_AFTER: Duration = Duration::from_millis(500);
@@ -80,11 +91,17 @@ pub const ERROR_TEXT: usize = 500;
 /// Room on a flash in memory, in bytes, as most boards have.
 pub const MEMORY_FLASH: u64 = 4 * 1024 * 1024;
 
+/// How long a device with Mpy-BLOX stays deaf when its connection breaks, until its watchdog starts it again.
+pub const WATCHDOG: Duration = Duration::from_secs(10);
+
+/// How long such a device goes on when it has installed something while the user's program runs.
+pub const LATER: Duration = Duration::from_secs(3);
+
 /// How far an intruder's package goes on beyond its end, in bytes, at most.
 pub const TOO_LONG: usize = 64 * 1024;
 
-/// How long a node waits for the end of a message that never comes: its broker is asked for a sign of life, owes it when
-/// it is asked again, and is given up.
+/// How long a node waits for the end of a message of which nothing comes any more: its broker is asked for a sign of life,
+/// owes it when it is asked again, and is given up.
 pub const ENDLESS: Duration = KEEP_ALIVE.saturating_mul(2);
 
 /// How long a simulated device takes to start.

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,7 @@ use crate::{
     device::{Device, Hardware, Mac, Output, Traits},
     face::desk::{Ask, Desk},
     flash::Flash,
+    fleet::Herald,
     limits,
     store::BootError,
     update::{Event, Report, Source, Timing},
@@ -58,6 +60,8 @@ pub struct NodeOptions {
     pub trace: bool,
     /// Where those ask who stand before it, if anybody does.
     pub desk: Option<Desk>,
+    /// Who is told of every list of the channel that it accepts.
+    pub herald: Option<Arc<Herald>>,
 }
 
 /// What the owner of a node is told.
@@ -159,8 +163,10 @@ pub async fn run<F: Flash>(
     };
     let NodeOptions { node, channel, trust, hardware, traits, timing, seed, .. } = options.clone();
     let confirm_after = timing.confirm_after;
-    let mut device =
-        Device::off(flash, &node, channel, hardware, timing, seed).with_traits(traits).believing(trust);
+    let mut device = Device::off(flash, &node, channel, hardware, timing, seed)
+        .with_traits(traits)
+        .believing(trust)
+        .with_several(options.brokers.are_several());
     if let Some(desk) = &options.desk {
         device = device.with_face(desk.options().clone(), confirm_after, (clock.now(), clock.wall()));
     }
@@ -177,6 +183,8 @@ pub async fn run<F: Flash>(
     connection.send(outputs, &mut observe);
     let mut since = Duration::ZERO;
     let mut turn = None;
+    // When it leaves a broker that is behind others.
+    let mut leaves = None;
     let mut falling = Falls::default();
     let ended = loop {
         // Before anything else may happen, its confirmation not least.
@@ -188,7 +196,11 @@ pub async fn run<F: Flash>(
         }
         // Who reads slowly leaves what comes at its socket, and the broker with it.
         let deaf = weather.deaf_until(clock.now()).filter(|_| connection.is_open());
-        let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at), deaf];
+        leaves = match device.is_behind() && connection.is_open() {
+            true => leaves.or_else(|| Some(clock.now() + choice.stay(&mut rng))),
+            false => None,
+        };
+        let due = [device.deadline(), falling.next(), turn.map(|(at, _)| at), deaf, leaves];
         let due = due.into_iter().flatten().min();
         let wait = due.map(|due| due.saturating_sub(clock.now()));
         let incoming = tokio::select! {
@@ -214,6 +226,7 @@ pub async fn run<F: Flash>(
         let incoming = match turn {
             Some((at, Turn::Sleep(time))) if at <= now => break Ended::Asleep(time),
             Some((at, Turn::Break)) if at <= now && connection.is_open() => Incoming::Lost(Loss::Weather),
+            _ if leaves.is_some_and(|at| at <= now) => Incoming::Lost(Loss::Behind),
             _ => incoming,
         };
         match incoming {
@@ -274,7 +287,11 @@ pub async fn run<F: Flash>(
                     observe(Happening::Trace(text));
                 }
                 observe(Happening::Lost { trouble: explain(&error, options.at(&choice)), again_in });
-                choice.lost(&mut rng);
+                match error {
+                    Loss::Behind => choice.left(&mut rng),
+                    _ => choice.lost(&mut rng),
+                }
+                leaves = None;
                 connection = Connection::open(options, options.at(&choice), again_in);
                 (turn, falling) = (None, Falls::default());
                 events.push(Event::Disconnected);
@@ -283,7 +300,18 @@ pub async fn run<F: Flash>(
         let mut refused = false;
         for event in events {
             refused |= matches!(event, Event::SubscriptionRefused { .. });
+            let heard = match (&event, &options.herald) {
+                (Event::List { source: Source::Channel, payload, .. }, Some(herald)) => {
+                    Some((herald, payload.clone()))
+                }
+                _ => None,
+            };
             let outputs = device.handle(clock.now(), event);
+            if let (Some((herald, list)), Some(seen)) = (heard, device.store().seen())
+                && seen.list == Digest::of(&list)
+            {
+                herald.tell(&list);
+            }
             if device.store().flash().is_off() {
                 return Ok(Ended::PowerLost);
             }
@@ -311,24 +339,31 @@ async fn next_ask(asks: &mut Option<MutexGuard<'_, mpsc::Receiver<Ask>>>) -> Opt
 }
 
 /// Messages that have not arrived yet, in the order in which they will.
-#[derive(Default)]
-struct Falls {
-    messages: BTreeMap<(Duration, u64), Message>,
+pub(crate) struct Falls<M> {
+    messages: BTreeMap<(Duration, u64), M>,
     count: u64,
 }
 
-impl Falls {
-    fn next(&self) -> Option<Duration> {
+impl<M> Default for Falls<M> {
+    fn default() -> Self {
+        Falls { messages: BTreeMap::new(), count: 0 }
+    }
+}
+
+impl<M> Falls<M> {
+    /// When the next one arrives.
+    pub(crate) fn next(&self) -> Option<Duration> {
         self.messages.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn add(&mut self, at: Duration, message: Message) {
+    /// Sends one on its way, which arrives `at` this time.
+    pub(crate) fn add(&mut self, at: Duration, message: M) {
         self.count += 1;
         self.messages.insert((at, self.count), message);
     }
 
     /// Takes out what has arrived.
-    fn take(&mut self, now: Duration) -> impl Iterator<Item = Message> {
+    pub(crate) fn take(&mut self, now: Duration) -> impl Iterator<Item = M> + use<M> {
         let rest = self.messages.split_off(&(now, u64::MAX));
         std::mem::replace(&mut self.messages, rest).into_values()
     }
@@ -414,6 +449,7 @@ struct Connection {
     stage: Stage,
     /// Filters of SUBSCRIBE packets that were queued, and then sent with an id.
     queued: VecDeque<Vec<String>>,
+    several: bool,
     sent: HashMap<u16, Vec<String>>,
 }
 
@@ -430,6 +466,8 @@ enum Loss {
     NotMqtt,
     /// A fault of the profile.
     Weather,
+    /// It has an older list than others.
+    Behind,
 }
 
 impl From<LineError<StateError>> for Loss {
@@ -480,6 +518,7 @@ impl Connection {
             node: options.node.clone(),
             stage: Stage::Opening(Box::pin(options.clone().connect(broker.clone(), after))),
             queued: VecDeque::new(),
+            several: options.brokers.are_several(),
             sent: HashMap::new(),
         }
     }
@@ -550,8 +589,10 @@ impl Connection {
     fn request(&mut self, output: Output) {
         match output {
             Output::Subscribe(filters) => {
-                let wanted =
-                    filters.iter().map(|filter| SubscribeFilter::new(filter.clone(), quality(filter)));
+                let several = self.several;
+                let wanted = filters
+                    .iter()
+                    .map(|filter| SubscribeFilter::new(filter.clone(), quality(filter, several)));
                 self.ask(Request::Subscribe(Subscribe::new_many(wanted)));
                 self.queued.push_back(filters);
             }
@@ -613,10 +654,11 @@ impl Connection {
     }
 }
 
-/// A package that does not come is asked for again, so none needs to be acknowledged; on brokers that keep account of
-/// what is, that is many times cheaper.
-fn quality(filter: &str) -> QoS {
-    if filter.starts_with(PACKAGES) { QoS::AtMostOnce } else { QoS::AtLeastOnce }
+/// A package that does not come is asked for again, so none needs to be acknowledged; on clusters, which keep account of what
+/// is, that is many times dearer, and the account is what a node that is lost takes along: there the list is asked for more
+/// often instead.
+fn quality(filter: &str, several: bool) -> QoS {
+    if several || filter.starts_with(PACKAGES) { QoS::AtMostOnce } else { QoS::AtLeastOnce }
 }
 
 fn explain(loss: &Loss, broker: &Endpoint) -> Trouble {
@@ -628,6 +670,7 @@ fn explain(loss: &Loss, broker: &Endpoint) -> Trouble {
         }
         Loss::Line(error) => (format!("lost the connection to {url}: {error}"), is_there()),
         Loss::Weather => (format!("lost the connection to {url}: a simulated fault"), String::new()),
+        Loss::Behind => (format!("left {url}, which is behind others"), String::new()),
         Loss::NotMqtt => (format!("{url} does not answer as a broker"), is_there()),
         Loss::Refused(code) => {
             let (reason, hint) = match code {

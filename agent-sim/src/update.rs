@@ -248,6 +248,10 @@ pub struct Updater {
     rng: fastrand::Rng,
     backoff: Backoff,
     connected: bool,
+    /// Whether there are several addresses of its broker.
+    several: bool,
+    /// Whether the channel's list there is older than one that was seen.
+    behind: bool,
     /// When to ask for the channel's list, while there is a connection.
     check_at: Duration,
     running: Running,
@@ -364,6 +368,8 @@ impl Updater {
             rng: fastrand::Rng::with_seed(seed),
             backoff: Backoff::new(first, most),
             connected: false,
+            several: false,
+            behind: false,
             check_at: Duration::ZERO,
             running: Running::default(),
             seen: None,
@@ -387,10 +393,23 @@ impl Updater {
         Updater { asks, takes_firmware: true, ..self }
     }
 
-    /// The newest list of the channel that was accepted since the start, where somebody chooses at the device.
+    /// The newest list of the channel that was accepted since the start, or [`recall`](Updater::recall)ed, where somebody
+    /// chooses at the device.
     #[must_use]
     pub fn offer(&self) -> Option<&Accepted> {
         self.offer.as_ref()
+    }
+
+    /// Notes the list that was offered before the start, judged anew, until the channel's comes: whether it still is to be
+    /// believed. It may be older than the newest list seen, which may be held; somebody must have signed it who may, and
+    /// it must not have expired.
+    pub fn recall(&mut self, payload: &[u8], wall: Option<Timestamp>) -> bool {
+        let Ok(list) = UpdateList::parse(payload) else { return false };
+        let time = self.time(&list, wall);
+        let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);
+        let judge = |list| Accepted::judge(list, &self.channel, &self.runtime, None, time);
+        self.offer = verified.and_then(judge).ok();
+        self.offer.is_some()
     }
 
     /// What is under way, if anything is.
@@ -421,6 +440,19 @@ impl Updater {
     #[must_use]
     pub fn of_agent(self, agent: Agent) -> Updater {
         Updater { agent, ..self }
+    }
+
+    /// The same, with several addresses of its broker. One of them may be behind the others: a list that is older than one
+    /// that was seen is no failure there, and changes nothing.
+    #[must_use]
+    pub fn with_several(self, several: bool) -> Updater {
+        Updater { several, ..self }
+    }
+
+    /// Whether the broker at which it is, one of several, has an older list than was seen before.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// Tells the device about itself.
@@ -575,6 +607,7 @@ impl Updater {
     }
 
     fn disconnected(&mut self, out: &mut Effects) {
+        self.behind = false;
         self.connected = false;
         if let Activity::Fetching { losses, .. } = &mut self.activity {
             *losses += 1;
@@ -733,12 +766,19 @@ impl Updater {
         let accepted = verified.and_then(|verified| {
             let verified = match self.agent {
                 Agent::Old => verified.to_old_readers(),
-                Agent::Current => verified,
+                Agent::Current | Agent::MpyBlox => verified,
             };
             Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
         });
+        if source == Source::Channel && self.several {
+            self.behind = matches!(accepted, Err(Refusal::Older { .. } | Refusal::OldEpoch { .. }));
+        }
         let release = match accepted {
             Ok(release) => release,
+            Err(refusal) if self.behind => {
+                out.push(Effect::Log(format!("this broker is behind others: {}", refusal.text())));
+                return;
+            }
             Err(refusal) => {
                 // A new root took away the right to sign what is being fetched.
                 if self.job().is_some_and(|job| job.release.digest() == digest) {
@@ -865,7 +905,7 @@ impl Updater {
             channel: Some(self.channel.as_str().into()),
             version: self.running.version.as_deref().map(Into::into),
             sequence: self.running.sequence,
-            agent: Some(self.agent.said().into()),
+            agent: self.agent.said().map(Into::into),
             firmware: Some(FIRMWARE.into()),
             labels: std::borrow::Cow::Borrowed(&self.traits.labels),
         }

@@ -101,6 +101,8 @@ pub struct Shared {
     pub sockets: Arc<Semaphore>,
     /// Places for HTTP connections.
     pub http: Arc<Semaphore>,
+    /// Places for HTTP clients that listen for events.
+    pub events: Arc<Semaphore>,
     /// Ends every connection.
     pub shutdown: CancellationToken,
     /// Who is let in.

@@ -18,7 +18,10 @@ use crate::{
     connection::{PLACE, Shared},
     edge::{Edge, relay::Standing, view::Seen},
     faces::home,
-    fleet,
+    fleet::{
+        self,
+        view::{Tally, View, Word},
+    },
     gateway::count::{Counts, Face},
     index::{IndexError, Totals},
     mpyblox,
@@ -202,8 +205,12 @@ pub struct Gauges {
     pub clients: usize,
     /// HTTP connections.
     pub http: usize,
+    /// HTTP clients that listen for events.
+    pub events: usize,
     /// Subscriptions of all clients.
     pub subscriptions: usize,
+    /// Bytes of the index's database.
+    pub file: u64,
     /// Messages that wait for the index's writer.
     pub waiting_writer: usize,
     /// Messages on the bus.
@@ -239,6 +246,8 @@ impl Gauges {
             uptime: Duration::from_millis(clock::now().unix_ms.saturating_sub(metrics.started_ms)),
             connections: sockets.saturating_sub(shared.sockets.available_permits()),
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
+            events: limits.http_events.saturating_sub(shared.events.available_permits()),
+            file: shared.index.file_size(),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
             // The broker's own, see `pulse`, `fleet`, `edge::carry` and `faces::home`, are none.
             subscriptions: subscribed.saturating_sub(
@@ -284,7 +293,7 @@ impl Upstream {
 
 /// Everything, in Prometheus's text format 0.0.4.
 #[must_use]
-pub fn prometheus(metrics: &Metrics, gauges: &Gauges, upstream: Option<&Upstream>) -> String {
+pub fn prometheus(metrics: &Metrics, gauges: &Gauges, view: &View, upstream: Option<&Upstream>) -> String {
     let mut out = Text::default();
     out.head("build_info", "gauge", "The broker's version");
     out.line("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -307,10 +316,17 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges, upstream: Option<&Upstream
     gauge(&mut out, "subscriptions", "Subscriptions of all clients", gauges.subscriptions as u64);
     gauge(&mut out, "writer_queue", "Messages that wait for the index", gauges.waiting_writer as u64);
     gauge(&mut out, "bus_queue", "Messages on the bus", gauges.waiting_bus as u64);
+    gauge(&mut out, "event_streams", "HTTP clients that listen for events", gauges.events as u64);
     gauge(&mut out, "receiving_bytes", "Room taken by large packets under way", gauges.receiving as u64);
     gauge(&mut out, "retained_messages", "Retained messages", gauges.index.messages);
     gauge(&mut out, "retained_bytes", "Bytes of all retained payloads", gauges.index.bytes);
     gauge(&mut out, "blobs", "Payloads kept as files", gauges.index.blobs);
+    gauge(
+        &mut out,
+        "index_file_bytes",
+        "Size of the index's database, without payloads kept as files",
+        gauges.file,
+    );
     if let Some((free, size)) = gauges.disk {
         gauge(&mut out, "disk_free_bytes", "Free on the index's disk", free);
         gauge(&mut out, "disk_size_bytes", "Size of the index's disk", size);
@@ -366,6 +382,7 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges, upstream: Option<&Upstream
     for face in Face::ALL {
         out.line("http_sent_bytes_total", &[("face", face.name())], metrics.http.of(face).bytes.value());
     }
+    fleet_metrics(&mut out, view);
     if let Some(Upstream { seen, received }) = upstream {
         let (packages, bytes) = seen.missing();
         let Standing { nodes, waiting, dropped } = seen.relay;
@@ -391,6 +408,42 @@ pub fn prometheus(metrics: &Metrics, gauges: &Gauges, upstream: Option<&Upstream
     out.0
 }
 
+/// How many nodes stand where. Of releases, and of reasons to fail, so many are told apart as [`limits`](fleet::limits) say.
+fn fleet_metrics(out: &mut Text, view: &View) {
+    out.head("nodes", "gauge", "Nodes, by the release they are on or busy with, and the phase of that");
+    let (releases, other) = view.top_releases();
+    let mut nodes = |labels: [(&str, &str); 3], tally: &Tally| {
+        for (word, count) in Word::ALL.iter().zip(tally).filter(|(_, count)| **count > 0) {
+            let [channel, sequence, version] = labels;
+            out.line("nodes", &[channel, sequence, version, ("phase", word.as_str())], count);
+        }
+    };
+    for (release, tally) in &releases {
+        let channel = release.channel.as_ref().map_or("", |channel| channel.as_str());
+        let sequence = release.sequence.map(|sequence| sequence.to_string()).unwrap_or_default();
+        let version = release.version.as_deref().unwrap_or_default();
+        nodes([("channel", channel), ("sequence", &sequence), ("version", version)], tally);
+    }
+    let rest = fleet::limits::OTHER;
+    nodes([("channel", rest), ("sequence", rest), ("version", rest)], &other);
+    for (name, help, value) in [
+        ("nodes_online", "Nodes that are connected", view.online()),
+        ("nodes_behind", "Nodes whose channel has a newer release than theirs", view.behind()),
+    ] {
+        out.head(name, "gauge", help);
+        out.line(name, &[], value);
+    }
+    for (name, kind, help, counts) in [
+        ("nodes_failed", "gauge", "Nodes that stand failed or rolled back, by reason", view.failing()),
+        ("node_failures_total", "counter", "Updates that came to nothing, by reason", view.failures()),
+    ] {
+        out.head(name, kind, help);
+        for (reason, count) in counts {
+            out.line(name, &[("reason", reason)], count);
+        }
+    }
+}
+
 #[derive(Default)]
 struct Text(String);
 
@@ -400,7 +453,10 @@ impl Text {
     }
 
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"")).collect();
+        // What devices and publishers call things may hold anything.
+        let escape = |value: &str| value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let labels: Vec<_> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escape(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         writeln!(self.0, "mpypi_{name}{labels} {value}").ok();
     }

@@ -15,7 +15,7 @@ use crate::{
     limits::Limits,
     mailbox::{Mail, Mailbox},
     message::{Payload, SessionId},
-    packet::{Qos, RetainHandling, SubscriptionOptions},
+    packet::SubscriptionOptions,
     subscriptions::Receiver,
     sys,
 };
@@ -61,13 +61,7 @@ impl Pulse {
     #[must_use]
     pub fn new(subscriptions: &SharedSubscriptions, tickets: &Tickets, limits: &Limits) -> Pulse {
         let mailbox = Arc::new(Mailbox::new(limits));
-        let options = SubscriptionOptions {
-            qos: Qos::AtMostOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::DoNotSend,
-            identifier: None,
-        };
+        let options = SubscriptionOptions::LIVE;
         let receiver = Receiver { mailbox: mailbox.clone(), options, since: tickets.next() };
         subscriptions.write().unwrap_or_else(PoisonError::into_inner).insert(TOPIC, BROKER, receiver);
         Pulse { mailbox, last: Mutex::default() }

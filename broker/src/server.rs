@@ -266,6 +266,7 @@ impl Broker {
             clients: Arc::new(Semaphore::new(limits.clients)),
             sockets: Arc::new(Semaphore::new(limits.clients + limits.strangers)),
             http: Arc::new(Semaphore::new(limits.http_clients)),
+            events: Arc::new(Semaphore::new(limits.http_events)),
             shutdown: stop.clone(),
             gate: self.gate,
             home: self.config.home,

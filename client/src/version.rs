@@ -253,8 +253,18 @@ impl V5 {
     #[must_use]
     pub fn new(packet: u32) -> V5 {
         // Packet ids of all requests are drawn from this range, so it must be wide.
-        let state = v5::MqttState::new(u16::MAX, false);
-        V5 { state, in_flight: u16::MAX, incoming: packet, outgoing: None }
+        V5::of_width(packet, u16::MAX)
+    }
+
+    /// The same in little memory, for a client that has a few requests under way at most.
+    #[must_use]
+    pub fn narrow(packet: u32) -> V5 {
+        const FEW: u16 = 8;
+        V5::of_width(packet, FEW)
+    }
+
+    fn of_width(packet: u32, in_flight: u16) -> V5 {
+        V5 { state: v5::MqttState::new(in_flight, false), in_flight, incoming: packet, outgoing: None }
     }
 }
 
@@ -282,7 +292,7 @@ impl Version for V5 {
             && let Some(properties) = &greeting.properties
         {
             self.outgoing = properties.max_packet_size;
-            self.in_flight = properties.receive_max.unwrap_or(u16::MAX);
+            self.in_flight = self.in_flight.min(properties.receive_max.unwrap_or(u16::MAX));
         }
         self.state.handle_incoming_packet(packet)
     }

@@ -8,7 +8,8 @@ use mpypi_tests::{
     Client, Options, Running, Server, World,
     face::eventually,
     http::{Answer, Events, Web},
-    run,
+    mpyblox::wheel,
+    run, run_with,
 };
 use serde_json::{Value, json};
 
@@ -110,7 +111,7 @@ fn nodes_are_found_by_what_they_say_and_come_a_page_at_a_time() {
         ("sort=platform&phase=idle,failed,downloading", vec!["a", "b", "c"]),
         ("sort=-phase&channel=dev", vec!["d d", "b", "c", "a"]),
         ("offset=1&limit=2", vec!["b", "c"]),
-        ("offset=18446744073709551615", vec![]),
+        ("offset=1000000", vec![]),
     ] {
         let page = get(&server, &format!("/api/nodes?{query}")).expect(200).json();
         assert_eq!(names(&page), expected, "{query}");
@@ -123,6 +124,7 @@ fn nodes_are_found_by_what_they_say_and_come_a_page_at_a_time() {
         "limit=1001",
         "limit=x",
         "offset=-1",
+        "offset=1000001",
         "online=maybe",
         "query=(",
         "no=1",
@@ -444,4 +446,194 @@ fn devices_of_thingsboards_are_nodes_like_all_others() {
     assert_eq!((&node["channel"], &node["version"]), (&json!("dev"), &json!("3.0")));
     let list = get(&server, "/api/channels/dev").expect(200).json();
     assert_eq!((&list["nodes"], &list["entries"][0]["kind"]), (&json!(1), &json!("firmware")));
+}
+
+/// A form of these parts: name, file name and content.
+fn form(parts: &[(&str, &str, &[u8])]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (name, file, content) in parts {
+        let file = if file.is_empty() { String::new() } else { format!("; filename=\"{file}\"") };
+        let head = format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n");
+        body.extend([head.as_bytes(), content, b"\r\n"].concat());
+    }
+    body.extend(b"--b--\r\n");
+    body
+}
+
+fn send(server: &Server, channel: &str, parts: &[(&str, &str, &[u8])]) -> Answer {
+    let headers = [("Content-Type", "multipart/form-data; boundary=b")];
+    let path = format!("/api/channels/{channel}/publish");
+    Web::open(server.http.unwrap()).ask("POST", &path, &headers, &form(parts))
+}
+
+#[test]
+fn a_form_of_wheels_and_files_becomes_one_release_that_devices_apply() {
+    let world = World::new();
+    let server = Server::start_with(&world, &HTTP);
+    let hello = wheel("hello", "1.0", "py3-none-any", &[("hello.py", "x = 1\n")], &[], "");
+    let parts: [(&str, &str, &[u8]); 4] = [
+        ("version", "", b"2.5"),
+        ("wheel", "hello-1.0-py3-none-any.whl", &hello),
+        ("file", "lib/settings.json", b"{}"),
+        ("file", "empty.py", b""),
+    ];
+    let answer = send(&server, "dev", &parts).expect(200).json();
+    assert_eq!((&answer["sequence"], &answer["changed"]), (&json!(1), &json!(true)), "{answer}");
+    let channel = until(&server, "/api/channels/dev", |channel| channel["sequence"] == 1);
+    assert_eq!((&channel["version"], &channel["packages"]), (&json!("2.5"), &json!(3)));
+    assert_eq!(channel["entries"], answer["packages"]);
+    assert_eq!(send(&server, "dev", &parts).expect(200).json()["changed"], false, "it has all of it");
+    // A device takes it as any other release.
+    let root = world.text("node");
+    let broker = server.url();
+    let _device = Running::start(
+        "mpypi-agent",
+        &["run", "--broker", &broker, "--channel", "dev", "--root", &root, "--node", "n"],
+    );
+    let node = until(&server, "/api/nodes/n", |node| node["phase"] == "idle" && node["sequence"] == 1);
+    assert_eq!(node["version"], "2.5");
+    assert_eq!(world.files("node")["lib/settings.json"], b"{}");
+    // What is there is replaced, what is not named stays, and what it replaced is kept.
+    let more = send(&server, "dev", &[("file", "lib/settings.json", b"{\"a\":1}")]).expect(200).json();
+    assert_eq!(more["sequence"], 2);
+    let diff = until(&server, "/api/channels/dev/diff", |diff| diff["to"] == 2);
+    assert_eq!((&diff["from"], &diff["unchanged"], &diff["bytes"]), (&json!(1), &json!(2), &json!(7)));
+    let changed = wheel("hello", "1.0", "py3-none-any", &[("hello.py", "x = 2\n")], &[], "");
+    let refused: [(&str, &str, &[u8], u16); 7] = [
+        ("wheel", "hello.whl", &changed, 409),
+        ("wheel", "hello.whl", b"no wheel", 422),
+        ("file", "../escape.py", b"x", 400),
+        ("file", "", b"x", 400),
+        ("lib", "x.py", b"x", 400),
+        ("version", "", b"3", 400),
+        ("file", "empty.py/below", b"x", 422),
+    ];
+    for (name, file, content, code) in refused {
+        let answer = send(&server, "dev", &[(name, file, content)]).expect(code);
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{}", answer.text());
+    }
+    let _ = send(&server, "dev", &[]).expect(400);
+    let _ = send(&server, "-", &parts).expect(404);
+    let large = vec![0; 9 << 20];
+    let _ = send(&server, "dev", &[("file", "large.bin", &large)]).expect(413);
+    assert_eq!(get(&server, "/api/channels/dev").expect(200).json()["sequence"], 2);
+}
+
+#[test]
+fn a_channel_that_is_signed_takes_no_form_and_says_what_to_do() {
+    let world = World::new();
+    let server = Server::start_with(&world, &HTTP);
+    let mut client = Client::connect(server.address, "client");
+    let list = br#"[{"type":"release","channel":"dev","sequence":1,"version":"1"},{"type":"signature","key":"k","alg":"rsa3072-pkcs1v15-sha256","sig":"AA=="}]"#;
+    assert!(client.retain("mpypi/channels/dev", list));
+    let refused = send(&server, "dev", &[("file", "main.py", b"x")]).expect(409).json();
+    assert!(refused["hint"].as_str().unwrap().contains("mpypi publish"), "{refused}");
+    let channel = until(&server, "/api/channels/dev", |channel| channel["sequence"] == 1);
+    assert_eq!(channel["signed_by"], "k");
+    assert!(client.retained(&format!("mpypi/packages/src/main.py/{}", Digest::of(b"x"))).is_none());
+}
+
+#[test]
+fn metrics_say_how_many_nodes_stand_where_and_the_dashboard_asks_for_what_there_is() {
+    let world = World::new();
+    let server = Server::start_with(&world, &HTTP);
+    publish(&world, &server, "1.3", &[("main.py", "print(1)\n")]);
+    let mut client = Client::connect(server.address, "client");
+    say(&mut client, "a", "esp32", "kitchen", &state("idle", 0, None));
+    say(&mut client, "b", "esp32", "kitchen", &state("failed", 1, Some("bad-hash: x")));
+    let mut odd = state("failed", 7, Some("Bad thing"));
+    odd["version"] = json!("7\"\\\n}");
+    say(&mut client, "c", "esp32", "kitchen", &odd);
+    for at in 0..40 {
+        let topic = format!("mpypi/nodes/more-{at}/state");
+        assert!(client.retain(&topic, state("idle", 100 + at, None).to_string().as_bytes()));
+    }
+    let metrics = eventually("all nodes are counted", || {
+        let text = get(&server, "/metrics").expect(200).text().to_owned();
+        text.contains("mpypi_nodes_online 3")
+            .then_some(text)
+            .filter(|text| text.contains("reason=\"bad-hash\""))
+    });
+    let metrics = eventually("the last of them is counted", || {
+        let _ = &metrics;
+        let text = get(&server, "/metrics").expect(200).text().to_owned();
+        let nodes = text.lines().filter(|line| line.starts_with("mpypi_nodes{"));
+        let count = |line: &str| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+        (nodes.map(count).sum::<u64>() == 43).then_some(text)
+    });
+    let lines: Vec<_> = metrics.lines().collect();
+    for line in [
+        r#"mpypi_nodes_behind 1"#,
+        r#"mpypi_nodes_failed{reason="bad-hash"} 1"#,
+        r#"mpypi_nodes_failed{reason="other"} 1"#,
+        r#"mpypi_node_failures_total{reason="bad-hash"} 1"#,
+    ] {
+        assert!(lines.contains(&line), "{line} of {metrics}");
+    }
+    // However many releases nodes say they are on, so many are told apart.
+    let releases = lines.iter().filter(|line| line.starts_with("mpypi_nodes{")).count();
+    assert!(releases <= 33, "{releases}");
+    assert!(lines.iter().any(|line| {
+        line.starts_with(r#"mpypi_nodes{channel="other",sequence="other",version="other",phase="idle"}"#)
+    }));
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/grafana/mpypi.json");
+    let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(folder).unwrap()).unwrap();
+    let targets =
+        dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array());
+    let mut asked = vec!["mpypi_build_info".to_owned()];
+    for target in targets.flatten() {
+        let words = target["expr"].as_str().unwrap().split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        asked.extend(words.filter(|word| word.starts_with("mpypi_")).map(str::to_owned));
+    }
+    assert!(asked.len() > 20, "{asked:?}");
+    for name in asked {
+        let base = name.strip_suffix("_bucket").unwrap_or(&name);
+        let is_there = lines.iter().any(|line| line.starts_with(&format!("# TYPE {base} ")));
+        assert!(is_there, "the dashboard asks for `{name}`, which is no metric");
+    }
+}
+
+#[test]
+fn the_api_keeps_to_its_own_document_whatever_is_asked() {
+    let world = World::new();
+    let server = Server::start_with(&world, &HTTP);
+    publish(&world, &server, "1", &[("main.py", "print(1)\n")]);
+    publish(&world, &server, "2", &[("main.py", "print(2)\n")]);
+    let mut client = Client::connect(server.address, "client");
+    say(&mut client, "kitchen", "esp32", "kitchen", &state("failed", 2, Some("bad-hash: x")));
+    let record = json!({ "id": "0123456789abcdef", "channel": "dev", "version": "2", "status": "running", "step": 0,
+        "first": 2, "base": 1, "policy": { "steps": ["1", "100"], "wait": 1, "patience": 1, "max-failures": "2",
+        "min-success": "95", "on-failure": "pause" } });
+    assert!(client.retain("mpypi/channels/dev/rollout", record.to_string().as_bytes()));
+    assert!(client.retain("mpypi/channels/dev/rollout/lease", b"somebody"));
+    let _ = until(&server, "/api/channels/dev/rollout", |rollout| rollout["steered"] == true);
+    let tool =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/schema/bin/schemathesis");
+    assert!(tool.exists(), "schemathesis is not there: run `bash tests/peers.sh` first");
+    let document = format!("http://{}/api/openapi.json", server.http.unwrap());
+    // Events have no end. What a query or a file's name may be, no schema can say: what is refused of that is no failure.
+    let arguments = [
+        "run",
+        &document,
+        "--exclude-path",
+        "/api/events",
+        "--exclude-checks",
+        "positive_data_acceptance",
+        "--max-examples",
+        "8",
+        "--seed",
+        "1",
+        "--generation-deterministic",
+        "--continue-on-failure",
+        "--suppress-health-check",
+        "all",
+    ];
+    let ran = run_with(
+        tool.to_str().unwrap(),
+        &arguments,
+        &[("NO_COLOR", "1"), ("no_proxy", "*"), ("HOME", "/nonexistent")],
+    );
+    assert_eq!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);
+    let log = std::fs::read_to_string(world.path("broker.log")).unwrap_or_default();
+    assert!(!log.contains("panicked"), "{log}");
 }

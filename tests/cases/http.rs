@@ -216,6 +216,7 @@ const ROUTES: &[(&str, &str, &str, [u16; 7])] = &[
     ("GET", "/api/channels/dev/diff", "/api/channels/{channel}/diff",     [401, 401, 200, 200, 200, 200, 403]),
     ("GET", "/api/channels/dev/rollout", "/api/channels/{channel}/rollout", [401, 401, 200, 200, 200, 403, 403]),
     ("POST", "/api/channels/dev/rollout", "/api/channels/{channel}/rollout", [401, 401, 415, 415, 403, 403, 403]),
+    ("POST", "/api/channels/dev/publish", "/api/channels/{channel}/publish", [401, 401, 415, 415, 403, 403, 403]),
     ("GET", "/api/rollouts", "/api/rollouts",                             [401, 401, 200, 200, 200, 403, 403]),
     ("GET", "/api/packages", "/api/packages",                             [401, 401, 200, 200, 200, 200, 200]),
     // Who is let in hears no end of it, so what is asked for here is nonsense; who hears what is tested with the API.

@@ -18,12 +18,11 @@ use mpypi_agent_sim::{
         report::Report,
     },
     limits,
-    update::Timing,
 };
 use mpypi_client::args::parse_time;
 use mpypi_protocol::NodeId;
 
-use super::{Common, Failure, brokers, print, run_fleet};
+use super::{Common, Failure, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +35,17 @@ Examples:
   mpypi-agent fleet --profile hostile --seed 7 --node 83 --for 2m
       what befell the 83rd of them, alone and step by step
 
-A profile is one of lab, home-wifi, cellular and hostile, or a TOML file: `--show-profile NAME` prints one to start with.";
+A profile is one of lab, home-wifi, cellular and hostile, or a TOML file: `--show-profile NAME` prints one to start with.
+A file may have these besides:
+  [agents]
+  old = \"10%\"                # know nothing of rollouts, optional packages, revoked releases and roots
+  mpy-blox = \"5%\"            # have Mpy-BLOX 0.6; other brokers than mpypi's do not serve it
+  [intruder]                  # sits between broker and devices, strikes so many messages, and goes when faults end
+  swapped-packages = \"2%\"
+  endless-data = \"1%\"        # packages longer than announced, messages that never end
+  old-lists = \"3%\"           # a list that a newer one had replaced
+  corrupted-lists = \"3%\"     # any bit of a signed one; unsigned ones come in part
+  forged-lists = \"3%\"        # with --pin or --keys only: devices without believe anyone";
 
 /// Run many devices in one process.
 ///
@@ -144,12 +153,13 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
         });
     }
     members.retain(|member| args.node.is_none_or(|only| member.number == u64::from(only)));
+    let (brokers, timing) = args.common.brokers()?;
     let options = FleetOptions {
         trust: args.common.trust()?,
-        brokers: brokers(args.common.broker)?,
+        brokers,
         channel: args.common.channel,
         members,
-        timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
+        timing,
         calm_at: args.faults_for.or(args.time.map(|time| time / 2)),
         profile,
         seed: args.seed,

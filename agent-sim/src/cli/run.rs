@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use mpypi_agent_sim::{
     device::{Hardware, Traits},
     fleet::{FleetOptions, Home, Member, profile::Abi, report::Report},
-    update::Timing,
 };
 use mpypi_protocol::{NodeId, limits};
 
-use super::{Common, Failure, brokers, face, print, run_fleet};
+use super::{Common, Failure, face, print, run_fleet};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,9 +66,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<bool, Failure> {
     let node = args.node.unwrap_or_else(this_machine);
     let (desk, faces) = args.face.open(args.common.broker.trust.clone())?;
+    let (brokers, timing) = args.common.brokers()?;
     let options = FleetOptions {
         trust: args.common.trust()?,
-        brokers: brokers(args.common.broker)?,
+        brokers,
         channel: args.common.channel,
         seed: node
             .as_str()
@@ -83,7 +83,7 @@ pub(crate) fn run(args: Args) -> Result<bool, Failure> {
             traits: Traits { labels: args.labels.into_iter().collect(), utc_offset: args.utc_offset },
             desk,
         }],
-        timing: Timing { confirm_after: Some(args.common.confirm_after), ..Timing::default() },
+        timing,
         profile: None,
         calm_at: None,
         releases: args.once.then_some(1),

@@ -23,6 +23,7 @@ pub mod downloads;
 pub mod home;
 pub mod mip;
 pub mod promoter;
+pub mod release;
 pub mod simple;
 pub mod thingsboard;
 pub mod upload;

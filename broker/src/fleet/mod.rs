@@ -37,11 +37,11 @@ use crate::{
     bus::{SharedSubscriptions, Tickets},
     clock,
     connection::Shared,
-    index::{Index, IndexError, Step},
+    index::{Index, IndexError},
     limits::Limits,
     mailbox::{Mail, Mailbox},
     message::Message,
-    packet::{Qos, RetainHandling, SubscriptionOptions},
+    packet::SubscriptionOptions,
     pulse::BROKER,
     subscriptions::Receiver,
 };
@@ -56,6 +56,8 @@ const RETAINED: [&str; 7] = [
     "mpypi/nodes/+/online",
     "mpypi/nodes/+/state",
 ];
+/// What is read of the index for that, in one go each.
+const READ: [&str; 3] = ["mpypi/channels/#", "mpypi/keys/root/+", "mpypi/nodes/+/+"];
 /// What nodes log: not retained, and may be missed.
 const LINES: &str = "mpypi/nodes/+/log";
 
@@ -82,13 +84,7 @@ impl Fleet {
         let roomy =
             Limits { queue_messages: limits::QUEUE, queue_bytes: limits::QUEUE_BYTES, ..limits.clone() };
         let (retained, lines) = (Arc::new(Mailbox::new(&roomy)), Arc::new(Mailbox::new(limits)));
-        let options = SubscriptionOptions {
-            qos: Qos::AtMostOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::DoNotSend,
-            identifier: None,
-        };
+        let options = SubscriptionOptions::LIVE;
         let mut all = subscriptions.write().unwrap_or_else(PoisonError::into_inner);
         for (filter, mailbox) in RETAINED.iter().map(|filter| (*filter, &retained)).chain([(LINES, &lines)]) {
             let receiver = Receiver { mailbox: mailbox.clone(), options, since: tickets.next() };
@@ -114,7 +110,6 @@ impl Fleet {
     }
 
     /// Looks at what is known now.
-    #[must_use]
     pub fn glance(&self) -> RwLockReadGuard<'_, View> {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -241,22 +236,21 @@ async fn read(shared: &Arc<Shared>, since: u64) {
 fn read_now(shared: &Shared, since: u64) -> Result<(), IndexError> {
     let now = clock::now().unix_ms;
     let mut there = HashSet::new();
-    for filter in RETAINED {
+    for filter in READ {
         let mut after: Option<String> = None;
         loop {
-            match shared.index.next(filter, after.as_deref(), since, now)? {
-                Step::End => break,
-                Step::Later(topic) => after = Some(topic),
-                Step::Found(message) => {
-                    if let Some(news) = understand(&shared.index, &message) {
-                        shared.fleet.change().take(news, message.version, Heed::Found, now);
-                    }
-                    let topic = message.topic.to_string();
+            let (found, later) = shared.index.some(filter, after.as_deref(), since, now, limits::BATCH)?;
+            for message in found {
+                if let Some(news) = understand(&shared.index, &message) {
+                    shared.fleet.change().take(news, message.version, Heed::Found, now);
                     if since == 0 {
-                        there.insert(topic.clone());
+                        there.insert(message.topic);
                     }
-                    after = Some(topic);
                 }
+            }
+            match later {
+                Some(topic) => after = Some(topic),
+                None => break,
             }
         }
     }
@@ -269,6 +263,17 @@ fn read_now(shared: &Shared, since: u64) -> Result<(), IndexError> {
 /// What a message says about the fleet.
 fn understand(index: &Index, message: &Message) -> Option<News> {
     let topic = Topic::parse(&message.topic).ok()?;
+    let is_ours = match &topic {
+        Topic::Channel(_) | Topic::Root(_) => true,
+        Topic::Rollout(_, subject) => *subject != RolloutSubject::Order,
+        Topic::Node(_, subject) => {
+            matches!(subject, NodeSubject::Info | NodeSubject::State | NodeSubject::Online)
+        }
+        _ => false,
+    };
+    if !is_ours {
+        return None;
+    }
     let payload = match index.payload(&message.payload) {
         Ok(payload) => payload,
         Err(error) => {

@@ -14,7 +14,9 @@ use mpypi_protocol::{
     record::{Counts, Heard, Record, Standing, Step},
     topic::{NodeSubject, RolloutSubject},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::{limits, log::Log};
 
@@ -22,23 +24,25 @@ use super::{limits, log::Log};
 pub const WORDS: usize = 9;
 
 /// Where a node's update stands, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = Phase)]
 pub enum Word {
-    /// See [`Phase::Idle`].
+    /// On the release it should have, or on none yet.
     Idle,
-    /// See [`Phase::Downloading`].
+    /// Fetching the packages it lacks.
     Downloading,
-    /// See [`Phase::Verifying`].
+    /// Checking and unpacking what was fetched.
     Verifying,
-    /// See [`Phase::Installing`].
+    /// Files are being replaced.
     Installing,
-    /// See [`Phase::Restarting`].
+    /// Starting the new release.
     Restarting,
-    /// See [`Phase::Confirming`].
+    /// Waiting for the new release to prove itself.
     Confirming,
-    /// See [`Phase::Failed`].
+    /// The release was refused or could not be applied; the old one runs.
     Failed,
-    /// See [`Phase::RolledBack`].
+    /// The release was applied, did not prove itself, and was taken back.
     RolledBack,
     /// The node never said it, or in a way nobody can read.
     Unknown,
@@ -190,7 +194,7 @@ pub struct Sample {
 }
 
 /// All of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct View {
     nodes: BTreeMap<NodeId, Arc<Node>>,
     channels: BTreeMap<ChannelName, Channel>,
@@ -367,30 +371,6 @@ impl Update {
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.steps.last(), Some((Phase::Idle | Phase::Failed | Phase::RolledBack, _)))
-    }
-}
-
-impl Default for View {
-    fn default() -> View {
-        View {
-            nodes: BTreeMap::new(),
-            channels: BTreeMap::new(),
-            rollouts: BTreeMap::new(),
-            leases: BTreeMap::new(),
-            root: None,
-            number: 0,
-            changes: BTreeMap::new(),
-            places: HashMap::new(),
-            gone: VecDeque::new(),
-            forgotten: 0,
-            tallies: BTreeMap::new(),
-            online: 0,
-            failing: BTreeMap::new(),
-            failures: BTreeMap::new(),
-            samples: VecDeque::new(),
-            counted: 0,
-            log: Log::default(),
-        }
     }
 }
 
@@ -763,6 +743,17 @@ impl View {
         self.tallies.iter()
     }
 
+    /// The [`limits::RELEASES`] releases with most nodes, most first, and all others together.
+    #[must_use]
+    pub fn top_releases(&self) -> (Vec<(&Release, Tally)>, Tally) {
+        let mut all: Vec<_> = self.releases().map(|(release, tally)| (&**release, *tally)).collect();
+        let nodes = |tally: &Tally| tally.iter().sum::<u64>();
+        all.sort_by(|(one, few), (other, many)| nodes(many).cmp(&nodes(few)).then_with(|| other.cmp(one)));
+        let rest = all.split_off(all.len().min(limits::RELEASES));
+        let add = |sum: Tally, (_, tally): (_, Tally)| std::array::from_fn(|at| sum[at] + tally[at]);
+        (all, rest.into_iter().fold(Tally::default(), add))
+    }
+
     /// How many nodes' channels have a newer release than theirs.
     #[must_use]
     pub fn behind(&self) -> u64 {
@@ -817,5 +808,138 @@ fn place(subject: &Subject) -> String {
         Subject::Channel(name) => format!("channel {name}"),
         Subject::Rollout(name) => format!("rollout {name}"),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn state(phase: &str, sequence: u64, error: &str) -> Option<Box<State>> {
+        let error = if error.is_empty() { "null".to_owned() } else { format!("\"{error}\"") };
+        let text = format!(
+            r#"{{"phase":"{phase}","sequence":{sequence},"version":"{sequence}","attempt":1,"error":{error}}}"#
+        );
+        Some(Box::new(State::parse(text.as_bytes()).unwrap()))
+    }
+
+    fn numbers(view: &View, since: u64) -> Vec<String> {
+        let changes = view.since(since, usize::MAX).unwrap();
+        let name = |(_, change): &(u64, Change)| match change {
+            Change::Node(node) => node.id.to_string(),
+            Change::NodeGone(id) => format!("-{id}"),
+            other => format!("{other:?}"),
+        };
+        changes.iter().map(name).collect()
+    }
+
+    #[test]
+    fn who_reads_on_gets_each_node_once_in_its_last_state() {
+        let mut view = View::default();
+        for sequence in 1..=100 {
+            for name in ["a", "b", "c"] {
+                view.take(News::State(id(name), state("idle", sequence, "")), sequence, Heed::Live, sequence);
+            }
+        }
+        assert_eq!(numbers(&view, 0), ["a", "b", "c"]);
+        let before = view.number();
+        view.take(News::State(id("a"), state("idle", 100, "")), 101, Heed::Live, 101);
+        assert_eq!(view.number(), before, "nothing new was said");
+        view.take(News::State(id("b"), state("failed", 101, "x")), 102, Heed::Live, 102);
+        view.take(News::State(id("b"), state("idle", 7, "")), 5, Heed::Live, 103);
+        assert_eq!(view.find(&id("b")).unwrap().release().sequence, Some(101), "what comes late is old");
+        view.take(News::State(id("a"), None), 104, Heed::Live, 104);
+        assert_eq!(numbers(&view, before), ["b", "-a"]);
+        assert_eq!(numbers(&view, 0), ["c", "b", "-a"]);
+        view.take(News::Online(id("a"), Some(true)), 105, Heed::Live, 105);
+        assert_eq!(numbers(&view, before), ["b", "-a", "a"], "it is back");
+        assert!(view.since(view.number() + 1, 1).is_none(), "nobody was told such a number");
+        assert_eq!(view.since(0, 1).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn when_more_has_gone_than_is_remembered_who_was_away_is_told_so() {
+        let mut view = View::default();
+        let before = view.number();
+        for at in 0..=limits::GONE {
+            let name = id(&format!("node-{at}"));
+            view.take(News::Online(name.clone(), Some(true)), 1, Heed::Live, 0);
+            view.take(News::Online(name, None), 2, Heed::Live, 0);
+        }
+        assert!(view.since(before, 1).is_none());
+        assert!(view.since(view.number() - 1, 1).is_some());
+        assert!(view.is_empty() && view.releases().next().is_none());
+        assert_eq!(view.changes.len(), limits::GONE);
+    }
+
+    #[test]
+    fn nodes_and_failures_are_counted_as_they_come_and_go() {
+        let mut view = View::default();
+        view.take(News::State(id("a"), state("failed", 2, "bad-hash: x")), 1, Heed::Found, 0);
+        assert!(view.failures().is_empty(), "it failed before the broker started");
+        view.take(News::State(id("b"), state("failed", 2, "bad-hash: y")), 2, Heed::Live, 0);
+        view.take(News::State(id("b"), state("failed", 2, "bad-hash: z")), 3, Heed::Live, 0);
+        view.take(News::State(id("c"), state("rolled_back", 2, "No word")), 4, Heed::Live, 0);
+        view.take(News::Online(id("c"), Some(true)), 1, Heed::Live, 0);
+        let counts = |counts: &BTreeMap<String, u64>| {
+            counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(view.failing()), ["bad-hash 2", "other 1"]);
+        assert_eq!(counts(view.failures()), ["bad-hash 1", "other 1"], "each failure once");
+        assert_eq!((view.len(), view.online(), view.phases()[Word::Failed as usize]), (3, 1, 2));
+        view.take(News::State(id("a"), state("idle", 2, "")), 5, Heed::Live, 0);
+        view.take(News::State(id("c"), None), 6, Heed::Live, 0);
+        view.take(News::Online(id("c"), None), 7, Heed::Live, 0);
+        assert_eq!(counts(view.failing()), ["bad-hash 1"]);
+        assert_eq!((view.len(), view.online()), (2, 0));
+        for at in 0..2 * limits::REASONS as u64 {
+            let word = format!("word-{at}");
+            view.take(News::State(id("a"), state("failed", at, &word)), 10 + at, Heed::Live, 0);
+        }
+        assert!(view.failures().len() <= limits::REASONS + 1, "so many are told apart, and the others");
+        assert_eq!(view.failures().values().sum::<u64>(), 2 + 2 * limits::REASONS as u64);
+    }
+
+    #[test]
+    fn beyond_the_releases_with_most_nodes_all_are_counted_as_others() {
+        let mut view = View::default();
+        for sequence in 0..2 * limits::RELEASES as u64 {
+            for at in 0..=u64::from(sequence == 7) {
+                let node = id(&format!("{sequence}-{at}"));
+                view.take(News::State(node, state("idle", sequence, "")), 1, Heed::Found, 0);
+            }
+        }
+        let (top, other) = view.top_releases();
+        assert_eq!((top.len(), top[0].0.sequence), (limits::RELEASES, Some(7)));
+        assert_eq!(other[Word::Idle as usize], limits::RELEASES as u64);
+    }
+
+    #[test]
+    fn samples_are_kept_when_they_differ_and_not_for_ever() {
+        let mut view = View::default();
+        view.tick(1, true);
+        view.tick(2, true);
+        assert_eq!(view.samples().count(), 1);
+        for turn in 0..limits::SAMPLES as u64 {
+            let online = (turn % 2 == 0).then_some(true).or(Some(false));
+            view.take(News::Online(id("a"), online), turn + 1, Heed::Live, turn);
+            view.tick(turn, true);
+        }
+        assert_eq!(view.samples().count(), limits::SAMPLES);
+        assert_eq!(view.samples().next().unwrap().nodes, 1, "the oldest are forgotten");
+    }
+
+    #[test]
+    fn what_is_not_retained_any_more_is_forgotten() {
+        let mut view = View::default();
+        view.take(News::State(id("a"), state("idle", 1, "")), 1, Heed::Live, 0);
+        view.take(News::Online(id("a"), Some(true)), 2, Heed::Live, 0);
+        view.take(News::Online(id("b"), Some(true)), 3, Heed::Live, 0);
+        view.keep_only(|topic| topic == "mpypi/nodes/a/online", 0);
+        assert_eq!((view.len(), view.find(&id("a")).unwrap().word()), (1, Word::Unknown));
     }
 }

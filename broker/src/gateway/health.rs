@@ -58,7 +58,9 @@ async fn healthz(State(gateway): Here) -> Response {
 async fn metrics(State(gateway): Here, caller: Caller) -> Result<Response, Problem> {
     caller.reads("$SYS/#")?;
     let gauges = Gauges::look(&gateway.shared)?;
+    let view = gateway.shared.fleet.look().await;
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     let upstream = gateway.shared.edge.as_deref().map(Upstream::look);
-    Ok((kind, prometheus(&gateway.shared.metrics, &gauges, upstream.as_ref())).into_response())
+    let text = prometheus(&gateway.shared.metrics, &gauges, &view, upstream.as_ref());
+    Ok((kind, text).into_response())
 }

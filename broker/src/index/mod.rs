@@ -209,6 +209,12 @@ impl Index {
         &self.folder
     }
 
+    /// Bytes of the database; what is kept as files is beside it.
+    #[must_use]
+    pub fn file_size(&self) -> u64 {
+        std::fs::metadata(self.folder.join(store::FILE)).map_or(0, |file| file.len())
+    }
+
     /// What the broker says of itself.
     #[must_use]
     pub fn sys(&self) -> &Sys {
@@ -275,6 +281,27 @@ impl Index {
         if filter.starts_with(sys::PREFIX) {
             return Ok(self.sys.next(filter, after));
         }
+        let (mut found, later) = self.some(filter, after, since, now_ms, 1)?;
+        Ok(match (found.pop(), later) {
+            (Some(message), _) => Step::Found(message),
+            (None, Some(topic)) => Step::Later(topic),
+            (None, None) => Step::End,
+        })
+    }
+
+    /// As [`Index::next`], at most so many at once, and the topic to go on after, if that may bring more. Of what the broker
+    /// says of itself there is nothing here.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn some(
+        &self,
+        filter: &str,
+        after: Option<&str>,
+        since: u64,
+        now_ms: u64,
+        most: usize,
+    ) -> Result<(Vec<Message>, Option<String>), IndexError> {
         let prefix = &filter[..filter.find(['+', '#']).unwrap_or(filter.len())];
         // `a/#` matches `a` itself, which is shorter than the prefix `a/`.
         let parent = filter.strip_suffix("/#").filter(|parent| !parent.contains(['+', '#']));
@@ -285,25 +312,26 @@ impl Index {
         self.store.read(|transaction| {
             let records = transaction.open_table(RECORDS)?;
             let range = records.range::<&str>((start, Bound::Unbounded))?;
+            let mut found = Vec::new();
             for (looked_at, item) in range.enumerate() {
                 let (key, value) = item?;
                 let name = key.value();
                 if !name.starts_with(prefix) && Some(name) != parent {
                     // Between `a` and `a/` lie names such as `a b`; after the prefix lies nothing of ours.
                     if name > prefix {
-                        return Ok(Step::End);
+                        return Ok((found, None));
                     }
                 } else if topic::matches(filter, name) {
                     let Some(record) = Record::read_or_skip(name, value.value()) else { continue };
                     if record.version > since && !record.is_expired(now_ms) {
-                        return Ok(Step::Found(record.into_message(name)));
+                        found.push(record.into_message(name));
                     }
                 }
-                if looked_at >= SCAN {
-                    return Ok(Step::Later(name.to_owned()));
+                if looked_at >= SCAN || found.len() >= most {
+                    return Ok((found, Some(name.to_owned())));
                 }
             }
-            Ok(Step::End)
+            Ok((found, None))
         })
     }
 

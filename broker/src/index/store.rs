@@ -18,6 +18,8 @@ use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use super::IndexError;
 
+/// The file's name.
+pub(super) const FILE: &str = "index.redb";
 /// Memory for the database's pages, in bytes.
 const CACHE: usize = 32 * 1024 * 1024;
 /// How long a reader waits for the database to be opened again.
@@ -87,7 +89,7 @@ impl Store {
 }
 
 fn open(folder: &Path) -> Result<Database, IndexError> {
-    let file = folder.join("index.redb");
+    let file = folder.join(FILE);
     let failed = |error| match error {
         redb::DatabaseError::DatabaseAlreadyOpen => IndexError::InUse { path: folder.display().to_string() },
         other => IndexError::Database(other.into()),

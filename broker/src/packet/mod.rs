@@ -197,6 +197,17 @@ pub struct SubscriptionOptions {
     pub identifier: Option<NonZeroU32>,
 }
 
+impl SubscriptionOptions {
+    /// What the broker wants for itself: messages as they come.
+    pub const LIVE: SubscriptionOptions = SubscriptionOptions {
+        qos: Qos::AtMostOnce,
+        no_local: false,
+        retain_as_published: false,
+        retain_handling: RetainHandling::DoNotSend,
+        identifier: None,
+    };
+}
+
 /// Which retained messages a SUBSCRIBE asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum RetainHandling {

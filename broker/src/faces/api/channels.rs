@@ -327,7 +327,7 @@ pub(super) struct Wanted {
     /// A channel that has them.
     channel: Option<String>,
     /// How many to leave out.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 1_000_000)]
     offset: Option<u64>,
     /// How many to answer at most; 100 if nothing is said.
     #[param(minimum = 1, maximum = 1000)]

@@ -69,7 +69,7 @@ pub(super) async fn events(
     headers: HeaderMap,
     Asked(wanted): Asked<Wanted>,
 ) -> Result<Response, Problem> {
-    let place = gateway.events.clone().try_acquire_owned().map_err(|_| {
+    let place = gateway.shared.events.clone().try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many clients listen for events already")
             .hint("close other pages, or raise `http_events` among the broker's limits")
             .header(header::RETRY_AFTER, HeaderValue::from_static("10"))

@@ -124,6 +124,7 @@ fn all() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(channels::release))
         .routes(routes!(channels::diff))
         .routes(routes!(channels::packages))
+        .routes(routes!(publish::publish))
         .routes(routes!(rollouts::list))
         .routes(routes!(rollouts::one, rollouts::order))
         .routes(routes!(events::events))
@@ -329,9 +330,13 @@ async fn parameter(parts: &mut Parts, gateway: &Arc<Gateway>, wanted: &str) -> R
 
 /// Some of many: how many to leave out, and how many to take at most.
 fn page(offset: Option<u64>, limit: Option<u64>) -> Result<(u64, u64), Problem> {
-    let limit = limit.unwrap_or(PAGE);
+    let (offset, limit) = (offset.unwrap_or_default(), limit.unwrap_or(PAGE));
+    if offset > FURTHEST {
+        return Err(Problem::bad_request(format!("`offset` is at most {FURTHEST}, not {offset}"))
+            .hint("ask for less with a filter, or turn the order round"));
+    }
     match (1..=LARGEST_PAGE).contains(&limit) {
-        true => Ok((offset.unwrap_or_default(), limit)),
+        true => Ok((offset, limit)),
         false => Err(Problem::bad_request(format!("`limit` is from 1 to {LARGEST_PAGE}, not {limit}"))
             .hint("take what comes after it with `offset`")),
     }
@@ -341,6 +346,9 @@ fn page(offset: Option<u64>, limit: Option<u64>) -> Result<(u64, u64), Problem> 
 const PAGE: u64 = 100;
 /// The most on a page.
 const LARGEST_PAGE: u64 = 1000;
+
+/// How many may be left out at most.
+const FURTHEST: u64 = 1_000_000;
 
 /// Those of a page.
 fn cut<T>(all: Vec<T>, offset: u64, limit: u64) -> impl Iterator<Item = T> {

@@ -16,13 +16,11 @@ use utoipa::IntoParams;
 
 use super::{
     Asked, AtNode, Reach, Tag, Told, cut, page,
-    shape::{
-        Action, Command, Commanded, Latest, LogLine, LogLines, NodeDetail, NodePage, NodeRow, PhaseWord,
-    },
+    shape::{Action, Command, Commanded, Latest, LogLine, LogLines, NodeDetail, NodePage, NodeRow},
 };
 use crate::{
     clock,
-    fleet::view::Node,
+    fleet::view::{Node, Word},
     gateway::{Caller, Gateway, Here, Problem},
 };
 
@@ -36,9 +34,9 @@ pub(super) struct Wanted {
     /// A query, as of a rollout's `only`: `label.room = kitchen and version < 1.3`.
     query: Option<String>,
     /// Phases, joined by commas.
-    #[param(value_type = Option<Vec<PhaseWord>>, style = Form, explode = false)]
+    #[param(value_type = Option<Vec<Word>>, style = Form, explode = false)]
     #[serde(deserialize_with = "words")]
-    phase: Vec<PhaseWord>,
+    phase: Vec<Word>,
     /// The channel that they follow.
     channel: Option<String>,
     /// A sequence or a version: of the release that their phase is about.
@@ -55,17 +53,17 @@ pub(super) struct Wanted {
     #[param(pattern = "^-?(node|channel|phase|release|online|changed|platform)$")]
     sort: Option<String>,
     /// How many to leave out.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 1_000_000)]
     offset: Option<u64>,
     /// How many to answer at most; 100 if nothing is said.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<u64>,
 }
 
-fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PhaseWord>, D::Error> {
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Word>, D::Error> {
     let text = String::deserialize(deserializer)?;
     let words = text.split(',').filter(|word| !word.is_empty());
-    words.map(|word| PhaseWord::deserialize(word.into_deserializer())).collect()
+    words.map(|word| Word::deserialize(word.into_deserializer())).collect()
 }
 
 /// Nodes, some at a time.
@@ -137,7 +135,7 @@ impl Filter<'_> {
         let sequence = state.and_then(|state| state.sequence);
         let version = state.and_then(|state| state.version.as_deref());
         let followed = node.heard().channel();
-        (phase.is_empty() || phase.contains(&node.word().into()))
+        (phase.is_empty() || phase.contains(&node.word()))
             && channel
                 .as_deref()
                 .is_none_or(|wanted| followed.as_ref().is_some_and(|followed| followed.as_str() == wanted))

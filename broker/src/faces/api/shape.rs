@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use mpypi_protocol::{
     Digest, Entry, UpdateList, list,
-    node::Phase,
     record::{self, OnFailure, Status},
     rollout,
 };
@@ -31,53 +30,6 @@ pub struct ProblemDetails {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
-}
-
-/// Where a node's update stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[schema(as = Phase)]
-pub enum PhaseWord {
-    /// On the release it should have, or on none yet.
-    Idle,
-    /// Fetching the packages it lacks.
-    Downloading,
-    /// Checking and unpacking what was fetched.
-    Verifying,
-    /// Files are being replaced.
-    Installing,
-    /// Starting the new release.
-    Restarting,
-    /// Waiting for the new release to prove itself.
-    Confirming,
-    /// The release was refused or could not be applied; the old one runs.
-    Failed,
-    /// The release was applied, did not prove itself, and was taken back.
-    RolledBack,
-    /// It never said.
-    Unknown,
-}
-
-impl From<Word> for PhaseWord {
-    fn from(word: Word) -> PhaseWord {
-        match word {
-            Word::Idle => PhaseWord::Idle,
-            Word::Downloading => PhaseWord::Downloading,
-            Word::Verifying => PhaseWord::Verifying,
-            Word::Installing => PhaseWord::Installing,
-            Word::Restarting => PhaseWord::Restarting,
-            Word::Confirming => PhaseWord::Confirming,
-            Word::Failed => PhaseWord::Failed,
-            Word::RolledBack => PhaseWord::RolledBack,
-            Word::Unknown => PhaseWord::Unknown,
-        }
-    }
-}
-
-impl From<Phase> for PhaseWord {
-    fn from(phase: Phase) -> PhaseWord {
-        Word::from(phase).into()
-    }
 }
 
 /// Who asks.
@@ -203,7 +155,7 @@ pub struct NodeRow {
     /// Whether it is connected; `null` if it never said so.
     pub online: Option<bool>,
     /// Where its update stands.
-    pub phase: PhaseWord,
+    pub phase: Word,
     /// The sequence of the release that this is about.
     pub sequence: Option<u64>,
     /// Its version.
@@ -297,7 +249,7 @@ pub struct UpdateRow {
     #[schema(format = DateTime)]
     pub ended: Option<String>,
     /// The last phase of it.
-    pub phase: PhaseWord,
+    pub phase: Word,
     /// Bytes that it needed.
     pub total: u64,
     /// Why it came to nothing.
@@ -310,7 +262,7 @@ pub struct UpdateRow {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StepRow {
     /// Which.
-    pub phase: PhaseWord,
+    pub phase: Word,
     /// Since when.
     #[schema(format = DateTime)]
     pub at: String,
@@ -727,7 +679,7 @@ impl Overview {
     /// What a view comes to.
     #[must_use]
     pub fn of(view: &View, now: u64) -> Overview {
-        let (kept, other) = top_releases(view);
+        let (kept, other) = view.top_releases();
         let row = |release: Option<&view::Release>, tally: &Tally| ReleaseCount {
             channel: release.and_then(|release| release.channel.as_ref()).map(ToString::to_string),
             sequence: release.and_then(|release| release.sequence),
@@ -758,17 +710,6 @@ impl Overview {
     }
 }
 
-/// The [`limits::RELEASES`] releases with most nodes, most first, and all others together.
-#[must_use]
-pub fn top_releases(view: &View) -> (Vec<(&view::Release, Tally)>, Tally) {
-    let mut all: Vec<_> = view.releases().map(|(release, tally)| (&**release, *tally)).collect();
-    let nodes = |tally: &Tally| tally.iter().sum::<u64>();
-    all.sort_by(|(one, few), (other, many)| nodes(many).cmp(&nodes(few)).then_with(|| other.cmp(one)));
-    let rest = all.split_off(all.len().min(limits::RELEASES));
-    let add = |sum: Tally, (_, tally): (_, Tally)| std::array::from_fn(|at| sum[at] + tally[at]);
-    (all, rest.into_iter().fold(Tally::default(), add))
-}
-
 impl From<&view::Sample> for SampleRow {
     fn from(sample: &view::Sample) -> SampleRow {
         let release = |(release, nodes): &(std::sync::Arc<view::Release>, u64)| SampleRelease {
@@ -795,7 +736,7 @@ impl From<&Node> for NodeRow {
             node: node.id.to_string(),
             channel: node.heard().channel().map(|channel| channel.to_string()),
             online: node.online,
-            phase: node.word().into(),
+            phase: node.word(),
             sequence: state.and_then(|state| state.sequence),
             version: state.and_then(|state| state.version.clone()),
             held: state.and_then(|state| state.held),
@@ -826,7 +767,7 @@ impl From<&view::Update> for UpdateRow {
             attempt: update.attempt,
             began: time(first),
             ended: last.filter(|_| update.is_over()).map(|(_, at)| time(*at)),
-            phase: last.map_or(PhaseWord::Unknown, |(phase, _)| (*phase).into()),
+            phase: last.map_or(Word::Unknown, |(phase, _)| (*phase).into()),
             total: update.total,
             error: update.error.clone(),
             steps: update

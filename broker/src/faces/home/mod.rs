@@ -24,7 +24,7 @@ use crate::{
     index::{IndexError, Step},
     mailbox::{Mail, Mailbox},
     message::{Message, SessionId},
-    packet::{Qos, RetainHandling, SubscriptionOptions},
+    packet::SubscriptionOptions,
     subscriptions::Receiver,
     sys,
 };
@@ -69,13 +69,7 @@ pub async fn keep(shared: Arc<Shared>) {
     let house = House::new(&home.prefix, home.url.as_deref());
     // What was said before is only read.
     for filter in &house.filters()[2..] {
-        let options = SubscriptionOptions {
-            qos: Qos::AtMostOnce,
-            no_local: false,
-            retain_as_published: false,
-            retain_handling: RetainHandling::DoNotSend,
-            identifier: None,
-        };
+        let options = SubscriptionOptions::LIVE;
         let receiver = Receiver { mailbox: mailbox.clone(), options, since: shared.tickets.next() };
         let mut all = shared.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
         all.insert(filter, LISTENER, receiver);

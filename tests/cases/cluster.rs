@@ -1,0 +1,353 @@
+//! A cluster of NATS as the index: what it acknowledged and lost, and who says so.
+
+use std::{collections::BTreeMap, env, fs, net::SocketAddr, thread, time::Duration};
+
+use mpypi_protocol::{
+    Digest, UpdateList,
+    node::{Phase, State},
+};
+use mpypi_tests::{Client, Cluster, Deadline, Output, Proxy, Running, Server, Verdict, World, run};
+
+/// Rounds of killing, unless `MPYPI_CLUSTER_ROUNDS` says otherwise.
+const ROUNDS: u64 = 2;
+/// Packages of a release.
+const PACKAGES: usize = 300;
+
+fn number(name: &str, usual: u64) -> u64 {
+    env::var(name).ok().map_or(usual, |text| text.parse().unwrap())
+}
+
+/// Writes a channel of so many files; `round` is in each of them.
+fn write_channel(world: &World, files: usize, round: u64) {
+    for number in 0..files {
+        let text = format!("# {round}, {number}\n{}", "x = 1\n".repeat(number % 50));
+        world.write(&format!("dev/src/part{number}.py"), text);
+    }
+}
+
+/// The list of `dev` that a broker retains, if it has one.
+fn list(address: SocketAddr) -> Option<Vec<u8>> {
+    let mut client = Client::connect(address, "an-auditor");
+    Some(client.retained_at("mpypi/channels/dev", 0)?.payload)
+}
+
+/// What of a list a broker lacks: each package, read by its topic with a client that is not ours.
+fn lacks(address: SocketAddr, list: &[u8]) -> Vec<String> {
+    let list = UpdateList::parse(list).unwrap();
+    let mut client = Client::connect(address, "an-auditor");
+    let is_missing = |(id, _): &(mpypi_protocol::PackageId, Option<u64>)| {
+        let found = client.retained_at(&id.topic(), 0);
+        found.is_none_or(|found| Digest::of(&found.payload) != *id.digest())
+    };
+    list.packages().filter(is_missing).map(|(id, _)| id.topic()).collect()
+}
+
+fn publish(world: &World, brokers: &str, more: &[&str]) -> Running {
+    let folder = world.text("dev");
+    Running::start("mpypi", &[&["publish", &folder, "--broker", brokers, "--json"], more].concat())
+}
+
+/// Publishes with `--json`, and says what each broker has in the end.
+fn standings(output: &Output) -> BTreeMap<String, String> {
+    let outcome = output.json();
+    let brokers = outcome["agreement"]["brokers"].as_array().unwrap().clone();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    brokers.iter().map(|broker| (text(&broker["url"]), text(&broker["state"]))).collect()
+}
+
+#[test]
+fn what_is_published_to_three_nodes_is_read_back_from_each_of_them() {
+    let world = World::new();
+    let cluster = Cluster::start(&world, 3);
+    write_channel(&world, 20, 1);
+    let published = publish(&world, &cluster.urls(), &[]).wait().expect_code(0);
+    assert_eq!(published.json()["agreement"]["agreed"], true, "{}", published.stdout);
+    assert_eq!(standings(&published).into_values().collect::<Vec<_>>(), ["agrees"; 3]);
+    let served = list(cluster.address(0)).unwrap();
+    for node in 0..3 {
+        assert_eq!(list(cluster.address(node)).as_ref(), Some(&served));
+        assert_eq!(lacks(cluster.address(node), &served), Vec::<String>::new());
+    }
+    // What a node lost is there again after the next publish, although nothing changed.
+    let parsed = UpdateList::parse(&served).unwrap();
+    let (lost, _) = parsed.packages().next().unwrap();
+    assert!(Client::connect(cluster.address(1), "a-thief").retain(&lost.topic(), b""));
+    assert_eq!(lacks(cluster.address(1), &served), [lost.topic()]);
+    let repaired = publish(&world, &cluster.urls(), &[]).wait().expect_code(0);
+    assert_eq!((&repaired.json()["unchanged"], &repaired.json()["sequence"]), (&true.into(), &1.into()));
+    for node in 0..3 {
+        assert_eq!(lacks(cluster.address(node), &served), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn after_a_node_was_killed_at_any_moment_a_publish_that_succeeds_left_nothing_missing_on_a_survivor() {
+    let seed = number("MPYPI_SEED", fastrand::u64(..1000));
+    println!("MPYPI_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let (mut agreed, mut repairs, mut not) = (0, 0, Vec::new());
+    let rounds = number("MPYPI_CLUSTER_ROUNDS", ROUNDS);
+    for round in 1..=rounds {
+        let world = World::new();
+        let mut cluster = Cluster::start(&world, 3);
+        write_channel(&world, PACKAGES, round);
+        let (victim, after) = (random.usize(..3), Duration::from_millis(random.u64(..2500)));
+        let publisher = publish(&world, &cluster.urls(), &["--may-be-down", "1"]);
+        wait(after);
+        cluster.kill(victim);
+        let output = publisher.wait();
+        let survivors: Vec<usize> = (0..3).filter(|node| *node != victim).collect();
+        match output.code {
+            Some(0) => {
+                agreed += 1;
+                repairs += output.json()["agreement"]["repairs"].as_u64().unwrap();
+                let served = list(cluster.address(survivors[0])).expect("a list");
+                for node in survivors {
+                    assert_eq!(list(cluster.address(node)).as_ref(), Some(&served), "round {round}");
+                    assert_eq!(lacks(cluster.address(node), &served), Vec::<String>::new(), "round {round}");
+                }
+            }
+            // It says who has not got it; and so it is.
+            Some(1 | 3) => {
+                let found = standings(&output);
+                let odd = survivors.iter().filter(|node| found[&cluster.url(**node)] != "agrees");
+                assert!(odd.count() > 0, "round {round}: {output:?}");
+                not.push((round, output.stderr.lines().last().unwrap_or_default().to_owned()));
+            }
+            other => panic!("round {round}: {other:?}: {}", output.stderr),
+        }
+    }
+    println!(
+        "{agreed} of {rounds} publishes succeeded, {repairs} times something was published again; not: {not:#?}"
+    );
+}
+
+/// A broker that acknowledges what it is told to retain, and goes on serving what it had.
+fn frozen(broker: &Server) -> Proxy {
+    Proxy::start(broker.address, |is_client, packet| match is_client && packet[0] >> 4 == 3 {
+        // Bit 0 of a PUBLISH: retain.
+        true => Verdict::Replace([&[packet[0] & !1], &packet[1..]].concat()),
+        false => Verdict::Pass,
+    })
+}
+
+#[test]
+fn a_node_that_goes_on_serving_an_old_list_is_named_with_the_release_and_its_time() {
+    let world = World::new();
+    // Brokers that know nothing of each other: each gets what is published through its own address.
+    let homes = [World::new(), World::new()];
+    let [fresh, stale] = homes.each_ref().map(Server::mosquitto);
+    write_channel(&world, 3, 1);
+    let both = format!("{},{}", fresh.url(), stale.url());
+    publish(&world, &both, &[]).wait().expect_code(0);
+    assert_eq!(list(fresh.address), list(stale.address), "what one lacks is published through it");
+    let old = list(stale.address).unwrap();
+    let created = UpdateList::parse(&old).unwrap().release().unwrap().created.unwrap();
+
+    write_channel(&world, 3, 2);
+    publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+    let frozen = frozen(&stale);
+    let both = format!("{},{}", fresh.url(), frozen.url());
+    let unchanged = publish(&world, &both, &["--agree-within", "2s"]).wait().expect_code(3);
+    let agreement = &unchanged.json()["agreement"];
+    let (first, second) = (&agreement["brokers"][0], &agreement["brokers"][1]);
+    assert_eq!((&agreement["agreed"], &first["state"]), (&false.into(), &"agrees".into()));
+    assert_eq!((&second["state"], &second["serves"]["sequence"]), (&"stale".into(), &1.into()));
+    let text = format!("{} is stale: it still serves release 1, made {created}", frozen.url());
+    assert!(unchanged.stderr.contains(&text), "{}", unchanged.stderr);
+
+    // Nothing new is put where it cannot come to all: the old release stands.
+    write_channel(&world, 3, 3);
+    let before = list(fresh.address);
+    let refused = publish(&world, &both, &["--agree-within", "2s"]).wait().expect_code(1);
+    assert!(
+        refused.stderr.contains("the old release stands") && refused.stderr.contains(&text),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(list(fresh.address), before);
+    // When it takes messages again, all of it comes to it.
+    let both = format!("{},{}", fresh.url(), stale.url());
+    publish(&world, &both, &[]).wait().expect_code(0);
+    assert_ne!(list(fresh.address), before);
+    assert_eq!(list(fresh.address), list(stale.address));
+}
+
+#[test]
+fn what_is_published_follows_the_newest_list_that_any_node_has_and_never_one_that_a_node_went_back_to() {
+    let world = World::new();
+    let homes = [World::new(), World::new()];
+    let [fresh, stale] = homes.each_ref().map(Server::mosquitto);
+    for round in 1..=3 {
+        write_channel(&world, 2, round);
+        publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+        if round == 1 {
+            publish(&world, &stale.url(), &["--sequence", "1"]).wait().expect_code(0);
+        }
+    }
+    write_channel(&world, 2, 4);
+    // The stale one is named first.
+    let both = format!("{},{}", stale.url(), fresh.url());
+    let published = publish(&world, &both, &[]).wait().expect_code(0);
+    assert_eq!(published.json()["sequence"], 4);
+    assert_eq!(list(fresh.address), list(stale.address));
+    let before = list(fresh.address).unwrap();
+    let back = run("mpypi", &["rollback", "dev", "--to", "3", "--broker", &both, "--json"]).expect_code(0);
+    assert_eq!(back.json()["sequence"], 5);
+    assert_ne!(list(stale.address).unwrap(), before);
+    assert_eq!(list(fresh.address), list(stale.address));
+}
+
+/// The state of a node, as a broker retains it, once it is what is waited for.
+fn state(address: SocketAddr, node: &str, is_it: impl Fn(&State) -> bool) -> State {
+    let deadline = Deadline::new();
+    let mut client = Client::connect(address, "an-observer");
+    loop {
+        let found = client.retained_at(&format!("mpypi/nodes/{node}/state"), 0);
+        if let Some(state) = found.and_then(|found| State::parse(&found.payload).ok()).filter(&is_it) {
+            return state;
+        }
+        deadline.check("the node does not get there");
+    }
+}
+
+#[test]
+fn a_device_whose_broker_is_behind_stays_at_what_it_has_and_takes_what_comes_next() {
+    let world = World::new();
+    let homes = [World::new(), World::new()];
+    let [fresh, stale] = homes.each_ref().map(Server::mosquitto);
+    write_channel(&world, 2, 1);
+    for broker in [&fresh, &stale] {
+        publish(&world, &broker.url(), &[]).wait().expect_code(0);
+    }
+    write_channel(&world, 2, 2);
+    publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+    let root = world.text("node");
+    let arguments = ["run", "--root", &root, "--node", "kitchen", "--confirm-after", "50ms", "--broker"];
+    run("mpypi-agent", &[&arguments[..], &[&fresh.url(), "--once"]].concat()).expect_code(0);
+    let second = world.files("dev/src");
+    assert_eq!(world.files("node"), second);
+
+    let address = fresh.address;
+    fresh.kill();
+    let both = format!("mqtt://{address},{}", stale.url());
+    let agent = Running::start("mpypi-agent", &[&arguments[..], &[both.as_str()]].concat());
+    // It has read the older list when it says that it has nothing to do.
+    let resting = state(stale.address, "kitchen", |state| state.phase == Phase::Idle);
+    assert_eq!((resting.sequence, resting.error), (Some(2), None));
+    write_channel(&world, 2, 3);
+    publish(&world, &stale.url(), &["--sequence", "3"]).wait().expect_code(0);
+    state(stale.address, "kitchen", |state| state.phase == Phase::Idle && state.sequence == Some(3));
+    agent.signal("-TERM");
+    let output = agent.wait();
+    assert_eq!(world.files("node"), world.files("dev/src"));
+    assert!(!output.stderr.contains("failed"), "{}", output.stderr);
+}
+
+/// Waits until something is so that nobody tells.
+fn until(complaint: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Deadline::new();
+    while !is_so() {
+        deadline.check(complaint);
+        wait(Duration::from_millis(100));
+    }
+}
+
+/// Whether each of so many devices has the file as it is in the channel's folder now.
+fn have_all(world: &World, nodes: usize) -> bool {
+    let wanted = world.files("dev/src")["part1.py"].clone();
+    let has = |number: usize| {
+        fs::read(world.path(&format!("fleet/device-{number}/part1.py"))).is_ok_and(|found| found == wanted)
+    };
+    (1..=nodes).all(has)
+}
+
+#[test]
+fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobody_goes_back() {
+    let nodes = number("MPYPI_CLUSTER_NODES", 30) as usize;
+    let world = World::new();
+    let mut cluster = Cluster::start(&world, 3);
+    write_channel(&world, 8, 1);
+    publish(&world, &cluster.urls(), &[]).wait().expect_code(0);
+    let (urls, count) = (cluster.urls(), nodes.to_string());
+    let (report, disk) = (world.text("fleet.json"), world.text("fleet"));
+    let fleet = Running::start(
+        "mpypi-agent",
+        &[
+            "fleet",
+            "--broker",
+            &urls,
+            "--nodes",
+            &count,
+            "--confirm-after",
+            "50ms",
+            "--check",
+            "10s",
+            "--for",
+            "20m",
+            "--report",
+            &report,
+            "--disk",
+            &disk,
+            "--expect",
+            "applied=100%",
+            "--expect",
+            "bricked=0",
+        ],
+    );
+    until("not every device has the first release", || have_all(&world, nodes));
+
+    write_channel(&world, 8, 2);
+    let folder = world.text("dev");
+    let rollout = Running::start(
+        "mpypi",
+        &[
+            "rollout",
+            &folder,
+            "--broker",
+            &urls,
+            "--may-be-down",
+            "1",
+            "--steps",
+            "10%,50%,100%",
+            "--wait",
+            "1s",
+            "--patience",
+            "5m",
+            "--max-failures",
+            "100%",
+            "--min-success",
+            "50%",
+            "--json",
+        ],
+    );
+    // The release for nobody is 2; then come its steps.
+    let sequence =
+        |address| UpdateList::parse(&list(address)?).ok()?.release().map(|release| release.sequence);
+    until("the rollout does not begin", || sequence(cluster.address(0)) >= Some(3));
+    cluster.kill(1 + fastrand::usize(..2));
+    let rollout = rollout.wait();
+    assert_eq!(rollout.code, Some(0), "{}{}", rollout.stdout, rollout.stderr);
+    // What a device says may be lost with the node that it said it to; what it has is in its folder.
+    until("not every device has the release", || have_all(&world, nodes));
+    fleet.signal("-TERM");
+    let fleet = fleet.wait();
+    assert_eq!(fleet.code, Some(0), "{}{}", fleet.stdout, fleet.stderr);
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    let mut at: BTreeMap<&str, u64> = BTreeMap::new();
+    for row in report["results"].as_array().unwrap() {
+        let (node, sequence) = (row["device"].as_str().unwrap(), row["sequence"].as_u64().unwrap());
+        let before = at.insert(node, sequence).unwrap_or(0);
+        assert!(sequence >= before, "{node} went back from {before} to {sequence}");
+    }
+    assert_eq!(at.len(), nodes);
+    println!("{}", fleet.stdout);
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the moment of a kill is real time, and any is right; a device tells nobody what is in its folder"
+)]
+fn wait(time: Duration) {
+    thread::sleep(time);
+}
