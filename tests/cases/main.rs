@@ -8,6 +8,7 @@ mod appstore;
 mod broker;
 mod bytecode;
 mod cluster;
+mod dashboard;
 mod device;
 mod device_store;
 mod device_trust;

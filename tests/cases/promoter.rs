@@ -371,3 +371,26 @@ fn both_editions_of_its_client_install_idle_change_add_remove_and_survive_a_line
     let failed = device.poll(shown.address).expect_code(1);
     assert!(failed.stdout.contains("40"), "{}", failed.stdout);
 }
+
+#[test]
+fn what_its_devices_choke_on_is_said_before_it_is_published_and_done_all_the_same() {
+    let world = World::new();
+    let shown = Shown::start(&world, &[]);
+    world.write("one/.promoterignore", ".*\\.md\n");
+    world.write("one/web/css/a.css", "a {}\n");
+    world.write("one/logo.bin", [0xff, 0xfe]);
+    let (folder, url) = (world.text("one"), shown.server.url());
+    let usual = ["publish", &folder, "--channel", "dev", "--broker", &url];
+    let told = run("mpypi", &[&usual[..], &["--json"]].concat()).expect_code(0).json();
+    let rules: Vec<_> =
+        told["lint"].as_array().unwrap().iter().map(|finding| finding["rule"].as_str().unwrap()).collect();
+    assert_eq!(rules, ["binary", "nested-folder"]);
+    assert!(shown.listed().contains_key("logo.bin"));
+    // What is there already is nothing new; a channel that is not for them is not looked at so.
+    world.write("one/web/css/b.css", "b {}\n");
+    let told = run("mpypi", &[&usual[..], &["--json"]].concat()).expect_code(0).json();
+    assert_eq!(told["lint"].as_array().unwrap().len(), 1);
+    std::fs::remove_file(world.path("one/.promoterignore")).unwrap();
+    let told = run("mpypi", &[&usual[..], &["--json"]].concat()).expect_code(0).json();
+    assert_eq!(told["lint"], json!([]));
+}

@@ -1,7 +1,8 @@
 //! The builder that all integration tests share: real programs in a world of their own.
 //!
 //! [`World`] is a scratch folder; a [`Server`] is a broker of ours or mosquitto on a free loopback port, and
-//! dies with the test, and a [`Cluster`] is several of NATS; a [`Client`] is a small MQTT 3.1.1 client on an outsider's codec that does what it is
+//! dies with the test, and a [`Cluster`] is several of NATS; a [`browser::Browser`] looks at what it shows over HTTP; a [`Client`] is a
+//! small MQTT 3.1.1 client on an outsider's codec that does what it is
 //! told, also what no proper client does; a [`mpyblox::Blox`] is a device that runs what others wrote; an
 //! [`face::Device`] is an agent with its own interfaces over HTTP; an
 //! [`Authority`] makes certificates, and a [`Secure`] broker shows one; a [`Proxy`] sits on the line and counts,
@@ -11,6 +12,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails should fail the test, where it stands")]
 
 mod authority;
+pub mod browser;
 mod client;
 pub mod disk;
 pub mod face;

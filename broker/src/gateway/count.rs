@@ -32,11 +32,13 @@ pub enum Face {
     ThingsBoard,
     /// The fleet API.
     Api,
+    /// The dashboard's page.
+    Dashboard,
 }
 
 impl Face {
     /// All of them.
-    pub const ALL: [Face; 7] = [
+    pub const ALL: [Face; 8] = [
         Face::Broker,
         Face::Promoter,
         Face::Mip,
@@ -44,6 +46,7 @@ impl Face {
         Face::Downloads,
         Face::ThingsBoard,
         Face::Api,
+        Face::Dashboard,
     ];
 
     /// What it is called in metrics.
@@ -57,6 +60,7 @@ impl Face {
             Face::Downloads => "downloads",
             Face::ThingsBoard => "thingsboard",
             Face::Api => "api",
+            Face::Dashboard => "dashboard",
         }
     }
 }

@@ -13,7 +13,7 @@ use tower_service::Service as _;
 
 use super::{Gateway, Here, Problem, Routes, caller, count::Face, health};
 use crate::faces::{
-    api, downloads, mip, promoter, simple,
+    api, dashboard, downloads, mip, promoter, simple,
     thingsboard::{self, github::Hosts},
     upload,
 };
@@ -60,6 +60,7 @@ impl Site {
                 Router::new()
                     .merge(mount(Face::Broker, Door::Open, health::open_routes()))
                     .merge(login(Face::Broker, health::routes()))
+                    .merge(mount(Face::Dashboard, Door::Open, dashboard::routes()))
                     .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::http::routes()))
                     .merge(mount(Face::ThingsBoard, Door::Open, thingsboard::github::routes()))
                     .merge(login(Face::Downloads, downloads::packages()))

@@ -33,6 +33,8 @@ use crate::{
 pub const PREFIX: &str = "homeassistant";
 /// Who listens for it. Clients' sessions count from 1, and never so far.
 const LISTENER: SessionId = SessionId((1 << 63) - 2);
+/// What is subscribed to for it.
+pub const SUBSCRIPTIONS: usize = 4;
 /// The least time between two states of one node: Home Assistant writes down each.
 const PACE: Duration = Duration::from_secs(1);
 /// How long to wait after a failure of the index.
@@ -48,8 +50,8 @@ pub struct Home {
 }
 
 /// Tells Home Assistant of all nodes, until dropped; of none, if it is not to know of any.
-pub async fn keep(shared: Arc<Shared>, home: Option<Home>) {
-    let Some(home) = home else {
+pub async fn keep(shared: Arc<Shared>) {
+    let Some(home) = shared.home.clone() else {
         // What an earlier start said there is not so any more.
         let reader = shared.clone();
         let work = move || {
