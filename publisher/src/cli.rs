@@ -41,9 +41,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done, but without the effect that
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Publish a folder as a channel's new release
-    Publish(publish::Args),
+    Publish(Box<publish::Args>),
     /// Publish a folder now and whenever something in it changes
-    Watch(watch::Args),
+    Watch(Box<watch::Args>),
     /// Show channels, their releases and their devices
     Status(status::Args),
     /// Publish a release to simulated devices on a bad day, and say whether it harms any
@@ -166,8 +166,8 @@ impl Cli {
     /// What failed, for people; see [`hint`](crate::report::hint).
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Publish(args) => publish::run(args).await,
-            Command::Watch(args) => watch::run(args).await,
+            Command::Publish(args) => publish::run(*args).await,
+            Command::Watch(args) => watch::run(*args).await,
             Command::Status(args) => status::run(args).await,
             Command::Rehearse(args) => rehearse::run(args).await,
             Command::Push(args) => push::run(args).await,

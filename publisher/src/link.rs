@@ -394,18 +394,6 @@ impl Link {
         &self.url
     }
 
-    /// The broker's largest packet in bytes, or ours if it did not say.
-    #[must_use]
-    pub fn largest_packet(&self) -> usize {
-        self.packet
-    }
-
-    /// Whether it is MQTT 5 that is spoken.
-    #[must_use]
-    pub fn gives_reasons(&self) -> bool {
-        matches!(self.wire, Wire::Five(_))
-    }
-
     /// Whether the broker serves Mpy-BLOX nodes a list that they can take, in place of the channel's.
     #[must_use]
     pub fn adapts_for_mpyblox(&self) -> bool {

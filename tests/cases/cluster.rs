@@ -6,7 +6,9 @@ use mpypi_protocol::{
     Digest, UpdateList,
     node::{Phase, State},
 };
-use mpypi_tests::{Client, Cluster, Deadline, Output, Proxy, Running, Server, Verdict, World, clock, run};
+use mpypi_tests::{
+    Client, Cluster, Deadline, Output, PATIENCE, Proxy, Running, Server, Verdict, World, clock, run,
+};
 
 /// Rounds of killing, unless `MPYPI_CLUSTER_ROUNDS` says otherwise.
 const ROUNDS: u64 = 2;
@@ -100,6 +102,10 @@ fn after_a_node_was_killed_at_any_moment_a_publish_that_succeeds_left_nothing_mi
         match output.code {
             Some(0) => {
                 agreed += 1;
+                // Who chooses a new leader takes no clients for a moment.
+                for node in &survivors {
+                    assert!(cluster.is_ready(*node, PATIENCE), "round {round}");
+                }
                 repairs += output.json()["agreement"]["repairs"].as_u64().unwrap();
                 let served = list(cluster.address(survivors[0])).expect("a list");
                 for node in survivors {
@@ -119,6 +125,7 @@ fn after_a_node_was_killed_at_any_moment_a_publish_that_succeeds_left_nothing_mi
             }
             other => panic!("round {round}: {other:?}: {}", output.stderr),
         }
+        println!("round {round}: {agreed} succeeded, {repairs} times something was published again");
     }
     println!(
         "{agreed} of {rounds} publishes succeeded, {repairs} times something was published again; not: {not:#?}"
