@@ -39,6 +39,7 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done, but without the effect that was waited for.";
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for as long as the program runs")]
 enum Command {
     /// Publish a folder as a channel's new release
     Publish(Box<publish::Args>),
