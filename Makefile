@@ -77,10 +77,11 @@ bench: ## The broker beside mosquitto and nginx, and ten thousand devices; BENCH
 .PHONY: bench-broker
 bench-broker: bench
 
-soak: build ## Ten times as many hostile packets and power cuts as the tests have; all cuts of a device; larger fleets
+soak: build ## Ten times as many hostile packets and power cuts as the tests have; all cuts of a device; 4 MiB at 50 KB/s; larger fleets
 	MPYPI_PACKETS=10000000 MPYPI_ROUNDS=2000 cargo test -p mpypi-tests --test mpypi -- \
 	  --test-threads 1 --nocapture a_million_hostile hundreds_of_power_cuts
 	MPYPI_ALL_CUTS=1 cargo test -p mpypi-tests --test mpypi -- device_store
+	MPYPI_UPLOAD=4194304 cargo test -p mpypi-tests --test mpypi -- over_a_poor_line
 	MPYPI_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --nocapture killed_five_times
 	MPYPI_EDGE_NODES=1000 cargo test -p mpypi-tests --test mpypi -- --nocapture many_devices_on_an_edge
 	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test -p mpypi-agent-sim --lib -- after_a_hostile_day

@@ -221,6 +221,8 @@ pub enum Effect {
 pub struct Apps {
     record: Record,
     asks: bool,
+    /// Whether there is a connection: without one, what does not come is no fault of the package.
+    connected: bool,
     fetch: Option<Fetch>,
     /// The task that the update works on, and the phase it was last seen in.
     placing: Option<(u64, Phase)>,
@@ -796,6 +798,7 @@ impl Apps {
 
     /// There is a connection: what is awaited is asked for again.
     pub fn connected(&mut self, sight: Sight<'_>) -> Effects {
+        self.connected = true;
         match &mut self.fetch {
             Some(fetch) if !fetch.open.is_empty() => {
                 fetch.stall_at = sight.now + limits::FETCH_STALL;
@@ -805,8 +808,17 @@ impl Apps {
         }
     }
 
+    /// There is none any more.
+    pub fn disconnected(&mut self) -> Effects {
+        self.connected = false;
+        Effects::new()
+    }
+
     fn stall(&mut self, sight: Sight<'_>, out: &mut Effects) {
-        let Some(fetch) = self.fetch.as_mut().filter(|fetch| sight.now >= fetch.stall_at) else { return };
+        let Some(fetch) = self.fetch.as_mut().filter(|fetch| self.connected && sight.now >= fetch.stall_at)
+        else {
+            return;
+        };
         let open: Vec<_> = fetch.open.keys().cloned().collect();
         let Some(first) = open.first() else { return };
         if fetch.tries < limits::TASK_TRIES {
@@ -832,7 +844,7 @@ impl Apps {
     /// When to call [`step`](Apps::step), at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.fetch.as_ref().map(|fetch| fetch.stall_at)
+        self.fetch.as_ref().filter(|_| self.connected).map(|fetch| fetch.stall_at)
     }
 
     /// Hands the next task to the update, which rests.

@@ -43,6 +43,8 @@ pub enum Agent {
     /// One from before rollouts, optional packages, revoked releases, epochs and roots. It passes over what it does not
     /// know: takes a release at once and with all its packages, and believes for ever the keys it was given.
     Old,
+    /// Mpy-BLOX: see [`blox`](crate::blox).
+    MpyBlox,
 }
 
 impl Agent {
@@ -52,15 +54,17 @@ impl Agent {
         match self {
             Agent::Current => "current",
             Agent::Old => "old",
+            Agent::MpyBlox => "mpy-blox",
         }
     }
 
-    /// What it calls itself in `info`.
+    /// What it calls itself in `info`, if it says so.
     #[must_use]
-    pub fn said(self) -> &'static str {
+    pub fn said(self) -> Option<&'static str> {
         match self {
-            Agent::Current => AGENT,
-            Agent::Old => "mpypi-agent/0.0",
+            Agent::Current => Some(AGENT),
+            Agent::Old => Some("mpypi-agent/0.0"),
+            Agent::MpyBlox => None,
         }
     }
 
@@ -347,7 +351,7 @@ impl<F: Flash> Device<F> {
             },
             versions: wheels.iter().map(|(name, wheel)| (name.clone(), wheel.version.clone())).collect(),
             channel: Some(self.channel.clone()),
-            agent: Some(self.hardware.agent.said().into()),
+            agent: self.hardware.agent.said().map(Into::into),
             free: self.store.flash().free().ok(),
             labels: self.traits.labels.clone(),
             utc_offset: self.traits.utc_offset,

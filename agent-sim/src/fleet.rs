@@ -1,5 +1,6 @@
 //! Many nodes in one process: each the same agent code, with its own connection, its own flash and its own fate.
 
+mod blox;
 pub mod expect;
 pub mod github;
 pub mod history;
@@ -25,6 +26,7 @@ use mpypi_protocol::{ChannelName, Digest, Trust, node::Phase};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+pub use blox::Herald;
 pub use member::{Found, Home, Member, Storage};
 pub use reconnects::{Bin, Reconnects};
 pub use tally::{
@@ -38,7 +40,7 @@ use self::{
     profile::{Abi, Profile},
 };
 use crate::{
-    device::Hardware,
+    device::{Agent, Hardware},
     flash::{Disk, Memory},
     limits,
     node::{Clock, Happening, NodeOptions},
@@ -120,6 +122,10 @@ pub async fn run(
     if options.profile.is_some() {
         let mut kinds: Vec<_> =
             members.iter().map(|(m, weather)| weather.hardware(m.hardware.clone())).collect();
+        // What such a node has is held beside the list alone, which somebody else has to verify.
+        for kind in kinds.iter_mut().filter(|kind| kind.agent == Agent::MpyBlox) {
+            kind.agent = Agent::Current;
+        }
         kinds.sort();
         kinds.dedup();
         let fair = |(number, kind)| (reference(kind, number), Weather::calm());
@@ -144,6 +150,7 @@ pub async fn run(
         lies: BTreeSet::new(),
         finds: Vec::new(),
     }));
+    let herald = Arc::new(Herald::default());
     let mut tasks = JoinSet::new();
     for (index, (member, weather)) in members.into_iter().enumerate() {
         let node_options = NodeOptions {
@@ -153,6 +160,8 @@ pub async fn run(
             trust: options.trust.clone(),
             hardware: member.hardware.clone(),
             desk: member.desk.clone(),
+            // Those whose weather is fair hear of it first, and they are few.
+            herald: (index >= count).then(|| herald.clone()),
             traits: member.traits,
             timing: timing.clone(),
             // Each its own, and all from one.
@@ -160,6 +169,7 @@ pub async fn run(
             trace: options.trace,
         };
         let hardware = weather.hardware(member.hardware);
+        let agent = hardware.agent;
         let (told, done) = (board.clone(), stop.clone());
         let observe = move |happening| {
             let mut board = told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -174,16 +184,25 @@ pub async fn run(
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
             board.found(index, hardware, found);
         };
-        match member.home {
-            Home::Disk(path) => {
-                let disk = Disk::open(&path).map_err(|source| FleetError::Root { path, source })?;
-                tasks.spawn(live(node_options, disk, weather, clock, observe, stop).map(tell));
+        let memory = match weather.cuts_power() {
+            true => Memory::new(limits::MEMORY_FLASH),
+            false => Memory::lasting(limits::MEMORY_FLASH),
+        };
+        let disk = match member.home {
+            Home::Disk(path) => Some(Disk::open(&path).map_err(|source| FleetError::Root { path, source })?),
+            Home::Memory => None,
+        };
+        let herald = herald.clone();
+        match (disk, agent) {
+            (Some(disk), Agent::MpyBlox) => {
+                tasks.spawn(blox::live(node_options, disk, weather, clock, observe, stop, herald).map(tell))
             }
-            Home::Memory => {
-                let memory = Memory::new(limits::MEMORY_FLASH);
-                tasks.spawn(live(node_options, memory, weather, clock, observe, stop).map(tell));
+            (None, Agent::MpyBlox) => {
+                tasks.spawn(blox::live(node_options, memory, weather, clock, observe, stop, herald).map(tell))
             }
-        }
+            (Some(disk), _) => tasks.spawn(live(node_options, disk, weather, clock, observe, stop).map(tell)),
+            (None, _) => tasks.spawn(live(node_options, memory, weather, clock, observe, stop).map(tell)),
+        };
     }
     watch(&mut tasks, &board, &options, clock, &stop).await?;
     let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);

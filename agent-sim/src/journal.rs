@@ -455,6 +455,26 @@ pub fn write_record(flash: &mut impl Flash, path: &str, record: &impl Serialize)
     write_beside(flash, path, &text(record, &[] as &[PlanLine])?)
 }
 
+/// Reads the channel's list that is kept at `path`.
+///
+/// # Errors
+/// Of the file system.
+pub fn read_list(flash: &impl Flash, path: &str) -> io::Result<Option<Vec<u8>>> {
+    match flash::read_all(flash, path, wire::LIST as u64) {
+        // It is none of ours.
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Ok(None),
+        read => read,
+    }
+}
+
+/// Keeps a channel's list at `path`, instead of what is there.
+///
+/// # Errors
+/// Of the file system; the old one is then still there.
+pub fn write_list(flash: &mut impl Flash, path: &str, payload: &[u8]) -> io::Result<()> {
+    write_beside(flash, path, payload)
+}
+
 /// Reads `root.json`. One that cannot be read is none: the walk begins again at the root that is pinned.
 ///
 /// # Errors

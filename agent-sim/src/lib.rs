@@ -17,6 +17,7 @@
 //! | [`version`] | which of two versions is newer, where no sequence says it |
 //! | [`face`] | the device's own interfaces over HTTP |
 //! | [`node`] | a device on an MQTT connection |
+//! | [`blox`] | a device with Mpy-BLOX instead |
 //! | [`fleet`] | many nodes in one process, and what became of them |
 //! | [`weather`] | what befalls a node of a fleet |
 //! | [`limits`] | every limit, by name |
@@ -26,6 +27,7 @@
 pub mod accept;
 pub mod apps;
 pub mod backoff;
+pub mod blox;
 pub mod choice;
 pub mod device;
 pub mod face;

@@ -80,11 +80,17 @@ pub const ERROR_TEXT: usize = 500;
 /// Room on a flash in memory, in bytes, as most boards have.
 pub const MEMORY_FLASH: u64 = 4 * 1024 * 1024;
 
+/// How long a device with Mpy-BLOX stays deaf when its connection breaks, until its watchdog starts it again.
+pub const WATCHDOG: Duration = Duration::from_secs(10);
+
+/// How long such a device goes on when it has installed something while the user's program runs.
+pub const LATER: Duration = Duration::from_secs(3);
+
 /// How far an intruder's package goes on beyond its end, in bytes, at most.
 pub const TOO_LONG: usize = 64 * 1024;
 
-/// How long a node waits for the end of a message that never comes: its broker is asked for a sign of life, owes it when
-/// it is asked again, and is given up.
+/// How long a node waits for the end of a message of which nothing comes any more: its broker is asked for a sign of life,
+/// owes it when it is asked again, and is given up.
 pub const ENDLESS: Duration = KEEP_ALIVE.saturating_mul(2);
 
 /// How long a simulated device takes to start.

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,7 @@ use crate::{
     device::{Device, Hardware, Mac, Output, Traits},
     face::desk::{Ask, Desk},
     flash::Flash,
+    fleet::Herald,
     limits,
     store::BootError,
     update::{Event, Report, Source, Timing},
@@ -58,6 +60,8 @@ pub struct NodeOptions {
     pub trace: bool,
     /// Where those ask who stand before it, if anybody does.
     pub desk: Option<Desk>,
+    /// Who is told of every list of the channel that it accepts.
+    pub herald: Option<Arc<Herald>>,
 }
 
 /// What the owner of a node is told.
@@ -283,7 +287,18 @@ pub async fn run<F: Flash>(
         let mut refused = false;
         for event in events {
             refused |= matches!(event, Event::SubscriptionRefused { .. });
+            let heard = match (&event, &options.herald) {
+                (Event::List { source: Source::Channel, payload, .. }, Some(herald)) => {
+                    Some((herald, payload.clone()))
+                }
+                _ => None,
+            };
             let outputs = device.handle(clock.now(), event);
+            if let (Some((herald, list)), Some(seen)) = (heard, device.store().seen())
+                && seen.list == Digest::of(&list)
+            {
+                herald.tell(&list);
+            }
             if device.store().flash().is_off() {
                 return Ok(Ended::PowerLost);
             }
@@ -311,24 +326,31 @@ async fn next_ask(asks: &mut Option<MutexGuard<'_, mpsc::Receiver<Ask>>>) -> Opt
 }
 
 /// Messages that have not arrived yet, in the order in which they will.
-#[derive(Default)]
-struct Falls {
-    messages: BTreeMap<(Duration, u64), Message>,
+pub(crate) struct Falls<M> {
+    messages: BTreeMap<(Duration, u64), M>,
     count: u64,
 }
 
-impl Falls {
-    fn next(&self) -> Option<Duration> {
+impl<M> Default for Falls<M> {
+    fn default() -> Self {
+        Falls { messages: BTreeMap::new(), count: 0 }
+    }
+}
+
+impl<M> Falls<M> {
+    /// When the next one arrives.
+    pub(crate) fn next(&self) -> Option<Duration> {
         self.messages.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn add(&mut self, at: Duration, message: Message) {
+    /// Sends one on its way, which arrives `at` this time.
+    pub(crate) fn add(&mut self, at: Duration, message: M) {
         self.count += 1;
         self.messages.insert((at, self.count), message);
     }
 
     /// Takes out what has arrived.
-    fn take(&mut self, now: Duration) -> impl Iterator<Item = Message> {
+    pub(crate) fn take(&mut self, now: Duration) -> impl Iterator<Item = M> + use<M> {
         let rest = self.messages.split_off(&(now, u64::MAX));
         std::mem::replace(&mut self.messages, rest).into_values()
     }

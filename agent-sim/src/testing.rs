@@ -86,6 +86,7 @@ pub(crate) fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> (Ve
     let mut all: Vec<(String, Vec<u8>)> =
         members.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.to_vec())).collect();
     all.push((format!("{info}/METADATA"), metadata.into_bytes()));
+    all.push((format!("{info}/WHEEL"), b"Wheel-Version: 1.0\nTag: py3-none-any\n".to_vec()));
     let path = |path: &str| FilePath::new(path).unwrap();
     let mut lines: Vec<_> = all
         .iter()

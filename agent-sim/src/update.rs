@@ -387,10 +387,23 @@ impl Updater {
         Updater { asks, takes_firmware: true, ..self }
     }
 
-    /// The newest list of the channel that was accepted since the start, where somebody chooses at the device.
+    /// The newest list of the channel that was accepted since the start, or [`recall`](Updater::recall)ed, where somebody
+    /// chooses at the device.
     #[must_use]
     pub fn offer(&self) -> Option<&Accepted> {
         self.offer.as_ref()
+    }
+
+    /// Notes the list that was offered before the start, judged anew, until the channel's comes: whether it still is to be
+    /// believed. It may be older than the newest list seen, which may be held; somebody must have signed it who may, and
+    /// it must not have expired.
+    pub fn recall(&mut self, payload: &[u8], wall: Option<Timestamp>) -> bool {
+        let Ok(list) = UpdateList::parse(payload) else { return false };
+        let time = self.time(&list, wall);
+        let verified = self.trust.verify(&self.channel, payload, time).map_err(Refusal::from);
+        let judge = |list| Accepted::judge(list, &self.channel, &self.runtime, None, time);
+        self.offer = verified.and_then(judge).ok();
+        self.offer.is_some()
     }
 
     /// What is under way, if anything is.
@@ -733,7 +746,7 @@ impl Updater {
         let accepted = verified.and_then(|verified| {
             let verified = match self.agent {
                 Agent::Old => verified.to_old_readers(),
-                Agent::Current => verified,
+                Agent::Current | Agent::MpyBlox => verified,
             };
             Accepted::judge(verified, &self.channel, &self.runtime, self.seen.as_ref(), time)
         });
@@ -865,7 +878,7 @@ impl Updater {
             channel: Some(self.channel.as_str().into()),
             version: self.running.version.as_deref().map(Into::into),
             sequence: self.running.sequence,
-            agent: Some(self.agent.said().into()),
+            agent: self.agent.said().map(Into::into),
             firmware: Some(FIRMWARE.into()),
             labels: std::borrow::Cow::Borrowed(&self.traits.labels),
         }

@@ -172,8 +172,12 @@ impl Weather {
         };
         let slow = profile.slow.nodes.draw(rng);
         let slowly = profile.slow.bandwidth.draw(rng).max(1);
-        let agent = profile.agents.old.draw(rng).then_some(Agent::Old);
-        Weather {
+        let agent = match rng.f64() {
+            place if place < profile.agents.old.0 => Some(Agent::Old),
+            place if place < profile.agents.old.0 + profile.agents.mpy_blox.0 => Some(Agent::MpyBlox),
+            _ => None,
+        };
+        let weather = Weather {
             platform: platform.map(|(name, _)| name.clone()),
             abi: abi.map(|(abi, _)| *abi),
             agent,
@@ -196,7 +200,19 @@ impl Weather {
             // Dice of his own: whether he is there changes nothing about what else befalls the node.
             intruder: Intruder::new(profile.intruder, fastrand::Rng::with_seed(!own)),
             stuck_until: None,
+        };
+        match agent {
+            Some(Agent::MpyBlox) => weather.gentle(),
+            _ => weather,
         }
+    }
+
+    /// The same without what a device that verifies nothing and writes in place does not outlive.
+    fn gentle(mut self) -> Weather {
+        (self.profile.link.lost, self.profile.link.corrupted) = (Share(0.0), Share(0.0));
+        (self.cuts, self.free, self.crashes) = (0, None, Crashes::Never);
+        (self.clock, self.history, self.intruder) = (Clock::Right, History::Blank, None);
+        self
     }
 
     /// The same for a node that can tell who made a list, or cannot.
@@ -359,6 +375,12 @@ impl Weather {
     #[must_use]
     pub fn gives_up_at(&self) -> Option<Duration> {
         self.stuck_until
+    }
+
+    /// Whether the power may fail.
+    #[must_use]
+    pub fn cuts_power(&self) -> bool {
+        self.cuts > 0
     }
 
     /// When the power fails next, if it does.

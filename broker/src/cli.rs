@@ -162,11 +162,11 @@ pub(crate) struct ServeArgs {
     /// Let everyone read that channel there who can reach it, also where there are users: those devices cannot log in
     #[arg(long)]
     pub unsafe_promoter: bool,
-    #[command(flatten)]
-    pub upstream: UpstreamArgs,
     /// Show every node to Home Assistant as an update, by MQTT discovery
     #[arg(long)]
     pub home_assistant: bool,
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
     /// Folder of the index, made if it is not there [default: data]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,

@@ -35,6 +35,7 @@ use crate::{
         link::{Link, Taken},
         session::{ATTRIBUTES, Answer},
     },
+    fleet::Fleet,
     index::{
         Index, IndexError, Step,
         sessions::{Change, Kept, Opening, Queued},
@@ -109,6 +110,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Whether messages get through.
     pub pulse: Pulse,
+    /// What is known of all nodes.
+    pub fleet: Fleet,
     /// How nodes that run Mpy-BLOX are served.
     pub mpyblox: SharedDesk,
     /// How devices that speak ThingsBoard's API are served.

@@ -136,9 +136,9 @@ mod tests {
         assert_eq!(places, ["http://127.0.0.1:8080", "http://127.0.0.1:9090"], "examples");
         assert!(!all.promoter.unsafe_open);
         assert_eq!(keys["promoter"].as_table().unwrap().len(), 3);
-        assert_eq!(keys["upstream"].as_table().unwrap().len(), 10);
         assert!(all.home().unwrap().is_none() && all.home_assistant.url.is_some());
         assert_eq!(keys["home_assistant"].as_table().unwrap().len(), 3);
+        assert_eq!(keys["upstream"].as_table().unwrap().len(), 10);
         assert_eq!(keys.len(), 10, "every setting of the file: {keys:?}");
     }
 

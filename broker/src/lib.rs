@@ -12,6 +12,7 @@
 //! bus          rumqttd's router between two links               ── mailbox: a session's bounded queue
 //! subscriptions  who gets what
 //! mpyblox      policy: what a node that runs Mpy-BLOX is served of a list
+//! fleet        what is known of all nodes, in memory; told by the bus
 //!
 //! gateway      HTTP: listeners, who asks, bounds ── faces: the APIs of others, by HTTP and per session by MQTT
 //! metrics      what is counted             ── sys: the same as messages
@@ -40,6 +41,7 @@ pub mod control;
 pub mod door;
 pub mod edge;
 pub mod faces;
+pub mod fleet;
 pub mod gateway;
 pub mod index;
 pub mod limits;

@@ -65,6 +65,8 @@ pub struct Limits {
     pub http_head: Duration,
     /// Largest body of an HTTP request that is no upload, in bytes.
     pub http_body: usize,
+    /// HTTP clients that listen for events at once.
+    pub http_events: usize,
     /// Bytes of large packets being received from all clients together.
     pub inbound_bytes: usize,
     /// Subscriptions of one client.
@@ -187,6 +189,7 @@ impl Default for Limits {
             http_clients: 2048,
             http_head: Duration::from_secs(15),
             http_body: 256 * 1024,
+            http_events: 256,
             inbound_bytes: 256 * 1024 * 1024,
             subscriptions: 1024,
             sessions: 100_000,

@@ -17,6 +17,7 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     edge::{Edge, relay::Standing, view::Seen},
+    fleet,
     gateway::count::{Counts, Face},
     index::{IndexError, Totals},
     mpyblox,
@@ -238,8 +239,9 @@ impl Gauges {
             connections: sockets.saturating_sub(shared.sockets.available_permits()),
             clients: limits.clients.saturating_sub(shared.clients.available_permits()),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
-            // The broker's own, see `pulse` and `edge::carry`, are none.
-            subscriptions: subscribed.saturating_sub(if shared.edge.is_some() { 3 } else { 1 }),
+            // The broker's own, see `pulse`, `fleet` and `edge::carry`, are none.
+            subscriptions: subscribed
+                .saturating_sub(1 + fleet::SUBSCRIPTIONS + if shared.edge.is_some() { 2 } else { 0 }),
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
             waiting_bus: shared.tickets.waiting(),
             receiving: places.saturating_sub(shared.places.available_permits()) * PLACE,

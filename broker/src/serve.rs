@@ -92,7 +92,7 @@ fn run_as(part: Part, args: ServeArgs) -> anyhow::Result<()> {
     }
     let access = if settings.unsafe_open { Access::UnsafeOpen } else { Access::Loopback };
     let data = settings.data.unwrap_or_else(|| DATA.into());
-    let config = Config { listen, http, tls: settings.tls.files()?, data, limits, access, upstream, home };
+    let config = Config { listen, http, tls: settings.tls.files()?, data, limits, access, home, upstream };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, gate));
     // rumqttd's router has no way to stop: its thread ends with the process.

@@ -20,6 +20,7 @@ use crate::{
         home::{self, Home},
         thingsboard::desk::Desk,
     },
+    fleet::{self, Fleet},
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
@@ -55,10 +56,10 @@ pub struct Config {
     pub limits: Limits,
     /// Whether strangers from other machines may come in while there are no users.
     pub access: Access,
-    /// The broker whose channels are served here, if there is one.
-    pub upstream: Option<edge::Config>,
     /// What Home Assistant is told of the nodes, if anything.
     pub home: Option<Home>,
+    /// The broker whose channels are served here, if there is one.
+    pub upstream: Option<edge::Config>,
 }
 
 /// Who may connect while there are no users.
@@ -256,6 +257,7 @@ impl Broker {
             edge: edge.clone(),
             metrics,
             pulse: Pulse::new(&subscriptions, &tickets, &limits),
+            fleet: Fleet::new(&subscriptions, &tickets, &limits),
             index: self.index,
             ops,
             tickets,
@@ -295,6 +297,7 @@ impl Broker {
         if let (Some(edge), Some(desk)) = (edge, desk) {
             tasks.spawn(edge.run(shared.clone(), desk));
         }
+        tasks.spawn(stop.clone().run_until_cancelled_owned(fleet::keep(shared.clone())));
         let told = shared.clone();
         tasks.spawn(stop.clone().run_until_cancelled_owned(async move { sys::keep(&told).await }));
         let known = shared.clone();

@@ -46,10 +46,10 @@ pub struct Settings {
     pub http: Vec<HttpEndpoint>,
     /// What ota-promoter's devices are shown.
     pub promoter: PromoterSettings,
-    /// The broker whose channels are served here.
-    pub upstream: UpstreamSettings,
     /// What Home Assistant is told.
     pub home_assistant: HomeSettings,
+    /// The broker whose channels are served here.
+    pub upstream: UpstreamSettings,
     /// Certificates.
     pub tls: TlsSettings,
     /// The limits.
@@ -92,6 +92,18 @@ pub struct PromoterSettings {
     pub address: Option<HttpEndpoint>,
     /// Whether everybody may read the channel there, also where there are users: those devices cannot log in.
     pub unsafe_open: bool,
+}
+
+/// `[home_assistant]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HomeSettings {
+    /// Whether it is told anything.
+    pub enabled: bool,
+    /// See [`Home::prefix`].
+    pub prefix: Option<String>,
+    /// See [`Home::url`].
+    pub url: Option<String>,
 }
 
 /// `[upstream]`
@@ -161,18 +173,6 @@ fn pin(path: &Path) -> Result<Root, SettingsError> {
     root.map_err(|problem| SettingsError::Pin { path: path.to_owned(), problem })
 }
 
-/// `[home_assistant]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HomeSettings {
-    /// Whether it is told anything.
-    pub enabled: bool,
-    /// See [`Home::prefix`].
-    pub prefix: Option<String>,
-    /// See [`Home::url`].
-    pub url: Option<String>,
-}
-
 /// Where ota-promoter's devices come if nothing else is said.
 pub const PROMOTER: HttpEndpoint =
     HttpEndpoint { is_tls: false, address: SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9090) };
@@ -207,6 +207,12 @@ pub enum SettingsError {
     /// Something for ota-promoter's devices, but no channel.
     #[error("it is not said which channel ota-promoter's devices follow")]
     NoPromoterChannel,
+    /// Nowhere that Home Assistant could look.
+    #[error("`{0}` is no prefix for Home Assistant: use a topic of its own, without wildcards")]
+    HomePrefix(String),
+    /// Nowhere that a browser could look.
+    #[error("`{0}` is no URL for Home Assistant to show: it starts with `http://` or `https://`")]
+    HomeUrl(String),
     /// Something about an upstream, but not which.
     #[error("it is not said where the upstream is")]
     NoUpstream,
@@ -225,12 +231,6 @@ pub enum SettingsError {
         #[source]
         problem: RootError,
     },
-    /// Nowhere that Home Assistant could look.
-    #[error("`{0}` is no prefix for Home Assistant: use a topic of its own, without wildcards")]
-    HomePrefix(String),
-    /// Nowhere that a browser could look.
-    #[error("`{0}` is no URL for Home Assistant to show: it starts with `http://` or `https://`")]
-    HomeUrl(String),
     /// A limit that nothing could be done with.
     #[error("the limit `{name}` {problem}")]
     Limit {

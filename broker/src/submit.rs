@@ -47,6 +47,12 @@ pub fn retained(topic: String, payload: Bytes) -> Publish {
     }
 }
 
+/// A message for those who listen now, or whose session waits for it.
+#[must_use]
+pub fn live(topic: String, payload: Bytes) -> Publish {
+    Publish { retain: false, ..retained(topic, payload) }
+}
+
 /// Publishes a message, and waits until it is durable.
 ///
 /// # Errors

@@ -1,18 +1,26 @@
 //! The brokers that are to agree: one, or the nodes of a cluster.
 
-use crate::endpoint::Endpoint;
+use std::time::Duration;
+
+use crate::{endpoint::Endpoint, limits};
 
 /// One broker, or several addresses at which the same messages are to be retained. Never empty.
 #[derive(Debug, Clone)]
 pub struct Brokers {
     endpoints: Vec<Endpoint>,
+    may_be_down: usize,
+    patience: Duration,
 }
 
 impl Brokers {
     /// These; `None` if there are none.
     #[must_use]
     pub fn new(endpoints: Vec<Endpoint>) -> Option<Brokers> {
-        (!endpoints.is_empty()).then_some(Brokers { endpoints })
+        (!endpoints.is_empty()).then_some(Brokers::of(endpoints))
+    }
+
+    fn of(endpoints: Vec<Endpoint>) -> Brokers {
+        Brokers { endpoints, may_be_down: 0, patience: limits::AGREE }
     }
 
     /// The first of them.
@@ -38,15 +46,39 @@ impl Brokers {
         self.endpoints.len() > 1
     }
 
+    /// How many of them may be unreachable while the others agree.
+    #[must_use]
+    pub fn may_be_down(&self) -> usize {
+        self.may_be_down
+    }
+
+    /// How long they may take until they agree.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The same ones, which may take so long until they agree.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Brokers {
+        Brokers { patience, ..self }
+    }
+
+    /// The same ones, of which so many may be unreachable.
+    #[must_use]
+    pub fn with_down(self, may_be_down: usize) -> Brokers {
+        Brokers { may_be_down, ..self }
+    }
+
     /// The same ones, with each changed by `change`.
     #[must_use]
     pub fn map(&self, change: impl FnMut(&Endpoint) -> Endpoint) -> Brokers {
-        Brokers { endpoints: self.endpoints.iter().map(change).collect() }
+        Brokers { endpoints: self.endpoints.iter().map(change).collect(), ..*self }
     }
 }
 
 impl From<Endpoint> for Brokers {
     fn from(endpoint: Endpoint) -> Brokers {
-        Brokers { endpoints: vec![endpoint] }
+        Brokers::of(vec![endpoint])
     }
 }

@@ -5,6 +5,10 @@ use std::time::Duration;
 /// Most addresses of brokers at a time.
 pub const BROKERS: usize = 16;
 
+/// How long several brokers may take until they agree on what was published, unless told otherwise: longer than a cluster
+/// takes to choose who leads when a node is gone, and a node to come back.
+pub const AGREE: Duration = Duration::from_secs(60);
+
 /// Connecting, from the look-up of the name to the broker's greeting.
 pub const CONNECT: Duration = Duration::from_secs(5);
 

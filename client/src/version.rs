@@ -62,7 +62,7 @@ pub trait Version {
     fn ping() -> Self::Request;
 }
 
-/// MQTT 3.1.1, of a client that neither publishes nor subscribes above QoS 1.
+/// MQTT 3.1.1, of a client that keeps no session and neither publishes nor subscribes above QoS 1.
 #[derive(Debug)]
 pub struct V4 {
     in_flight: usize,
@@ -73,15 +73,9 @@ pub struct V4 {
     open: Vec<u16>,
     /// Whether it was asked for a sign of life and gave none.
     awaits_pong: bool,
-    acknowledges: Acknowledges,
+    /// Whether messages at QoS 1 are acknowledged on request only.
+    acknowledges_late: bool,
     events: VecDeque<rumqttc::Event>,
-}
-
-/// When messages that come at QoS 1 are acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Acknowledges {
-    AtOnce,
-    OnRequest,
 }
 
 impl V4 {
@@ -94,9 +88,15 @@ impl V4 {
             last_id: 0,
             open: Vec::new(),
             awaits_pong: false,
-            acknowledges: Acknowledges::AtOnce,
+            acknowledges_late: false,
             events: VecDeque::new(),
         }
+    }
+
+    /// The same, where messages that come at QoS 1 are acknowledged on request only: when they are kept.
+    #[must_use]
+    pub fn acknowledging_late(in_flight: u16, packet: usize) -> V4 {
+        V4 { acknowledges_late: true, ..V4::new(in_flight, packet) }
     }
 
     /// MQTT 3.1.1, 2.3.1: not zero, and none that is in use. Subscriptions are answered long before theirs comes again.
@@ -111,14 +111,6 @@ impl V4 {
 
     fn tell(&mut self, sent: Outgoing) {
         self.events.push_back(rumqttc::Event::Outgoing(sent));
-    }
-
-    /// The same, where messages that come at QoS 1 are acknowledged on request only: when they are kept.
-    #[must_use]
-    pub fn acknowledging_late(in_flight: u16, packet: usize) -> V4 {
-        let mut version = V4::new(in_flight, packet);
-        version.acknowledges = Acknowledges::OnRequest;
-        version
     }
 }
 
@@ -146,7 +138,7 @@ impl Version for V4 {
         let answer = match &packet {
             Packet::Publish(publish) => match publish.qos {
                 QoS::AtMostOnce => None,
-                QoS::AtLeastOnce if self.acknowledges == Acknowledges::OnRequest => None,
+                QoS::AtLeastOnce if self.acknowledges_late => None,
                 QoS::AtLeastOnce => Some(PubAck::new(publish.pkid)),
                 // 3.8.4: never above what was asked for.
                 QoS::ExactlyOnce => return Err(StateError::WrongPacket),
@@ -261,8 +253,18 @@ impl V5 {
     #[must_use]
     pub fn new(packet: u32) -> V5 {
         // Packet ids of all requests are drawn from this range, so it must be wide.
-        let state = v5::MqttState::new(u16::MAX, false);
-        V5 { state, in_flight: u16::MAX, incoming: packet, outgoing: None }
+        V5::of_width(packet, u16::MAX)
+    }
+
+    /// The same in little memory, for a client that has a few requests under way at most.
+    #[must_use]
+    pub fn narrow(packet: u32) -> V5 {
+        const FEW: u16 = 8;
+        V5::of_width(packet, FEW)
+    }
+
+    fn of_width(packet: u32, in_flight: u16) -> V5 {
+        V5 { state: v5::MqttState::new(in_flight, false), in_flight, incoming: packet, outgoing: None }
     }
 }
 
@@ -290,7 +292,7 @@ impl Version for V5 {
             && let Some(properties) = &greeting.properties
         {
             self.outgoing = properties.max_packet_size;
-            self.in_flight = properties.receive_max.unwrap_or(u16::MAX);
+            self.in_flight = self.in_flight.min(properties.receive_max.unwrap_or(u16::MAX));
         }
         self.state.handle_incoming_packet(packet)
     }

@@ -126,6 +126,21 @@ pub struct Signature {
 /// The key of an entry that a device takes only if somebody there chose it: `"optional": true`.
 pub const OPTIONAL: &str = "optional";
 
+/// The key of a release that holds the commit which its files were taken from, in hexadecimal. Nothing follows from it: it
+/// tells people where to look.
+pub const COMMIT: &str = "commit";
+
+impl Release {
+    /// The commit that it was made of, if it says one.
+    #[must_use]
+    pub fn commit(&self) -> Option<&str> {
+        let hexadecimal = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        // SHA-1 or SHA-256.
+        let commit = self.extra.get(COMMIT).and_then(Value::as_str)?;
+        (matches!(commit.len(), 40 | 64) && commit.bytes().all(hexadecimal)).then_some(commit)
+    }
+}
+
 /// An order to one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Command {

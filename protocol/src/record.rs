@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -34,6 +35,9 @@ pub struct Policy {
     /// For which nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<Query>,
+    /// When at the earliest.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "utc")]
+    pub not_before: Option<Timestamp>,
     /// At which time of day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
@@ -114,6 +118,29 @@ pub enum Order {
     Abort,
 }
 
+/// A time as text, in UTC.
+mod utc {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(
+        time: &Option<Timestamp>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => serializer.collect_str(time),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Timestamp>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+    }
+}
+
 impl Policy {
     /// Why it makes no sense, if it does not.
     #[must_use]
@@ -136,6 +163,7 @@ impl Policy {
         Rollout {
             percent,
             only: self.only.clone(),
+            not_before: self.not_before,
             window: self.window,
             jitter: self.jitter,
             consent: if self.optional { Consent::Ordered } else { Consent::Implied },

@@ -1,9 +1,9 @@
 //! The whole command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use mpypi_client::BrokerArgs;
+use mpypi_client::{BrokerArgs, args::parse_time};
 use mpypi_protocol::{ChannelName, KeyId};
 
 use crate::{
@@ -71,10 +71,8 @@ enum Command {
 /// What is published, and where, by `publish` and `watch`.
 #[derive(Debug, Args)]
 pub(crate) struct Source {
-    /// The channel's folder
-    pub(crate) folder: PathBuf,
     #[command(flatten)]
-    pub(crate) broker: BrokerArgs,
+    pub(crate) place: PlaceArgs,
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) channel: Option<ChannelName>,
@@ -86,6 +84,19 @@ pub(crate) struct Source {
     /// Publish even what would leave devices that run Mpy-BLOX waiting or starting again for ever
     #[arg(long)]
     force: bool,
+}
+
+/// Where something is published.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlaceArgs {
+    #[command(flatten)]
+    pub(crate) broker: BrokerArgs,
+    /// With several brokers, how many of them may be unreachable while the others have all of it
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub(crate) may_be_down: usize,
+    /// With several brokers, how long they may take until each has all of it, as 500ms or 2m
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+    pub(crate) agree_within: Duration,
 }
 
 /// Which channel of which broker is looked at, by `log` and `verify`.

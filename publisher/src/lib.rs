@@ -15,9 +15,12 @@
 //! | [`lint`] | what a release would do to devices that run Mpy-BLOX. No I/O |
 //! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
 //! | [`retained`] | what a broker has |
+//! | [`git`] | a folder of a repository, at one commit |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
 //! | [`keys`], [`signing`] | who can sign, who may, and the chain of roots |
 //! | [`history`], [`reissue`] | what a channel had, and how it has it again |
+//! | [`agree`] | whether all nodes of a cluster have it, and what to do if not. No I/O, no clock |
+//! | [`settle`](mod@settle) | looks at each of them, and does it |
 //! | [`link`] | one MQTT connection |
 //! | [`rollout`] | a release for few nodes first, then for more, as long as it goes well |
 //!
@@ -27,11 +30,13 @@
 //!
 //! Absent on purpose: no build tool but mpy-cross is run, no link is followed, nothing outside the folder has a say.
 
+pub mod agree;
 pub mod channel;
 pub mod cli;
 pub mod clock;
 pub mod compile;
 pub mod firmware;
+pub mod git;
 pub mod history;
 pub mod install;
 pub mod keys;
@@ -50,6 +55,7 @@ pub mod report;
 pub mod retained;
 pub mod rollout;
 pub mod settings;
+pub mod settle;
 pub mod signing;
 pub mod status;
 pub mod verify;

@@ -115,6 +115,60 @@ pub const DEVICE_POLL: Duration = Duration::from_secs(1);
 /// Largest answer of it, in bytes.
 pub const DEVICE_ANSWER: u64 = 256 * 1024;
 
+/// Most devices that are updated over HTTP at a time, whatever is asked for.
+pub const PUSH_PARALLEL: usize = 64;
+
+/// Most devices that one `push` knows.
+pub const PUSH_DEVICES: usize = 10_000;
+
+/// Largest file of devices, in bytes.
+pub const PUSH_FILE: u64 = 4 * 1024 * 1024;
+
+/// How many devices are asked at a time what they are.
+pub const PUSH_GREETINGS: usize = 16;
+
+/// Most words about devices that wait to be published or shown.
+pub const PUSH_WORDS: usize = 256;
+
+/// `push --follow` sees to its devices at least so often: some may have been away.
+pub const PUSH_AGAIN: Duration = Duration::from_secs(300);
+
+/// Most bytes that a git server may send for one publish.
+pub const GIT_DOWNLOAD: u64 = 1024 * 1024 * 1024;
+
+/// How often it is told how many bytes have come from a git server, in bytes.
+pub const GIT_TOLD: u64 = 64 * 1024;
+
+/// Bytes of an answer of a git server that are read at a time.
+pub const GIT_PIECE: usize = 64 * 1024;
+
+/// Largest request to a git server, in bytes: what is wanted, and what is there already.
+pub const GIT_REQUEST: usize = 8 * 1024 * 1024;
+
+/// Most redirects on the way to a git server.
+pub const GIT_REDIRECTS: u32 = 10;
+
+/// Most packs of one repository that are kept: then it is fetched anew.
+pub const GIT_PACKS: usize = 50;
+
+/// Most bytes that are kept of one repository: likewise.
+pub const GIT_CACHE: u64 = 2 * GIT_DOWNLOAD;
+
+/// Most files in a folder that is published out of git, those that are left out later included.
+pub const GIT_FILES: usize = 4 * FILES;
+
+/// Most bytes in them.
+pub const GIT_TREE: u64 = 512 * 1024 * 1024;
+
+/// Most folders in each other.
+pub const GIT_DEPTH: usize = 64;
+
+/// How many names are told to who names no branch or tag that is there.
+pub const GIT_NEAR: usize = 5;
+
+/// Most bytes of a netrc file that are read.
+pub const NETRC: u64 = 64 * 1024;
+
 /// A sign command may take so long: somebody may have to touch a token.
 pub const SIGN: Duration = Duration::from_secs(60);
 
@@ -126,3 +180,18 @@ pub const HISTORY: u64 = 20;
 
 /// How long a root, or what it delegates, is believed unless told otherwise, in days.
 pub const ROOT_DAYS: u32 = 730;
+
+/// Most looks at what each of several brokers has, until they agree.
+pub const AGREE_LOOKS: u32 = 24;
+
+/// How often what one of them lacks is published again.
+pub const AGREE_REPAIRS: u32 = 6;
+
+/// First pause between two looks; it doubles.
+pub const AGREE_PAUSE: Duration = Duration::from_millis(250);
+
+/// Longest pause between two looks.
+pub const AGREE_PAUSE_MOST: Duration = Duration::from_secs(5);
+
+/// Reading or writing through one of several brokers, in all, at one look: one that takes longer counts as unreachable.
+pub const AGREE_LOOK: Duration = Duration::from_secs(120);

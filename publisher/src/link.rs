@@ -240,37 +240,29 @@ impl Link {
     /// Connects to the first of several that answers.
     ///
     /// # Errors
-    /// What the first says that is no reason to ask another, or what all of them say: the first of it.
+    /// What one says that is no reason to ask another, or what the first one says if none answers.
     pub async fn connect_any(brokers: &Brokers) -> Result<Link, LinkError> {
-        Link::open_any(brokers, None, limits::KEEP_ALIVE).await
-    }
-
-    /// The same. When the connection ends without a goodbye, the broker clears what is retained on `topic`; it notices the
-    /// end after one and a half times `keep_alive`.
-    ///
-    /// # Errors
-    /// As [`Link::connect_any`].
-    pub async fn connect_clearing(
-        brokers: &Brokers,
-        topic: &str,
-        keep_alive: Duration,
-    ) -> Result<Link, LinkError> {
-        Link::open_any(brokers, Some(topic), keep_alive).await
-    }
-
-    async fn open_any(
-        brokers: &Brokers,
-        clears: Option<&str>,
-        keep_alive: Duration,
-    ) -> Result<Link, LinkError> {
         let mut first = None;
         for endpoint in brokers.iter() {
-            match Link::open(endpoint, clears, keep_alive).await {
+            match Link::connect(endpoint).await {
                 Err(error) if error.is_passing() => _ = first.get_or_insert(error),
                 done => return done,
             }
         }
         Err(first.unwrap_or_else(|| unreachable!("there is at least one broker")))
+    }
+
+    /// Connects. When the connection ends without a goodbye, the broker clears what is retained on `topic`; it notices the
+    /// end after one and a half times `keep_alive`.
+    ///
+    /// # Errors
+    /// As [`Link::connect`].
+    pub async fn connect_clearing(
+        endpoint: &Endpoint,
+        topic: &str,
+        keep_alive: Duration,
+    ) -> Result<Link, LinkError> {
+        Link::open(endpoint, Some(topic), keep_alive).await
     }
 
     async fn open(

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
     ChannelName, Digest, Entry, KeyId, PackageId, Rollout, UpdateList,
-    list::{ListError, Release},
+    list::{COMMIT, ListError, Release},
     rollout,
 };
 use serde::Serialize;
@@ -36,6 +36,8 @@ pub struct Wanted {
     pub entries: Vec<Entry>,
     /// Whose turn it is to take it; everybody's if `None`.
     pub rollout: Option<Rollout>,
+    /// The commit that its files were taken from. Another one with the same files is no reason for a new list.
+    pub commit: Option<String>,
 }
 
 /// Whether a broker is believed to have the packages that its list names.
@@ -173,6 +175,7 @@ pub fn decide(
         None => last.checked_add(1).ok_or(PlanError::NoSequence)?,
     };
     let rollout = wanted.rollout.iter().map(|rollout| (rollout::KEY.to_owned(), rollout.to_value()));
+    let commit = wanted.commit.iter().map(|commit| (COMMIT.to_owned(), commit.as_str().into()));
     let release = Release {
         channel: wanted.channel.clone(),
         sequence,
@@ -182,7 +185,7 @@ pub fn decide(
         epoch: wanted.epoch,
         previous: wanted.previous,
         revoked: wanted.revoked.clone(),
-        extra: rollout.collect(),
+        extra: rollout.chain(commit).collect(),
     };
     let mut all = vec![Entry::Release(release.clone())];
     all.extend(wanted.entries.iter().cloned());
@@ -332,6 +335,7 @@ mod tests {
             signer: None,
             entries,
             rollout: None,
+            commit: None,
         }
     }
 

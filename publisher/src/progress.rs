@@ -89,6 +89,15 @@ impl Observer for Progress {
             Event::Committing => self.stage = Stage::Committing,
             _ if self.lines == Lines::Hidden => {}
             Event::Note(text) => self.labelled("note:", "36;1", text),
+            Event::Fetching { bytes } if stderr().is_terminal() => {
+                let bar = self.bar.get_or_insert_with(|| {
+                    let style = ProgressStyle::with_template("{spinner} fetching {bytes} {bytes_per_sec}");
+                    ProgressBar::new_spinner()
+                        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+                });
+                bar.set_position(bytes);
+            }
+            Event::Fetching { .. } => {}
             Event::Compiling { done, files } if stderr().is_terminal() => {
                 let bar = self.bar.get_or_insert_with(|| {
                     let style = ProgressStyle::with_template("compiling [{bar:30}] {pos}/{len}");

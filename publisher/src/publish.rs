@@ -26,6 +26,7 @@ use crate::{
     plan::{Decision, Diff, Plan, PlanError, Trust, Wanted, decide},
     report::count,
     retained::{self, AskError},
+    settle::{self, Disagreement, End, Message, Stands, Verdict, settle},
     signing::{self, Authority, Signing, SigningError},
 };
 
@@ -48,6 +49,8 @@ pub struct Options {
     pub signing: Signing,
     /// Whose turn it is to take the release; everybody's if `None`.
     pub rollout: Option<Rollout>,
+    /// The commit that the folder was taken from, if it was.
+    pub commit: Option<String>,
 }
 
 /// What becomes of a release that would harm Mpy-BLOX nodes.
@@ -77,6 +80,8 @@ pub struct Outcome {
     pub sequence: u64,
     /// Its version.
     pub version: String,
+    /// The commit that it was made of, if it says one.
+    pub commit: Option<String>,
     /// What was done.
     pub done: Done,
     /// How many packages the release has, empty files included.
@@ -89,6 +94,8 @@ pub struct Outcome {
     pub diff: Diff,
     /// What it does to Mpy-BLOX nodes.
     pub lint: Vec<Finding>,
+    /// That all brokers have all of it, where there are several.
+    pub agreed: Option<Verdict>,
 }
 
 /// What was done.
@@ -113,6 +120,11 @@ pub enum Event<'a> {
     Note(&'a str),
     /// What the release does to Mpy-BLOX nodes.
     Finding(&'a Finding),
+    /// So many bytes of a git repository have come.
+    Fetching {
+        /// How many.
+        bytes: u64,
+    },
     /// Files of wheels are being compiled.
     Compiling {
         /// How many are done.
@@ -236,6 +248,9 @@ pub enum PublishError {
         /// The release.
         sequence: u64,
     },
+    /// Not every broker has it.
+    #[error(transparent)]
+    Disagreement(#[from] Box<Disagreement>),
     /// Connections were lost too often.
     #[error("gave up after {attempts} lost connections")]
     GaveUp {
@@ -270,6 +285,7 @@ impl PublishError {
             PublishError::PackageRefused { refusal, .. } | PublishError::ListRefused { refusal, .. } => {
                 refusal.hint()
             }
+            PublishError::Disagreement(error) => Some(error.hint()),
             PublishError::Raced { .. } => Some("run again to publish this folder on top of it".to_owned()),
             PublishError::GaveUp { .. } => {
                 Some("run again: what the broker acknowledged is not sent again".to_owned())
@@ -303,7 +319,7 @@ impl PublishError {
     pub fn is_passing(&self) -> bool {
         match self {
             PublishError::Ask(AskError::Link(error)) => error.is_passing(),
-            PublishError::GaveUp { .. } | PublishError::Raced { .. } => true,
+            PublishError::GaveUp { .. } | PublishError::Raced { .. } | PublishError::Disagreement(_) => true,
             // The folder is being written to: it will be complete in a moment.
             PublishError::Channel(ChannelError::Changed { .. }) => true,
             _ => false,
@@ -410,6 +426,7 @@ pub async fn publish_channel(
         ground: None,
         harm: None,
         lint: Vec::new(),
+        agreed: None,
         stands: None,
         sent: HashSet::new(),
         bytes: 0,
@@ -458,6 +475,8 @@ struct Run<'a, O> {
     harm: Option<Severity>,
     /// What it does to them.
     lint: Vec<Finding>,
+    /// How several brokers stand.
+    agreed: Option<Verdict>,
     /// The release that stands and is what the folder holds: the plan is needed only if packages of it are lost.
     stands: Option<Release>,
     /// What the broker acknowledged.
@@ -476,7 +495,7 @@ struct Nodes {
 
 impl<O: Observer> Run<'_, O> {
     async fn attempt(&mut self) -> Result<Outcome, PublishError> {
-        let mut link = Link::connect_any(&self.options.brokers).await?;
+        let mut link = settle::connect(&self.options.brokers, &self.channel.name).await?;
         self.connected = true;
         let (present, roots) = retained::channel(&mut link, &self.channel.name).await?;
         if self.authority.is_none() {
@@ -495,6 +514,7 @@ impl<O: Observer> Run<'_, O> {
                 Decision::UpToDate(release) => {
                     link.close().await;
                     self.judge(present.as_ref(), &[]);
+                    self.agree(present.as_ref(), &self.channel.packages.iter().collect::<Vec<_>>()).await?;
                     return Ok(self.up_to_date(*release));
                 }
                 Decision::Publish(plan) => self.plan.insert((present.clone(), *plan)).1.clone(),
@@ -502,7 +522,14 @@ impl<O: Observer> Run<'_, O> {
             // The connection was lost after the list was sent, before it was acknowledged.
             Some((_, plan)) if present.as_ref() == Some(&plan.list) => {
                 link.close().await;
-                return Ok(self.published(plan));
+                let plan = plan.clone();
+                self.agree(Some(&plan.list), &self.channel.packages.iter().collect::<Vec<_>>()).await?;
+                return Ok(self.published(&plan));
+            }
+            // Nobody who has what it was answers: others may.
+            Some((base, _)) if settle::is_older(present.as_deref(), base.as_deref()) => {
+                let reason = "it serves an older list than it did before".to_owned();
+                return Err(LinkError::Lost { url: link.url().to_string(), reason }.into());
             }
             Some((base, _)) if *base != present => return Err(self.raced(present)),
             Some((_, plan)) => plan.clone(),
@@ -521,14 +548,14 @@ impl<O: Observer> Run<'_, O> {
             && let Some(release) = self.stands.take()
         {
             link.close().await;
+            self.agree(present.as_ref(), &self.channel.packages.iter().collect::<Vec<_>>()).await?;
             return Ok(self.up_to_date(release));
         }
         let bytes = missing.iter().map(|package| package.size).sum();
         if self.options.mode == Mode::DryRun {
             link.close().await;
-            let release = (plan.release.sequence, plan.release.version);
             let done = if harm == Severity::Refusal { Done::WouldRefuse } else { Done::WouldPublish };
-            return Ok(self.outcome(release, done, (missing.len(), bytes), plan.diff));
+            return Ok(self.outcome(&plan.release, done, (missing.len(), bytes), plan.diff));
         }
         if harm == Severity::Refusal {
             link.close().await;
@@ -543,21 +570,119 @@ impl<O: Observer> Run<'_, O> {
             self.observer.event(Event::Sending { packages: missing.len(), bytes });
             self.send(&mut link, missing).await?;
         }
+        // The list names nothing that a node has lost already.
+        let sent: Vec<&Package> =
+            self.channel.packages.iter().filter(|package| self.sent.contains(&package.id)).collect();
+        if self.options.brokers.are_several() {
+            self.agree_before(present.as_ref(), &sent, &plan).await?;
+        }
         self.observer.event(Event::Committing);
         self.keep_history(&mut link, plan.release.sequence).await?;
         self.commit(&mut link, &plan).await?;
 
         let standing = retained::list(&mut link, &self.channel.name).await?;
+        let is_ours = link.adapts_for_mpyblox();
         link.close().await;
+        let several = self.options.brokers.are_several();
         let base = self.plan.as_ref().and_then(|(base, _)| base.as_ref());
         match standing.as_ref() {
-            Some(list) if *list == plan.list => Ok(self.published(&plan)),
+            Some(list) if *list == plan.list => {
+                // Our broker takes no list that names a package it lacks. Others are asked for what they were sent.
+                match (several, is_ours) {
+                    (true, _) => {
+                        let all: Vec<&Package> = self.channel.packages.iter().collect();
+                        self.agree(Some(&plan.list), &all).await?;
+                    }
+                    (false, false) if !sent.is_empty() => self.agree(Some(&plan.list), &sent).await?,
+                    (false, _) => {}
+                }
+                Ok(self.published(&plan))
+            }
+            // A node that lags behind the one that acknowledged it; what becomes of it is looked at through all.
+            same if several && same == base => {
+                let all: Vec<&Package> = self.channel.packages.iter().collect();
+                self.agree(Some(&plan.list), &all).await?;
+                Ok(self.published(&plan))
+            }
             same if same == base => Err(PublishError::NotRetained {
                 channel: self.channel.name.clone(),
                 sequence: plan.release.sequence,
             }),
             _ => Err(self.raced(standing)),
         }
+    }
+
+    /// Makes sure that every broker has the packages that were sent, before the list names them.
+    async fn agree_before(
+        &mut self,
+        base: Option<&Bytes>,
+        sent: &[&Package],
+        plan: &Plan,
+    ) -> Result<(), PublishError> {
+        let verdict = self.settle(base, sent).await;
+        if verdict.end == End::Agreed {
+            return Ok(());
+        }
+        if verdict.end == End::Raced {
+            return Err(self.raced(None));
+        }
+        let (sequence, channel) = (plan.release.sequence, &self.channel.name);
+        let done = format!(
+            "packages of release {sequence} of channel `{channel}` were sent, the old release stands"
+        );
+        Err(Box::new(Disagreement { done, stands: Stands::Nothing, verdict }).into())
+    }
+
+    /// Makes sure that every broker has the list, and packages.
+    async fn agree(&mut self, list: Option<&Bytes>, packages: &[&Package]) -> Result<(), PublishError> {
+        if self.options.mode == Mode::DryRun {
+            return Ok(());
+        }
+        // One broker that nothing was sent to has nothing to lose.
+        if !self.options.brokers.are_several() && self.sent.is_empty() {
+            return Ok(());
+        }
+        let verdict = self.settle(list, packages).await;
+        match verdict.end {
+            End::Agreed => {
+                if self.options.brokers.are_several() {
+                    self.agreed = Some(verdict);
+                }
+                Ok(())
+            }
+            End::Raced => Err(self.raced(None)),
+            End::Disagreed => {
+                let release = list.and_then(|list| UpdateList::parse(list).ok());
+                let sequence =
+                    release.as_ref().and_then(UpdateList::release).map_or(0, |release| release.sequence);
+                let done = format!("release {sequence} of channel `{}` is published", self.channel.name);
+                Err(Box::new(Disagreement { done, stands: Stands::Published, verdict }).into())
+            }
+        }
+    }
+
+    async fn settle(&mut self, list: Option<&Bytes>, packages: &[&Package]) -> Verdict {
+        let Run { channel, observer, options, plan, .. } = self;
+        let message = |package: &&Package| Message {
+            topic: package.id.topic(),
+            digest: *package.id.digest(),
+            payload: None,
+        };
+        // An empty file has no package.
+        let packages: Vec<&&Package> = packages.iter().filter(|package| package.size > 0).collect();
+        let mut messages: Vec<Message> = packages.iter().map(|package| message(package)).collect();
+        messages.extend(list.map(|list| Message::of(channel.name.topic(), list.clone())));
+        // The list that this one replaced is part of the history.
+        let base = plan.as_ref().and_then(|(base, _)| base.as_ref()).filter(|base| Some(*base) != list);
+        if let Some(base) = base
+            && let Ok(parsed) = UpdateList::parse(base)
+            && let Some(release) = parsed.release()
+        {
+            messages.push(Message::of(channel.name.history(release.sequence), base.clone()));
+        }
+        let source = |number: usize| packages.get(number).and_then(|package| package.bytes().ok());
+        let tell = |text: &str| observer.event(Event::Note(text));
+        settle(&options.brokers, Some(&channel.name), &messages, source, tell).await
     }
 
     /// The plan with its list signed. It is signed once: after a lost connection, the same bytes go out.
@@ -674,6 +799,7 @@ impl<O: Observer> Run<'_, O> {
             signer,
             entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
             rollout: self.options.rollout.clone(),
+            commit: self.options.commit.clone(),
         };
         if !stands {
             return Ok(decide(present.as_ref(), &wanted, Trust::Nothing, self.now)?);
@@ -694,7 +820,7 @@ impl<O: Observer> Run<'_, O> {
     }
 
     fn up_to_date(&self, release: Release) -> Outcome {
-        self.outcome((release.sequence, release.version), Done::UpToDate, (0, 0), Diff::default())
+        self.outcome(&release, Done::UpToDate, (0, 0), Diff::default())
     }
 
     /// Sends packages, a bounded number of packets and bytes ahead of the acknowledgements. Meanwhile nobody
@@ -776,27 +902,28 @@ impl<O: Observer> Run<'_, O> {
     }
 
     fn published(&self, plan: &Plan) -> Outcome {
-        let release = (plan.release.sequence, plan.release.version.clone());
-        self.outcome(release, Done::Published, (self.sent.len(), self.bytes), plan.diff.clone())
+        self.outcome(&plan.release, Done::Published, (self.sent.len(), self.bytes), plan.diff.clone())
     }
 
     fn outcome(
         &self,
-        (sequence, version): (u64, String),
+        release: &Release,
         done: Done,
         (sent, bytes_sent): (usize, u64),
         diff: Diff,
     ) -> Outcome {
         Outcome {
             channel: self.channel.name.clone(),
-            sequence,
-            version,
+            sequence: release.sequence,
+            version: release.version.clone(),
+            commit: release.commit().map(str::to_owned),
             done,
             packages: self.channel.packages.len(),
             sent,
             bytes_sent,
             diff,
             lint: self.lint.clone(),
+            agreed: self.agreed.clone(),
         }
     }
 }

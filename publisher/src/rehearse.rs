@@ -118,6 +118,7 @@ pub async fn rehearse(rehearsal: &Rehearsal, observer: &mut impl Observer) -> Re
         harm: Harm::Refused,
         signing: Signing::Never,
         rollout: None,
+        commit: None,
     };
     // Whatever is wrong with the release shows before anything is started.
     let planned = publish(&rehearsal.folder, &options, &mut ()).await.map_err(Box::new)?;

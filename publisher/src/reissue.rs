@@ -15,6 +15,7 @@ use crate::{
     plan::{Decision, Plan, Trust as Belief, Wanted, decide},
     publish::PublishError,
     retained,
+    settle::{self, Disagreement, End, Message, Stands, settle},
     signing::{self, Authority, Signing, signer, walk},
 };
 
@@ -65,7 +66,7 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
     #[expect(clippy::disallowed_methods, reason = "this is the driver that gives the plan its time")]
     let now = Timestamp::now();
     let Options { channel, keys, .. } = options;
-    let mut link = Link::connect_any(&options.brokers).await?;
+    let mut link = settle::connect(&options.brokers, channel).await?;
     let (present, roots) = retained::channel(&mut link, channel).await?;
     let list = present.as_ref().and_then(|payload| UpdateList::parse(payload).ok());
     let signing = Signing::With(keys.clone(), options.key.clone());
@@ -108,6 +109,7 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
         signer: authority.key.as_ref().map(|key| key.id.clone()),
         entries: packages_of(&source),
         rollout: None,
+        commit: before.as_ref().and_then(Release::commit).map(str::to_owned),
     };
     let plan = match decide(list.as_ref(), &wanted, Belief::List, now)? {
         Decision::UpToDate(release) => {
@@ -118,10 +120,15 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
         }
         Decision::Publish(plan) => *plan,
     };
-    let found = retained::packages(&mut link, channel, present.is_some(), &plan.unknown).await?;
-    let lost: Vec<PackageId> = plan.unknown.iter().filter(|id| !found.contains(id)).cloned().collect();
-    if !lost.is_empty() {
-        return Err(PublishError::Lost { packages: lost });
+    if options.brokers.are_several() {
+        // What one of them lacks, another may have.
+        agree(options, &plan, Stands::Nothing, present.as_ref(), &wanted.entries).await?;
+    } else {
+        let found = retained::packages(&mut link, channel, present.is_some(), &plan.unknown).await?;
+        let lost: Vec<PackageId> = plan.unknown.iter().filter(|id| !found.contains(id)).cloned().collect();
+        if !lost.is_empty() {
+            return Err(PublishError::Lost { packages: lost });
+        }
     }
     let plan = Plan { list: authority.sign(&signing, &plan.list).await?, ..plan };
     // What a broker does not keep is missing from the history, and no reason to leave devices on a bad release.
@@ -132,14 +139,63 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
     }
     let standing = retained::list(&mut link, channel).await?;
     link.close().await;
+    if options.brokers.are_several() {
+        agree(options, &plan, Stands::Published, present.as_ref(), &wanted.entries).await?;
+    }
     match standing {
-        Some(list) if list == plan.list => Ok(Reissued {
+        Some(list) if list == plan.list || options.brokers.are_several() => Ok(Reissued {
             packages: wanted.entries.len(),
             of: before.map(|release| release.sequence),
             release: plan.release,
             published: true,
         }),
         _ => Err(PublishError::NotRetained { channel: channel.clone(), sequence: plan.release.sequence }),
+    }
+}
+
+/// Makes sure that every broker has what the list names, and the list that it is to replace; once it is published, the list
+/// as well. Packages come from brokers that have them.
+async fn agree(
+    options: &Options,
+    plan: &Plan,
+    stands: Stands,
+    present: Option<&Bytes>,
+    entries: &[Entry],
+) -> Result<(), PublishError> {
+    let channel = &options.channel;
+    let packages = entries.iter().filter_map(Entry::package).filter(|(id, _)| *id.digest() != Digest::EMPTY);
+    let package = |(id, _): (PackageId, Option<u64>)| Message {
+        topic: id.topic(),
+        digest: *id.digest(),
+        payload: None,
+    };
+    let mut messages: Vec<Message> = packages.map(package).collect();
+    let before = present.and_then(|payload| UpdateList::parse(payload).ok());
+    match (stands, present, before.as_ref().and_then(UpdateList::release)) {
+        (Stands::Nothing, Some(payload), _) => messages.push(Message::of(channel.topic(), payload.clone())),
+        (Stands::Nothing, None, _) => {}
+        (Stands::Published, present, release) => {
+            messages.push(Message::of(channel.topic(), plan.list.clone()));
+            if let (Some(payload), Some(release)) = (present, release) {
+                messages.push(Message::of(channel.history(release.sequence), payload.clone()));
+            }
+        }
+    }
+    let sequence = plan.release.sequence;
+    let verdict = settle(&options.brokers, Some(channel), &messages, |_| None, |_| {}).await;
+    match verdict.end {
+        End::Agreed => Ok(()),
+        End::Raced => {
+            let found = "what is there now".to_owned();
+            Err(PublishError::Raced { channel: channel.clone(), found })
+        }
+        End::Disagreed => {
+            let done = match stands {
+                Stands::Published => format!("release {sequence} of channel `{channel}` is published"),
+                Stands::Nothing => format!("channel `{channel}` stays as it was"),
+            };
+            Err(Box::new(Disagreement { done, stands, verdict }).into())
+        }
     }
 }
 
@@ -164,6 +220,8 @@ pub struct Page {
     pub digest: Digest,
     /// How many packages it has.
     pub packages: usize,
+    /// The commit that it was made of, if it says one.
+    pub commit: Option<String>,
     /// Who says to have signed it.
     pub signer: Option<String>,
     /// What is wrong with it, or with what comes before it.
@@ -209,6 +267,7 @@ fn pages(
                         created: None,
                         digest,
                         packages: 0,
+                        commit: None,
                         signer: None,
                         trouble: vec![format!("no update list: {error}")],
                     },
@@ -245,6 +304,7 @@ fn pages(
                 created: release.created,
                 digest,
                 packages: packages_of(&list).len(),
+                commit: release.commit().map(str::to_owned),
                 signer: signer(&list).map(str::to_owned),
                 trouble,
             },

@@ -13,14 +13,17 @@ use serde_json::{Value, json};
 use crate::{
     clock::ClockError,
     commands::{Stopped, push::NotAll, rollout::RolloutFailure},
+    git::GitError,
     install::{InstallError, Installed, Way},
     keys::KeysError,
     lint::Finding,
     plan::{Change, Diff},
     publish::{Done, Outcome, PublishError},
+    push::PushError,
     rehearse::RehearsalError,
     retained::AskError,
     rollout::{start::StartError, steer::SteerError},
+    settle::{Disagreement, Stands},
 };
 
 /// A size for people: `213 B`, `2.3 KiB`, `1.5 MiB`.
@@ -45,25 +48,31 @@ pub fn count(number: usize, thing: &str) -> String {
 /// The outcome in one line, as `published dev release 2 (version 2): 1 of 5 packages sent, 213 B`.
 #[must_use]
 pub fn sentence(outcome: &Outcome) -> String {
-    let Outcome { channel, sequence, version, packages, sent, bytes_sent, .. } = outcome;
+    let Outcome { channel, sequence, packages, sent, bytes_sent, .. } = outcome;
+    let commit = outcome.commit.as_deref().map(|commit| format!(" of commit {}", short(commit)));
+    let version = format!("version {}{}", outcome.version, commit.unwrap_or_default());
     let bytes = size(*bytes_sent);
     let packages = count(*packages, "package");
     match outcome.done {
         Done::Published => {
-            format!(
-                "published {channel} release {sequence} (version {version}): {sent} of {packages} sent, {bytes}"
-            )
+            format!("published {channel} release {sequence} ({version}): {sent} of {packages} sent, {bytes}")
         }
         Done::UpToDate => format!("{channel} is up to date at release {sequence}: nothing sent"),
         Done::WouldRefuse => {
-            format!("would refuse to publish {channel} release {sequence} (version {version})")
+            format!("would refuse to publish {channel} release {sequence} ({version})")
         }
         Done::WouldPublish => {
             format!(
-                "would publish {channel} release {sequence} (version {version}): {sent} of {packages} to send, {bytes}"
+                "would publish {channel} release {sequence} ({version}): {sent} of {packages} to send, {bytes}"
             )
         }
     }
+}
+
+/// The beginning of a commit's id, as git shows it.
+#[must_use]
+pub fn short(commit: &str) -> &str {
+    commit.get(..12).unwrap_or(commit)
 }
 
 /// What changed, one line each: `+` added, `~` changed, `-` removed.
@@ -86,10 +95,11 @@ pub fn diff(diff: &Diff, color: bool) -> String {
 /// The outcome for programs.
 #[must_use]
 pub fn json(outcome: &Outcome) -> Value {
-    json!({
+    let mut value = json!({
         "channel": outcome.channel,
         "sequence": outcome.sequence,
         "version": outcome.version,
+        "commit": outcome.commit,
         "published": outcome.done == Done::Published,
         "unchanged": outcome.done == Done::UpToDate,
         "dry_run": matches!(outcome.done, Done::WouldPublish | Done::WouldRefuse),
@@ -98,13 +108,23 @@ pub fn json(outcome: &Outcome) -> Value {
         "bytes_sent": outcome.bytes_sent,
         "diff": outcome.diff,
         "lint": outcome.lint,
-    })
+    });
+    if let (Some(verdict), Some(object)) = (&outcome.agreed, value.as_object_mut()) {
+        object.insert("agreement".to_owned(), verdict.json());
+    }
+    value
 }
 
 /// A refused release for programs.
 #[must_use]
 pub fn refusal_json(channel: &ChannelName, sequence: u64, findings: &[Finding]) -> Value {
     json!({ "channel": channel, "sequence": sequence, "published": false, "refused": true, "lint": findings })
+}
+
+/// Brokers that do not agree, for programs.
+#[must_use]
+pub fn disagreement_json(error: &Disagreement) -> Value {
+    json!({ "published": error.stands == Stands::Published, "agreement": error.verdict.json() })
 }
 
 /// An installed wheel in one line.
@@ -155,7 +175,16 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<PublishError>() {
         return error.hint();
     }
+    if let Some(error) = error.downcast_ref::<Disagreement>() {
+        return Some(error.hint());
+    }
     if let Some(error) = error.downcast_ref::<InstallError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<GitError>() {
+        return error.hint();
+    }
+    if let Some(error) = error.downcast_ref::<PushError>() {
         return error.hint();
     }
     if let Some(error) = error.downcast_ref::<RehearsalError>() {
@@ -197,7 +226,15 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_not_done = matches!(error.downcast_ref(), Some(RolloutFailure::NotDone { .. }))
         || matches!(error.downcast_ref(), Some(StartError::Paused { .. }))
         || error.downcast_ref::<NotAll>().is_some();
-    if is_unconfirmed || is_unexpected || is_not_done { 3 } else { 1 }
+    let published = |error: &Disagreement| error.stands == Stands::Published;
+    let is_not_all = match error.downcast_ref() {
+        Some(PublishError::Disagreement(error)) => published(error),
+        _ => match error.downcast_ref() {
+            Some(SteerError::Disagreement(error)) => published(error),
+            _ => error.downcast_ref::<Disagreement>().is_some_and(published),
+        },
+    };
+    if is_not_all || is_unconfirmed || is_unexpected || is_not_done { 3 } else { 1 }
 }
 
 /// Writes a line to standard error. If nobody reads it any more (`mpypi watch … 2>&1 | head`), that is no error.
@@ -229,12 +266,14 @@ mod tests {
             channel: ChannelName::new("dev").unwrap(),
             sequence: 2,
             version: "2".into(),
+            commit: None,
             done,
             packages: 5,
             sent: 1,
             bytes_sent: 213,
             diff: Diff::default(),
             lint: vec![],
+            agreed: None,
         }
     }
 
@@ -242,6 +281,13 @@ mod tests {
     fn an_outcome_is_one_sentence() {
         let text = |done| sentence(&outcome(done));
         assert_eq!(text(Done::Published), "published dev release 2 (version 2): 1 of 5 packages sent, 213 B");
+        let of = Outcome {
+            commit: Some("4ace2cdc12157f328b86114047a447b87b97a12c".into()),
+            ..outcome(Done::Published)
+        };
+        let expected =
+            "published dev release 2 (version 2 of commit 4ace2cdc1215): 1 of 5 packages sent, 213 B";
+        assert_eq!(sentence(&of), expected);
         assert_eq!(text(Done::UpToDate), "dev is up to date at release 2: nothing sent");
         assert_eq!(
             text(Done::WouldPublish),

@@ -3,7 +3,7 @@
 //! MQTT has no "nothing there": a broker that retains nothing says nothing. So every question ends with one
 //! whose answer is sure to come, and what did not come before it is not there.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use mpypi_protocol::{
@@ -183,6 +183,89 @@ pub async fn packages(
         }
     }
     Ok(found)
+}
+
+/// The digests of what the broker retains on `topics`, by topic: each asked for by its name and at QoS 0, a window of
+/// them at a time.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn digests(link: &mut Link, topics: &[String]) -> Result<HashMap<String, Digest>, AskError> {
+    let mut found = HashMap::new();
+    read(link, topics, |topic, payload| _ = found.insert(topic, Digest::of(&payload))).await?;
+    Ok(found)
+}
+
+/// What the broker retains on `topic`.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn one(link: &mut Link, topic: &str) -> Result<Option<Bytes>, AskError> {
+    let mut found = None;
+    read(link, &[topic.to_owned()], |_, payload| found = Some(payload)).await?;
+    Ok(found)
+}
+
+async fn read(
+    link: &mut Link,
+    topics: &[String],
+    mut take: impl FnMut(String, Bytes),
+) -> Result<(), AskError> {
+    for batch in topics.chunks(limits::ASK_BATCH) {
+        let mut open: HashSet<&str> = batch.iter().map(String::as_str).collect();
+        let mut windows = batch.chunks(SUBSCRIBE_FILTERS);
+        let mut owed: VecDeque<&[String]> = VecDeque::new();
+        loop {
+            while owed.len() < limits::ASKS_IN_FLIGHT
+                && let Some(window) = windows.next()
+            {
+                link.subscribe(window);
+                owed.push_back(window);
+            }
+            // The last answers may come behind the last SUBACK, or never.
+            let signal = match (owed.is_empty(), open.is_empty()) {
+                (true, true) => break,
+                (true, false) => link.next_within(limits::QUIET).await?,
+                (false, _) => Some(link.next().await?),
+            };
+            match signal {
+                None => break,
+                Some(Signal::Message { topic, payload })
+                    if open.remove(topic.as_str()) && !payload.is_empty() =>
+                {
+                    take(topic, payload);
+                }
+                Some(Signal::Subscribed(accepted)) => {
+                    let window = owed.pop_front().unwrap_or_default();
+                    if let Some((topic, _)) = window.iter().zip(&accepted).find(|(_, accepted)| !**accepted) {
+                        return Err(AskError::Refused { topic: topic.clone() });
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        let mut leaving = batch.iter();
+        let mut owed = 0;
+        loop {
+            while owed < limits::UNASKS_IN_FLIGHT
+                && let Some(topic) = leaving.next()
+            {
+                link.unsubscribe(topic);
+                owed += 1;
+            }
+            if owed == 0 {
+                break;
+            }
+            match link.next().await? {
+                Signal::Message { topic, payload } if open.remove(topic.as_str()) && !payload.is_empty() => {
+                    take(topic, payload);
+                }
+                Signal::Unsubscribed => owed -= 1,
+                _ => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Everything retained under `filters`, wildcards included, by topic.

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use mpypi_client::args::parse_time;
 use mpypi_protocol::{
     ChannelName, KeyId, Query, Tag, limits,
@@ -62,6 +63,8 @@ pub struct RolloutSettings {
     pub rollback_on_failure: Option<bool>,
     /// `only`: for which nodes.
     pub only: Option<Query>,
+    /// `not-before`: when at the earliest.
+    pub not_before: Option<Timestamp>,
     /// `window`: at which time of day.
     pub window: Option<Window>,
     /// `jitter`: each node waits for a time of its own, up to so many seconds.
@@ -255,7 +258,7 @@ impl Settings {
 
 impl RolloutSettings {
     /// The keys of `[rollout]`.
-    pub const KEYS: [&'static str; 10] = [
+    pub const KEYS: [&'static str; 11] = [
         "steps",
         "wait",
         "patience",
@@ -263,6 +266,7 @@ impl RolloutSettings {
         "min-success",
         "rollback-on-failure",
         "only",
+        "not-before",
         "window",
         "jitter",
         "optional",
@@ -276,8 +280,9 @@ impl RolloutSettings {
                 key: format!("rollout.{key}"),
                 expected,
             };
-            // A percentage may be written as a number.
+            // A percentage may be written as a number, and a time as TOML writes it.
             let text = match value {
+                Value::Datetime(time) => Some(time.to_string()),
                 Value::String(text) => Some(text.clone()),
                 Value::Integer(number) => Some(number.to_string()),
                 Value::Float(number) => Some(number.to_string()),
@@ -298,6 +303,7 @@ impl RolloutSettings {
                     let query = text()?.parse();
                     settings.only = Some(query.map_err(|error| wrong(format!("a query: {error}")))?);
                 }
+                "not-before" => settings.not_before = Some(parse_not_before(&text()?).map_err(wrong)?),
                 "window" => {
                     let window = text()?.parse();
                     settings.window =
@@ -326,6 +332,7 @@ impl RolloutSettings {
             min_success: self.min_success.or(other.min_success),
             rollback_on_failure: self.rollback_on_failure.or(other.rollback_on_failure),
             only: self.only.or(other.only),
+            not_before: self.not_before.or(other.not_before),
             window: self.window.or(other.window),
             jitter: self.jitter.or(other.jitter),
             optional: self.optional.or(other.optional),
@@ -350,6 +357,7 @@ impl RolloutSettings {
                 _ => OnFailure::Pause,
             },
             only: self.only,
+            not_before: self.not_before,
             window: self.window,
             jitter: self.jitter.unwrap_or_default(),
             optional: self.optional.unwrap_or_default(),
@@ -386,6 +394,14 @@ pub fn parse_seconds(text: &str) -> Result<u64, String> {
         0 => Ok(time.as_secs()),
         _ => Err("a time of whole seconds".to_owned()),
     }
+}
+
+/// Reads `2026-12-01T22:00:00Z`, or another offset from UTC than none.
+///
+/// # Errors
+/// Says what it should be.
+pub fn parse_not_before(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| "a time with its offset from UTC, as `2026-12-01T22:00:00Z`".to_owned())
 }
 
 /// Reads `10m`, at most a day.
@@ -583,7 +599,7 @@ mod tests {
     #[test]
     fn a_rollout_is_described_as_on_the_command_line() {
         let text = "[rollout]\nsteps = \"1%,10%,100%\"\nwait = \"5m\"\nmax-failures = 2.5\nmin-success = \"90%\"\n\
-            rollback-on-failure = true\nonly = \"label.room = kitchen\"\nwindow = \"22:00-04:00\"\njitter = \"10m\"\n\
+            rollback-on-failure = true\nonly = \"label.room = kitchen\"\nnot-before = 2026-12-01T23:00:00+01:00\nwindow = \"22:00-04:00\"\njitter = \"10m\"\n\
             optional = true\n";
         let policy = parse(text).unwrap().rollout.policy().unwrap();
         assert_eq!(
@@ -593,6 +609,7 @@ mod tests {
         assert_eq!((policy.wait, policy.patience, policy.jitter), (300, 900, 600));
         assert_eq!((policy.max_failures.hundredths(), policy.min_success.hundredths()), (250, 9000));
         assert_eq!((policy.on_failure, policy.optional), (OnFailure::RollBack, true));
+        assert_eq!(policy.not_before, "2026-12-01T22:00:00Z".parse().ok());
         let given = RolloutSettings { wait: Some(60), ..RolloutSettings::default() };
         let both = given.or(parse(text).unwrap().rollout).policy().unwrap();
         assert_eq!((both.wait, both.jitter), (60, 600), "the command line counts before the file");
@@ -603,6 +620,8 @@ mod tests {
             ("[rollout]\nonly = \"size = 1\"", "`size` is no field"),
             ("[rollout]\njitter = \"25h\"", "at most a day"),
             ("[rollout]\nwindow = \"22-04\"", "a window"),
+            ("[rollout]\nnot-before = \"2026-12-01\"", "a time with its offset from UTC"),
+            ("[rollout]\nnot-before = 2026-12-01T22:00:00", "a time with its offset from UTC"),
             ("rollout = 1", "should be a table"),
         ] {
             let error = parse(text).unwrap_err();

@@ -90,6 +90,11 @@ pub async fn verify(
         let what = format!("release {} is believed until {expires}", release.sequence);
         check(what, (expires <= now).then(|| "that is over".to_owned()));
     }
+    if let Some(release) = list.as_ref().and_then(UpdateList::release)
+        && let Some(commit) = release.commit()
+    {
+        check(format!("release {} says that it was made of commit {commit}", release.sequence), None);
+    }
     if let Some(list) = &list {
         let all: Vec<PackageId> =
             list.packages().map(|(id, _)| id).filter(|id| *id.digest() != Digest::EMPTY).collect();

@@ -257,6 +257,60 @@ fn an_agent_killed_in_any_state_of_a_task_comes_back_and_tells_the_truth() {
 }
 
 #[test]
+fn a_package_that_comes_garbled_has_failed_with_a_reason_and_the_same_call_tries_again() {
+    let world = World::new();
+    let server = Server::start(&world);
+    publish(&world, &server.url(), "1.0.0");
+    let garbles = Arc::new(AtomicBool::new(true));
+    let on = garbles.clone();
+    let line = Proxy::start(server.address, move |is_client, packet| {
+        let is_package = !is_client && packet.windows(15).any(|part| part == b"mpypi/packages/");
+        let mut garbled = packet.to_vec();
+        match (is_package && on.load(Ordering::SeqCst), garbled.last_mut()) {
+            (true, Some(last)) if packet[0] >> 4 == 3 => {
+                *last ^= 1;
+                Verdict::Replace(garbled)
+            }
+            _ => Verdict::Pass,
+        }
+    });
+    let device = Device::start(&world, &line.url(), &["--updates", "ask"]);
+    device.await_package("blink", "not_installed");
+    assert_eq!(device.order("services/download_packages", &["blink"]).code, 201);
+    let failed = device.await_package("blink", "download_failed");
+    assert!(failed["download_failed_reason"].as_str().unwrap().contains("hash"), "{failed}");
+    let task = device.get("/app_store/jobs/download/tasks").json()[0].clone();
+    assert_eq!((&task["id"], &task["status"]), (&json!(1), &json!("failed")));
+    assert!(task["end_time"].is_string());
+    let log = device.get("/app_store/jobs/download/tasks/1/log");
+    assert_eq!(log.header("x-more-data"), Some("false"), "nothing more comes of it");
+    let refused = device.order("services/install_packages", &["blink"]);
+    assert_eq!(refused.json(), json!({"blink": {"error": "module blink is not downloaded, skip..."}}));
+
+    garbles.store(false, Ordering::SeqCst);
+    let again = device.order("services/download_packages", &["blink"]);
+    assert_eq!((again.code, again.json()["blink"]["task_id"].clone()), (201, json!(2)));
+    device.await_package("blink", "downloaded");
+}
+
+#[test]
+fn what_there_is_to_choose_from_is_there_after_a_restart_without_a_broker() {
+    let world = World::new();
+    let (server, device) = store(&world);
+    assert_eq!(device.order("services/download_packages", &["blink"]).code, 201);
+    device.await_package("blink", "downloaded");
+    device.kill();
+    let url = server.url();
+    server.kill();
+    let device = Device::start(&world, &url, &["--updates", "ask"]);
+    assert_eq!(device.package("led").unwrap()["latest_version"], "1.0.0");
+    assert_eq!(device.order("services/install_packages", &["blink"]).code, 201);
+    device.await_package("blink", "up_to_date");
+    assert_eq!(device.order("services/download_packages", &["led"]).code, 201);
+    device.await_package("led", "downloading");
+}
+
+#[test]
 fn what_mqtt_brings_is_seen_over_http_and_stays() {
     let world = World::new();
     let server = Server::start(&world);

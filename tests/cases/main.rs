@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a failed expectation is a failed test")]
 
 mod access;
+mod api;
 mod appstore;
 mod broker;
 mod bytecode;
+mod cluster;
 mod device;
 mod device_store;
 mod device_trust;
@@ -15,6 +17,7 @@ mod edge;
 mod fleet;
 mod flood;
 mod gateway;
+mod git;
 mod home;
 mod hostile;
 mod http;

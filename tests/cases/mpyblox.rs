@@ -136,6 +136,29 @@ fn the_stand_in_has_every_documented_quirk() {
 }
 
 #[test]
+fn the_stand_in_of_fleets_comes_to_the_same_files() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let profile = "[agents]\nmpy-blox = \"100%\"\n[platforms]\nesp32 = \"100%\"\n";
+    let profile = world.write("blox.toml", profile);
+    let (profile, disk) = (profile.to_str().unwrap(), world.text("fleet"));
+    for version in ["1.0", "1.1"] {
+        channel(&world, version);
+        publish(&world, &server);
+        let mut device = device(&world, &server);
+        while device.versions()["blink"] != version {
+            let _ = device.until("info");
+        }
+        assert_eq!(device.rest(), Rest::Running);
+        drop(device);
+        let one = ["fleet", "--broker", &server.url(), "--nodes", "1", "--profile", profile, "--disk", &disk];
+        let until = ["--faults-for", "0s", "--releases", "1", "--for", "60s", "--expect", "applied=1"];
+        let _ = run("mpypi-agent", &[&one[..], &until].concat()).expect_code(0);
+        assert_eq!(world.files("fleet/device-1"), world.files(NODE), "{version}");
+    }
+}
+
+#[test]
 fn a_fresh_node_installs_a_wheel_and_files_then_upgrades_then_rests() {
     let world = World::new();
     let server = Server::start(&world);

@@ -6,9 +6,9 @@ use std::{
     thread,
 };
 
-use mpypi_protocol::{Digest, PackageId};
+use mpypi_protocol::{Digest, PackageId, rollout::RolloutId};
 use mpypi_tests::{
-    Authority, Client, PATIENCE, Secure, Server, Validity, World,
+    Authority, Client, PATIENCE, Running, Secure, Server, Validity, World,
     face::{Answer, Device, answer, eventually, send},
     run,
 };
@@ -297,6 +297,51 @@ fn an_upload_that_drips_is_waited_for_and_one_whose_sender_goes_away_frees_the_d
     assert_eq!(device.post("/api/firmware/upload", b"sound").json(), json!({"ok": true}));
 }
 
+/// What a line of 50 KB/s takes in a tenth of a second.
+const PIECE: usize = 5000;
+
+/// Sends `bytes` at 50 KB/s, as far as somebody takes them.
+#[expect(clippy::disallowed_methods, reason = "a poor line is slow")]
+fn drip(stream: &mut TcpStream, bytes: &[u8]) {
+    for piece in bytes.chunks(PIECE) {
+        thread::sleep(std::time::Duration::from_millis(100));
+        if stream.write_all(piece).is_err() {
+            return;
+        }
+    }
+}
+
+/// `MPYPI_UPLOAD` is another size of the image, in bytes: 4 MiB take 84 seconds.
+#[test]
+fn an_upload_over_a_poor_line_keeps_its_place_and_cut_anywhere_it_leaves_the_old_slot() {
+    let size = std::env::var("MPYPI_UPLOAD").map_or(64 << 10, |size| size.parse().unwrap());
+    let world = World::new();
+    let (server, device) = device(&world, &[]);
+    let mut rng = fastrand::Rng::with_seed(50);
+    let image: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(size).collect();
+    // The power fails at some byte of it.
+    let cut = rng.usize(size / 4..size / 2);
+    let mut stream = begin(&device, size, b"");
+    drip(&mut stream, &image[..cut]);
+    eventually("not all of it came", || (device.control("update_pct")["value"] == cut).then_some(()));
+    device.kill();
+    let device = start(&world, &server, &[]);
+    assert_eq!(device.control("version")["value"], "3.0.0");
+    assert!(device.firmware()["status"].is_null(), "nothing is under way");
+    // Again, and others come meanwhile, as long as it takes.
+    let mut stream = begin(&device, size, &image[..PIECE]);
+    eventually("nothing came", || (device.control("update_pct")["value"] == PIECE).then_some(()));
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| drip(&mut stream, &image[PIECE..]));
+        while !sender.is_finished() {
+            let second = device.post("/api/firmware/upload", &image[..100]);
+            assert!(second.code == 409 || sender.is_finished(), "{second:?}");
+        }
+    });
+    assert_eq!(answer(stream).json(), json!({"ok": true}));
+    await_version(&device, &format!("0.0.0+{}", Digest::of(&image).short()));
+}
+
 #[test]
 fn an_image_that_never_proves_itself_is_given_up_and_the_old_slot_starts() {
     let world = World::new();
@@ -370,16 +415,20 @@ fn a_websocket_tells_all_and_then_what_changes_to_eight_clients() {
 /// A channel with an image for `target`.
 fn publish(server: &Server, version: &str, target: &str) -> Vec<u8> {
     let image = format!("{target} {version}").into_bytes();
-    let digest = Digest::of(&image);
+    publish_image(server, 1, version, target, &image);
+    image
+}
+
+fn publish_image(server: &Server, sequence: u64, version: &str, target: &str, image: &[u8]) {
+    let digest = Digest::of(image);
     let mut publisher = Client::connect(server.address, "publisher");
-    assert!(publisher.retain(&PackageId::Firmware(digest).topic(), &image));
+    assert!(publisher.retain(&PackageId::Firmware(digest).topic(), image));
     let list = json!([
-        {"type": "release", "channel": "dev", "sequence": 1, "version": version},
+        {"type": "release", "channel": "dev", "sequence": sequence, "version": version},
         {"type": "firmware", "name": target, "version": version, "target": target,
          "pkg_sha256": digest.to_string(), "size": image.len()},
     ]);
     assert!(publisher.retain("mpypi/channels/dev", list.to_string().as_bytes()));
-    image
 }
 
 #[test]
@@ -411,55 +460,202 @@ fn home_assistant_finds_the_firmware_and_installs_what_there_is() {
     assert_eq!(device.control("version")["value"], "3.0.1");
 }
 
+/// A device of another broker, which has nothing: as if it followed none.
+struct Lamp {
+    device: Device,
+    _server: Server,
+    _world: World,
+}
+
+impl Lamp {
+    fn new(key: &str, more: &[&str]) -> Lamp {
+        let world = World::new();
+        let (server, device) = device(&world, &[&["--firmware-key", key], more].concat());
+        Lamp { device, _server: server, _world: world }
+    }
+
+    /// What `mpypi push` is told of it.
+    fn named(&self, name: &str) -> String {
+        format!("{name}=http://{}", self.device.address)
+    }
+
+    fn version(&self) -> Value {
+        self.device.control("version")["value"].clone()
+    }
+}
+
+fn node_state(client: &mut Client, node: &str) -> Value {
+    let state = client.retained(&format!("mpypi/nodes/{node}/state"));
+    state.map_or(Value::Null, |state| serde_json::from_slice(&state.payload).unwrap())
+}
+
 #[test]
-fn devices_that_know_no_lists_are_updated_one_after_another_and_shown_as_nodes() {
+fn devices_that_know_no_lists_fetch_from_the_gateway_one_after_another_and_are_shown_as_nodes() {
     let world = World::new();
-    let server = Server::start(&world);
-    let image = publish(&server, "3.0.1", "esp32");
-    let path = format!("GET /packages/{} ", Digest::of(&image));
-    // The gateway, as devices see it.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let gateway = format!("http://{}", listener.local_addr().unwrap());
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = [0; 4096];
-            let length = stream.read(&mut request).unwrap();
-            let answer = match request[..length].starts_with(path.as_bytes()) {
-                true => ok(&image),
-                false => b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(),
-            };
-            stream.write_all(&answer).ok();
-        }
-    });
-    // These two follow a broker that has nothing, as if they followed none.
-    let (one, two) = (World::new(), World::new());
-    let (_first, eth) = device(&one, &["--firmware-key", "esp32-eth"]);
-    let (_second, other) = device(&two, &["--firmware-key", "esp32s3"]);
-    let at = |name: &str, device: &Device| format!("{name}=http://{}", device.address);
+    let server = Server::start_with(&world, &["--http", "127.0.0.1:0"]);
+    publish(&server, "3.0.1", "esp32");
+    let gateway = format!("http://{}", server.http.unwrap());
+    let (eth, other) = (Lamp::new("esp32-eth", &[]), Lamp::new("esp32s3", &[]));
     let push = |devices: &[&str]| {
-        let usual =
-            ["push", "dev", "--broker", &server.url(), "--gateway", &gateway, "--timeout", "60s", "--json"];
+        let usual = ["push", "dev", "--broker", &server.url(), "--gateway", &gateway, "--json"];
         run("mpypi", &[&usual[..], devices].concat())
     };
-    let both = push(&["--device", &at("lamp", &eth), "--device", &at("sign", &other)]).expect_code(3);
+    let both = push(&["--device", &eth.named("lamp"), "--device", &other.named("sign")]).expect_code(3);
     let results: Vec<_> = both.json()["devices"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|row| row["result"].as_str().unwrap().to_owned())
+        .map(|row| (row["became"].clone(), row["result"].as_str().unwrap().to_owned()))
         .collect();
-    assert_eq!(results, ["updated from 3.0.0 to 3.0.1", "the channel has no image for `esp32s3`"]);
-    assert_eq!(eth.control("version")["value"], "3.0.1");
-    assert_eq!(other.control("version")["value"], "3.0.0");
-    let again = push(&["--device", &at("lamp", &eth)]).expect_code(0);
+    let expected = [
+        (json!("updated"), "updated from 3.0.0 to 3.0.1".to_owned()),
+        (json!("no-image"), "the channel has no image for `esp32s3`".to_owned()),
+    ];
+    assert_eq!(results, expected);
+    assert_eq!((eth.version(), other.version()), (json!("3.0.1"), json!("3.0.0")));
+    let again = push(&["--device", &eth.named("lamp")]).expect_code(0);
     assert_eq!(again.json()["devices"][0]["result"], "up to date at 3.0.1");
     let gone = push(&["--device", "gone=http://127.0.0.1:1"]).expect_code(3);
     assert!(gone.stdout.contains("failed: "), "{}", gone.stdout);
     let mut client = Client::connect(server.address, "reader");
-    let state: Value =
-        serde_json::from_slice(&client.retained("mpypi/nodes/lamp/state").unwrap().payload).unwrap();
-    assert_eq!((&state["phase"], &state["version"]), (&json!("idle"), &json!("3.0.1")));
+    let state = node_state(&mut client, "lamp");
+    assert_eq!(
+        (&state["phase"], &state["version"], &state["sequence"]),
+        (&json!("idle"), &json!("3.0.1"), &json!(1))
+    );
+    assert_eq!(client.retained("mpypi/nodes/gone/online").unwrap().payload, b"0");
     let status = run("mpypi", &["status", "dev", "--broker", &server.url()]).expect_code(0).stdout;
     assert!(status.contains("lamp") && status.contains("sign"), "{status}");
+
+    // An image that the device does not take: nobody else is begun with.
+    let bad = b"\xE9\x02 is how an image for an ESP begins, and this is none".as_slice();
+    publish_image(&server, 2, "3.0.2", "esp32", bad);
+    let more = Lamp::new("esp32", &[]);
+    let named = [eth.named("lamp"), more.named("more")];
+    let devices = ["--device", &named[0], "--device", &named[1], "--max-failures", "0"];
+    let stopped = push(&devices).expect_code(3).json();
+    let became: Vec<_> = stopped["devices"].as_array().unwrap().iter().map(|row| &row["became"]).collect();
+    assert_eq!(became, [&json!("failed"), &json!("left")], "{stopped}");
+    assert_eq!((eth.version(), more.version()), (json!("3.0.1"), json!("3.0.0")));
+    let state = node_state(&mut client, "lamp");
+    assert_eq!((&state["phase"], &state["sequence"]), (&json!("failed"), &json!(2)));
+    assert!(state["error"].as_str().unwrap().contains("ESP_ERR_OTA_VALIDATE_FAILED"), "{state}");
+}
+
+#[test]
+fn a_rollout_holds_for_devices_that_know_no_lists_in_its_order_and_step_by_step() {
+    let world = World::new();
+    let server = Server::start_with(&world, &["--http", "127.0.0.1:0"]);
+    let gateway = format!("http://{}", server.http.unwrap());
+    let id = RolloutId::from_bits(7);
+    let (mut half, other): (Vec<String>, Vec<String>) =
+        (0..20).map(|n| format!("lamp-{n}")).partition(|name| id.position(name) < 1 << 31);
+    half.truncate(2);
+    half.sort_by_key(|name| id.position(name));
+    let (first, second, third) = (&half[0], &half[1], &other[0]);
+    let lamps = [(); 3].map(|()| Lamp::new("esp32", &[]));
+    // The one that is last in the rollout is named first, and so on.
+    let named = [lamps[2].named(third), lamps[1].named(second), lamps[0].named(first)];
+    let file = world.write("lamps.txt", format!("# all of them\n{} room=hall\n", named.join("\n")));
+
+    publish(&server, "3.0.1", "esp32");
+    let mut client = Client::connect(server.address, "publisher");
+    let list = client.retained("mpypi/channels/dev").unwrap().payload;
+    let list: Vec<Value> = serde_json::from_slice(&list).unwrap();
+    let mut step = |sequence: u64, percent: u32, only: &str| {
+        let mut list = list.clone();
+        list[0]["sequence"] = sequence.into();
+        list[0]["rollout"] = json!({"id": id.to_string(), "percent": percent, "only": only});
+        assert!(client.retain("mpypi/channels/dev", Value::Array(list).to_string().as_bytes()));
+    };
+    step(2, 50, "version < 3.0.1");
+    let file = file.to_str().unwrap();
+    let push = ["push", "dev", "--broker", &server.url(), "--gateway", &gateway, "--devices", file];
+    let once = run("mpypi", &push).expect_code(0);
+    let told: Vec<_> =
+        once.stderr.lines().filter_map(|line| line.strip_suffix("  update to 3.0.1")).collect();
+    assert_eq!(told, [first, second], "{}", once.stderr);
+    let expected = format!(
+        "{third}  held: it is not its turn\n{second}  updated from 3.0.0 to 3.0.1\n{first}  updated from 3.0.0 to 3.0.1\n"
+    );
+    assert_eq!(once.stdout, expected);
+    let mut reader = Client::connect(server.address, "reader");
+    let state = node_state(&mut reader, third);
+    assert_eq!((&state["phase"], &state["held"]), (&json!("idle"), &json!(2)), "as an agent says it");
+    assert_eq!(node_state(&mut reader, first)["sequence"], 2);
+
+    // From now on somebody sees to it that the next steps are taken, too.
+    let pusher = Running::start("mpypi", &[&push[..], &["--follow"]].concat());
+    step(3, 100, "label.room = kitchen");
+    eventually("the second step was never seen", || {
+        (node_state(&mut reader, third)["held"] == 3).then_some(())
+    });
+    assert_eq!(lamps[2].version(), "3.0.0", "it is in no kitchen");
+    step(4, 100, "version < 3.0.1");
+    await_version(&lamps[2].device, "3.0.1");
+    eventually("nobody said so", || (node_state(&mut reader, third)["sequence"] == 4).then_some(()));
+    pusher.signal("-TERM");
+    let said = pusher.wait().expect_code(0).stdout;
+    assert!(said.contains(&format!("{third}  updated from 3.0.0 to 3.0.1\n")), "{said}");
+}
+
+#[test]
+fn what_is_signed_by_nobody_who_may_is_pushed_to_nobody() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let keys = world.text("keys");
+    let mpypi = |arguments: &[&str]| {
+        let usual = [arguments, &["--keys", &keys]].concat();
+        mpypi_tests::run_with("mpypi", &usual, &[("MPYPI_KEY_PASSPHRASE", "secret")])
+    };
+    for arguments in [
+        &["keys", "new", "r1", "dev-2026"][..],
+        &["keys", "root", "new", "--key", "r1", "--threshold", "1"],
+        &["keys", "delegate", "dev", "--key", "dev-2026"],
+        &["keys", "root", "sign"],
+    ] {
+        mpypi(arguments).expect_code(0);
+    }
+    publish(&server, "3.0.1", "esp32");
+    let push =
+        ["push", "dev", "--broker", &server.url(), "--gateway", "http://x", "--device", "lamp=http://x"];
+    let refused = mpypi(&push).expect_code(1).stderr;
+    assert!(refused.contains("is not believed") && refused.contains("hint: "), "{refused}");
+}
+
+#[test]
+fn a_server_for_which_its_ca_vouches_is_believed_also_at_the_end_of_redirects() {
+    let world = World::new();
+    let ca = Authority::new(&world, "ca");
+    ca.server(&world, "web", &["127.0.0.1"], Validity::Now);
+    let (cert, key) = (world.text("web.pem"), world.text("web.key"));
+    let tls = ["--http", "https://127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
+    let server = Server::start_with(&world, &tls);
+    let gateway = server.listening.iter().find(|url| url.starts_with("https://")).unwrap();
+    let image = publish(&server, "3.0.1", "esp32");
+    let lamp = Lamp::new("esp32", &["--ca", &ca.pem(&world)]);
+    let target = format!("{gateway}/firmware/esp32.bin");
+    let here = format!("HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n").into_bytes();
+    let away = serve(move |_| vec![here.clone()]);
+    // By a name that its certificate does not have.
+    let other = target.replace("127.0.0.1", "localhost");
+    assert_eq!(order(&lamp.device, &json!({ "url": other })).0, 202);
+    lamp.device.await_status("error: ota begin ESP_ERR_HTTP_CONNECT");
+    let sha256 = Digest::of(&image).to_string();
+    let url = format!("http://{away}/firmware-esp32-v3.0.0.bin");
+    assert_eq!(order(&lamp.device, &json!({"url": url, "sha256": sha256, "version": "3.0.0"})).0, 202);
+    eventually("it was never confirmed", || {
+        let module = lamp.device.firmware();
+        (lamp.device.control("firmwarePartition")["value"] == image.len() && module["status"].is_null())
+            .then_some(())
+    });
+    // And as `mpypi push` has it.
+    let named = lamp.named("lamp");
+    let push = ["push", "dev", "--broker", &server.url(), "--gateway", gateway, "--device", &named];
+    eventually("it never ran", || {
+        let pushed = run("mpypi", &push);
+        // The slot that would be overwritten may have to start again, until the image is confirmed.
+        (pushed.code == Some(0)).then_some(())
+    });
+    assert_eq!(lamp.version(), "3.0.1");
 }

@@ -1,9 +1,13 @@
 //! Fleets on a bad day: faults, expectations, reports and exit codes, as CI uses them.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{Arc, Mutex},
+};
 
 use mpypi_protocol::node::{Phase, State};
-use mpypi_tests::{Client, Output, Running, Server, World, run};
+use mpypi_tests::{Client, Output, Proxy, Running, Server, Verdict, World, run};
 use serde_json::Value;
 
 /// A channel of some files and a wheel.
@@ -65,6 +69,147 @@ fn after_a_hostile_day_every_device_has_the_release_and_not_a_wrong_byte() {
     assert!(report["platforms"].as_object().unwrap().len() > 2, "{}", report["platforms"]);
     let junit = fs::read_to_string(junit).unwrap();
     assert!(junit.contains(r#"tests="3""#) && junit.contains(r#"failures="0""#), "{junit}");
+}
+
+/// A channel that one key signs, under a root; its devices' options.
+fn signed_channel(world: &World, server: &Server) -> [String; 2] {
+    let passphrase = world.write("passphrase", "correct horse").to_str().unwrap().to_owned();
+    let keys = |arguments: &[&str]| {
+        let whose = ["--keys", &world.text("keys"), "--passphrase-file", &passphrase];
+        run("mpypi", &[&["keys"], arguments, &whose].concat()).expect_code(0).stdout
+    };
+    let _ = keys(&["new", "--ed25519", "r1", "dev-2026"]);
+    let _ = keys(&["root", "new", "--key", "r1"]);
+    let _ = keys(&["delegate", "dev", "--key", "dev-2026"]);
+    let _ = keys(&["root", "sign"]);
+    let _ = keys(&["root", "publish", "--broker", &server.url()]);
+    let root = keys(&["export"]);
+    world.write("dev/channel.toml", "key = \"dev-2026\"\n");
+    ["--pin".to_owned(), world.write("root.json", root).to_str().unwrap().to_owned()]
+}
+
+fn publish_signed(world: &World, server: &Server) {
+    let (keys, passphrase) = (world.text("keys"), world.text("passphrase"));
+    let whose = ["--keys", &keys, "--passphrase-file", &passphrase];
+    let publish = ["publish", &world.text("dev"), "--broker", &server.url()];
+    let _ = run("mpypi", &[&publish[..], &whose].concat()).expect_code(0);
+}
+
+#[test]
+fn whoever_sits_between_broker_and_devices_brings_nothing_onto_any_of_them() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let [pin, root] = signed_channel(&world, &server);
+    channel(&world, "print(1)\n");
+    publish_signed(&world, &server);
+    let profile = "join = \"1s\"\ncheck = \"300ms\"\n[intruder]\nswapped-packages = \"10%\"\n\
+                   endless-data = \"5%\"\nold-lists = \"20%\"\ncorrupted-lists = \"20%\"\nforged-lists = \"20%\"\n";
+    let profile = world.write("intruder.toml", profile);
+    let (profile, report) = (profile.to_str().unwrap(), world.text("fleet.json"));
+    let page = world.text("fleet.html");
+    let options =
+        ["--nodes", "60", "--profile", profile, "--seed", "11", "--faults-for", "5s", "--for", "100s"];
+    let expected = ["--releases", "2", "--expect", "applied=100%", "--expect", "bricked=0"];
+    let reports = ["--report", &report, "--html", &page, &pin, &root];
+    let beside = ["fleet", "--broker", &server.url(), "--confirm-after", "50ms"];
+    let fleet = Running::start("mpypi-agent", &[&beside[..], &options, &expected, &reports].concat());
+    wait_until_applied(&server, 30, 1);
+    channel(&world, "print(2)\n");
+    publish_signed(&world, &server);
+    let fleet = fleet.wait().expect_code(0);
+    assert!(fleet.stdout.contains("attacks: corrupted-lists "), "{}", fleet.stdout);
+
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    let attacks = report["attacks"].as_object().unwrap();
+    let all = [
+        "swapped-packages",
+        "longer-packages",
+        "endless-data",
+        "old-lists",
+        "corrupted-lists",
+        "forged-lists",
+    ];
+    assert!(all.iter().all(|attack| attacks[*attack].as_u64() > Some(0)), "{attacks:?}");
+    let refusals = report["refusals"].as_object().unwrap();
+    for word in ["wrong-hash", "wrong-size", "rollback", "bad-signature", "unknown-key", "unsigned"] {
+        assert!(refusals.get(word).and_then(Value::as_u64) > Some(0), "{word}: {refusals:?}");
+    }
+    // What was refused is no release that anybody failed to apply.
+    assert_eq!(report["releases"].as_array().unwrap().len(), 2, "{}", report["releases"]);
+    assert!(fs::read_to_string(page).unwrap().contains("<h2>Attacks</h2>"));
+
+    let alone = ["--node", "7", "--profile", profile, "--seed", "11", "--faults-for", "2s", "--for", "60s"];
+    let alone =
+        self::fleet(&server, &[&alone[..], &["--releases", "1", &pin, &root]].concat()).expect_code(0);
+    assert!(alone.stderr.contains(", under attack ("), "{}", alone.stderr);
+}
+
+#[test]
+fn old_agents_and_devices_with_mpy_blox_converge_beside_the_others() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let change = |version: &str| {
+        world.write("dev/src/main.py", format!("print('{version}')\n"));
+        let project = format!("[project]\nname = \"blink\"\nversion = \"{version}\"\n");
+        world.write("dev/wheels/blink/pyproject.toml", project);
+        world.write("dev/wheels/blink/blink/__init__.py", format!("__version__ = '{version}'\n"));
+        world.write("dev/wheels/blink/blink/same.py", "SAME = 1\n");
+        publish(&world, &server);
+    };
+    change("1.0.0");
+    let profile = "[agents]\nold = \"30%\"\nmpy-blox = \"30%\"\n[platforms]\nesp32 = \"100%\"\n";
+    let profile = world.write("mixed.toml", profile);
+    let (profile, report, disk) =
+        (profile.to_str().unwrap(), world.text("fleet.json"), world.text("devices"));
+    let options =
+        ["--nodes", "20", "--profile", profile, "--seed", "4", "--faults-for", "0s", "--for", "100s"];
+    let expected = ["--releases", "2", "--expect", "applied=100%", "--expect", "bricked=0"];
+    let more = ["--report", &report, "--disk", &disk, "--broker", &server.url(), "--confirm-after", "50ms"];
+    let fleet = Running::start("mpypi-agent", &[&["fleet"], &options[..], &expected, &more].concat());
+    // Of those with Mpy-BLOX the broker alone says where they stand.
+    wait_until_applied(&server, 10, 1);
+    change("1.1.0");
+    let _ = fleet.wait().expect_code(0);
+
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    for agent in ["current", "old", "mpy-blox"] {
+        let cohorts = report["cohorts"].as_array().unwrap();
+        let cohort = cohorts.iter().find(|cohort| cohort["by"] == "agent" && cohort["name"] == agent);
+        let cohort = cohort.unwrap_or_else(|| panic!("no {agent}: {cohorts:?}"));
+        assert_eq!((cohort["nodes"].as_u64() > Some(1), &cohort["nodes"]), (true, &cohort["applied"]));
+    }
+    for n in 1..=20 {
+        let files = world.files(&format!("devices/device-{n}"));
+        assert_eq!(files["main.py"], b"print('1.1.0')\n", "device {n}");
+        assert_eq!(files["lib/blink/__init__.py"], b"__version__ = '1.1.0'\n", "device {n}");
+    }
+}
+
+#[test]
+fn a_device_that_stops_leaves_when_its_last_state_is_acknowledged_and_not_before() {
+    let world = World::new();
+    let server = Server::start(&world);
+    channel(&world, "print(1)\n");
+    publish(&world, &server);
+    // Publishes of QoS 1 without an acknowledgement, and those that a goodbye found.
+    let counts = Arc::new(Mutex::new((0i64, Vec::new())));
+    let seen = counts.clone();
+    let line = Proxy::start(server.address, move |client, packet| {
+        let (open, left) = &mut *seen.lock().unwrap();
+        match (client, packet[0] >> 4, packet[0] & 0x06) {
+            (true, 3, 0x02) => *open += 1,
+            (false, 4, _) => *open -= 1,
+            (true, 14, _) => left.push(*open),
+            _ => {}
+        }
+        Verdict::Pass
+    });
+    let options = ["--nodes", "1", "--releases", "1", "--for", "60s", "--confirm-after", "50ms"];
+    let _ = run("mpypi-agent", &[&["fleet", "--broker", &line.url()], &options[..]].concat()).expect_code(0);
+    assert_eq!(counts.lock().unwrap().1, [0]);
+    let mut reader = Client::connect(server.address, "reader");
+    let state = State::parse(&reader.retained("mpypi/nodes/device-1/state").unwrap().payload).unwrap();
+    assert_eq!((state.phase, state.sequence), (Phase::Idle, Some(1)));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use mpypi_protocol::{Digest, node::Phase, node::State};
-use mpypi_tests::{Client, PATIENCE, Server, World, run};
+use mpypi_tests::{Authority, Client, PATIENCE, Server, Validity, World, run};
 use serde_json::{Value, json};
 
 use crate::things::{add_device, broker_with_device, image, parsed, publish};
@@ -167,6 +167,9 @@ fn cota(server: &Server, token: &str, more: &[&str]) -> Value {
 fn cota_updates_from_a_channel_of_files_and_then_leaves_it_alone() {
     let world = World::new();
     let (server, token) = broker_with_device(&world, &[]);
+    std::fs::create_dir_all(world.path("board")).unwrap();
+    let nothing = cota(&server, &token, &["--root", &world.text("board")]);
+    assert_eq!(nothing["states"], json!([]), "nothing is assigned");
     world.write("dev/channel.toml", "version = \"1.10\"\n");
     let files: [(&str, Vec<u8>); 5] = [
         ("main.py", b"print(1)\n".to_vec()),
@@ -211,6 +214,9 @@ fn cota_updates_from_a_channel_of_files_and_then_leaves_it_alone() {
     let state = parsed(&mut client, "mpypi/nodes/kitchen/state", |bytes| State::parse(bytes).unwrap());
     assert_eq!(state.phase, Phase::Failed);
     assert!(state.error.unwrap().starts_with("device: "));
+    // A repository that is none, as a wrong address is.
+    let failed = cota(&server, &token, &["--root", &board, "--repository", "nobody/none"]);
+    assert_eq!(failed["states"], json!(["DOWNLOADING", "FAILED"]));
     assert_eq!(cota(&server, &token, &["--root", &board])["states"].as_array().unwrap().len(), 5);
     assert_eq!(world.files("board")["main.py"], b"print(2)\n");
 }
@@ -250,6 +256,64 @@ fn a_repository_is_there_for_who_was_told_its_address_and_for_nobody_else() {
     assert_eq!(raw(&format!("/github/raw/{owner}/dev/main/main.py"), &[]).body, b"print(1)\n");
     let own = raw(&format!("/github/api/repos/{owner}/dev/git/trees/main?recursive=1"), &[]);
     assert_eq!(own.json()["tree"][0]["sha"], sha);
+}
+
+#[test]
+fn the_repository_is_there_over_tls_under_the_names_that_boards_know_and_under_no_others() {
+    let world = World::new();
+    let token = add_device(&world, "kitchen", &[]);
+    let ca = Authority::new(&world, "ca");
+    let names = ["api.github.com", "raw.githubusercontent.com", "hub.local"];
+    ca.server(&world, "github", &names, Validity::Now);
+    let (cert, key, ca) = (world.text("github.pem"), world.text("github.key"), ca.pem(&world));
+    let tls =
+        ["--http", "127.0.0.1:0", "--http", "https://127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
+    let server = Server::start_with(&world, &tls);
+    let secure = server.listening.iter().find_map(|url| url.strip_prefix("https://")).unwrap();
+    world.write("dev/src/main.py", "print(1)\n");
+    world.write("dev/src/code/app one.py", "x = 1\n");
+    run("mpypi", &["publish", &world.text("dev"), "--broker", &server.url()]).expect_code(0);
+    let read = curl(&server, &format!("/api/v1/{token}/attributes"), &[]).json();
+    let url = read["shared"]["fw_url"].as_str().unwrap().to_owned();
+    let repository = url.strip_prefix("https://github.com/").unwrap();
+    // As the network leads the names here: by SNI and Host, at port 443.
+    let ask = |host: &str, path: &str, more: &[&str]| {
+        let output = Command::new("curl")
+            .args(["--silent", "--cacert", &ca, "--connect-to", &format!("::{secure}")])
+            .args(["--write-out", "\n%{http_code}", "--max-time", &PATIENCE.as_secs().to_string()])
+            .args(more)
+            .arg(format!("https://{host}/{path}"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (body, code) = text.rsplit_once('\n').unwrap();
+        (code.parse::<u16>().unwrap(), body.to_owned())
+    };
+    let tree = format!("repos/{repository}/git/trees/main?recursive=1");
+    let (code, found) = ask("api.github.com", &tree, &[]);
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(code, 200);
+    let paths: Vec<_> = found["tree"].as_array().unwrap().iter().map(|entry| &entry["path"]).collect();
+    assert_eq!(paths, [&json!("code/app one.py"), &json!("main.py")]);
+    let file = format!("{repository}/main/code/app%20one.py");
+    assert_eq!(ask("raw.githubusercontent.com", &file, &[]), (200, "x = 1\n".to_owned()));
+    // Each name has what it has at GitHub, and no other name has any of it.
+    assert_eq!(ask("raw.githubusercontent.com", &tree, &[]).0, 404);
+    assert_eq!(ask("api.github.com", &file, &[]).0, 404);
+    assert_eq!(ask("hub.local", &file, &[]).0, 404);
+    assert_eq!(
+        ask("hub.local", &file, &["--header", "Host: raw.githubusercontent.com"]).0,
+        200,
+        "Host decides"
+    );
+    assert_eq!(ask("hub.local", &format!("github/raw/{file}"), &[]).0, 200);
+    assert_eq!(ask("codeload.github.com", &file, &[]).0, 0, "nobody vouches for that name");
+    assert_eq!(ask("raw.githubusercontent.com", &file, &["--tlsv1.3", "--http1.1"]).0, 200);
+    // And a board that checks the certificate for each name.
+    std::fs::create_dir_all(world.path("board")).unwrap();
+    let done = cota(&server, &token, &["--root", &world.text("board"), "--github", secure, "--ca", &ca]);
+    assert_eq!(done["states"].as_array().unwrap().last(), Some(&json!("UPDATED")), "{done}");
+    assert_eq!(world.files("board")["code/app one.py"], b"x = 1\n");
 }
 
 #[test]

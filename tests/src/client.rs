@@ -225,7 +225,13 @@ impl Client {
     /// in, since both brokers answer an exact subscription before what follows it.
     #[track_caller]
     pub fn retained(&mut self, topic: &str) -> Option<Received> {
-        self.subscribe(topic, 1);
+        self.retained_at(topic, 1)
+    }
+
+    /// The same at QoS 0, which is cheap on brokers that keep account of what is acknowledged.
+    #[track_caller]
+    pub fn retained_at(&mut self, topic: &str, qos: u8) -> Option<Received> {
+        self.subscribe(topic, qos);
         self.fence();
         let found = self.waiting.iter().position(|received| received.topic == topic && received.retain);
         let found = found.and_then(|at| self.waiting.remove(at));

@@ -127,6 +127,70 @@ impl<S: Read + Write> Web<S> {
     }
 }
 
+/// A stream of server-sent events.
+#[derive(Debug)]
+pub struct Events {
+    lines: std::io::Lines<std::io::BufReader<TcpStream>>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Its id, if it has one.
+    pub id: Option<String>,
+    /// What it is.
+    pub name: String,
+    /// What it says.
+    pub data: serde_json::Value,
+}
+
+impl Events {
+    /// Listens; fails with the status if it is another one than 200.
+    ///
+    /// # Errors
+    /// The status.
+    pub fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Result<Events, u16> {
+        use std::io::BufRead;
+        let mut web = Web::open(address);
+        // To an old client the body goes as it is, until the connection ends.
+        let mut head = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n");
+        headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        web.send((head + "\r\n").as_bytes());
+        let mut lines = std::io::BufReader::new(web.stream).lines();
+        let first = lines.next().unwrap().unwrap();
+        let code = first.split(' ').nth(1).unwrap().parse().unwrap();
+        while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+        if code == 200 { Ok(Events { lines }) } else { Err(code) }
+    }
+
+    /// The next event; `None` when the stream has ended.
+    pub fn event(&mut self) -> Option<Event> {
+        let (mut id, mut name) = (None, String::new());
+        loop {
+            let line = self.lines.next()?.ok()?;
+            match line.split_once(": ") {
+                Some(("id", value)) => id = Some(value.to_owned()),
+                Some(("event", value)) => value.clone_into(&mut name),
+                Some(("data", data)) => {
+                    return Some(Event { id, name, data: serde_json::from_str(data).unwrap() });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The next event of which `is_it` holds.
+    #[track_caller]
+    pub fn until(&mut self, is_it: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            let event = self.event().expect("the stream goes on");
+            if is_it(&event) {
+                return event;
+            }
+        }
+    }
+}
+
 impl Answer {
     /// The value of a header.
     #[must_use]

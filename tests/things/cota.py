@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import sys
 
 KEPT = {"main.py", "boot.py", "settings.toml", "lib", "tmp"}
@@ -20,10 +21,13 @@ KEPT = {"main.py", "boot.py", "settings.toml", "lib", "tmp"}
 class Line:
     """A connection to one host, which stays."""
 
-    def __init__(self, address, host):
+    def __init__(self, address, host, tls=None):
         self.host = host
         host_name, port = address.rsplit(":", 1)
         self.socket = socket.create_connection((host_name, int(port)), timeout=60)
+        if tls:
+            # The network leads the name here; the certificate has to be for that name.
+            self.socket = tls.wrap_socket(self.socket, server_hostname=host)
         self.come = b""
 
     def request(self, method, path, body=b""):
@@ -63,9 +67,12 @@ class Line:
 
 
 class Cota:
-    def __init__(self, address, token, root, corrupt):
+    def __init__(self, options):
+        address = options.address
         self.things = Line(address, address.rsplit(":", 1)[0])
-        self.address, self.token, self.root, self.corrupt = address, token, root, corrupt
+        self.token, self.root, self.corrupt = options.token, options.root, options.corrupt
+        self.github, self.repository = options.github or address, options.repository
+        self.tls = ssl.create_default_context(cafile=options.ca) if options.ca else None
         self.states = []
 
     def get(self, group):
@@ -111,13 +118,13 @@ class Cota:
         rest = self.wanted["fw_url"].split("://", 1)[1].rstrip("/").split("/")
         if rest[0] != "github.com" or len(rest) < 3:
             raise ValueError("no such address: " + self.wanted["fw_url"])
-        repository = "/".join(rest[1:3])
-        api = Line(self.address, "api.github.com")
+        repository = self.repository or "/".join(rest[1:3])
+        api = Line(self.github, "api.github.com", self.tls)
         status, tree = api.request("GET", "/repos/%s/git/trees/main?recursive=1" % repository)
         blobs = [entry for entry in json.loads(tree).get("tree", []) if entry["type"] == "blob"]
         if status != 200 or not blobs:
             raise ValueError("there is no tree")
-        raw = Line(self.address, "raw.githubusercontent.com")
+        raw = Line(self.github, "raw.githubusercontent.com", self.tls)
         shutil.rmtree(os.path.join(self.root, "tmp"), ignore_errors=True)
         for entry in blobs:
             path = "/%s/main/%s" % (repository, entry["path"].replace(" ", "%20"))
@@ -153,8 +160,11 @@ def main():
     parser.add_argument("token")
     parser.add_argument("--root", required=True)
     parser.add_argument("--corrupt", help="a file that is garbled on its way")
+    parser.add_argument("--github", help="where GitHub is, if it is elsewhere")
+    parser.add_argument("--ca", help="the CA that vouches for it, over TLS")
+    parser.add_argument("--repository", help="another repository than the one that was named")
     options = parser.parse_args()
-    board = Cota(options.address, options.token, options.root, options.corrupt)
+    board = Cota(options)
     board.check()
     json.dump({"states": board.states}, sys.stdout)
 

@@ -36,7 +36,17 @@ Examples:
   mpypi-agent fleet --profile hostile --seed 7 --node 83 --for 2m
       what befell the 83rd of them, alone and step by step
 
-A profile is one of lab, home-wifi, cellular and hostile, or a TOML file: `--show-profile NAME` prints one to start with.";
+A profile is one of lab, home-wifi, cellular and hostile, or a TOML file: `--show-profile NAME` prints one to start with.
+A file may have these besides:
+  [agents]
+  old = \"10%\"                # know nothing of rollouts, optional packages, revoked releases and roots
+  mpy-blox = \"5%\"            # have Mpy-BLOX 0.6; other brokers than mpypi's do not serve it
+  [intruder]                  # sits between broker and devices, strikes so many messages, and goes when faults end
+  swapped-packages = \"2%\"
+  endless-data = \"1%\"        # packages longer than announced, messages that never end
+  old-lists = \"3%\"           # a list that a newer one had replaced
+  corrupted-lists = \"3%\"     # any bit of a signed one; unsigned ones come in part
+  forged-lists = \"3%\"        # with --pin or --keys only: devices without believe anyone";
 
 /// Run many devices in one process.
 ///

@@ -3,12 +3,14 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{Digest, PackageId};
 use serde::Serialize;
 
 use super::{Device, Mac, Output};
 use crate::{
+    accept::Accepted,
     apps::{self, Apps, Effect, LOGS, RECORD, SHELF, Sight, What},
     face::desk::{Ask, FlashAsk},
     firmware::{Firmware, FirmwareOptions, Origin, Stage, Ticked, cause},
@@ -17,8 +19,11 @@ use crate::{
     refusal::Refusal,
     slots::{SlotBoot, SlotError},
     store::{BootError, Need, Store},
-    update::{Event, Updater},
+    update::{Event, Source, Updater},
 };
+
+/// The list that is offered, as the channel had it: what there is to choose from outlives a restart.
+const OFFER: &str = ".mpypi/offer.json";
 
 /// What is chosen at a device, and what its firmware is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,6 +71,10 @@ pub(super) struct Local {
     mac: Option<Mac>,
     /// What Home Assistant was told last.
     told: Option<Vec<u8>>,
+    /// The channel's list that came last.
+    latest: Option<Bytes>,
+    /// The list that is kept, or could not be.
+    kept: Option<Digest>,
 }
 
 impl Local {
@@ -125,6 +134,8 @@ impl<F: Flash> Device<F> {
             clock: wall,
             mac: options.mac,
             told: None,
+            latest: None,
+            kept: None,
         }));
         self
     }
@@ -132,6 +143,11 @@ impl<F: Flash> Device<F> {
     /// The device starts.
     pub(super) fn start_local(&mut self, now: Duration, outputs: &mut Vec<Output>) -> Result<(), BootError> {
         let Some(mut local) = self.local.take() else { return Ok(()) };
+        if let Some(payload) = journal::read_list(self.store.flash(), OFFER)?
+            && self.updater.recall(&payload, Some(local.clock.1))
+        {
+            local.kept = Some(Digest::of(&payload));
+        }
         let started = self.boot_local(&mut local, now, true, outputs);
         self.local = Some(local);
         started?;
@@ -169,10 +185,14 @@ impl<F: Flash> Device<F> {
         outputs: &mut Vec<Output>,
     ) -> Result<(), BootError> {
         let Some(mut local) = self.local.take() else { return Ok(()) };
+        if let Event::List { source: Source::Channel, payload, .. } = event {
+            local.latest = Some(payload.clone());
+        }
         let effects = self.with_sight(&mut local, now, |apps, sight| match event {
             Event::Package { id, payload } => apps.package(id, payload, sight),
             Event::SubscriptionRefused { filter } => apps.refused(filter, sight),
             Event::Connected => apps.connected(sight),
+            Event::Disconnected => apps.disconnected(),
             Event::WantsFirmware => apps.order_newest_firmware(sight),
             _ => Vec::new(),
         });
@@ -191,6 +211,7 @@ impl<F: Flash> Device<F> {
     pub(super) fn go_on(&mut self, now: Duration, outputs: &mut Vec<Output>) -> Result<(), BootError> {
         let Some(mut local) = self.local.take() else { return Ok(()) };
         let done = self.go_on_with(&mut local, now, outputs);
+        self.keep_offer(&mut local, outputs);
         if let Some(mac) = local.mac.clone().filter(|_| self.updater.is_connected()) {
             let (topic, payload) = mac.state(&self.status(&mut local, now));
             if local.told.as_ref() != Some(&payload) {
@@ -230,6 +251,21 @@ impl<F: Flash> Device<F> {
             }
             self.perform(local, now, effects, outputs)?;
         }
+    }
+
+    /// Keeps the list that is offered, once it is another one.
+    fn keep_offer(&mut self, local: &mut Local, outputs: &mut Vec<Output>) {
+        let offered = self.updater.offer().map(Accepted::digest);
+        if offered.is_none() || offered == local.kept {
+            return;
+        }
+        let Some(payload) = local.latest.take_if(|latest| Some(Digest::of(latest)) == offered) else {
+            return;
+        };
+        if let Err(error) = journal::write_list(self.store.flash_mut(), OFFER, &payload) {
+            outputs.push(Output::Log(format!("cannot keep the channel's list: {error}")));
+        }
+        local.kept = offered;
     }
 
     fn introduce(&self, outputs: &mut Vec<Output>) {

@@ -16,6 +16,8 @@ pub struct Memory {
     files: BTreeMap<u64, Data>,
     next: u64,
     capacity: u64,
+    /// Whether its power may fail.
+    loses: bool,
 }
 
 /// What a power cut takes away.
@@ -58,7 +60,14 @@ impl Memory {
             files: BTreeMap::new(),
             next: 0,
             capacity,
+            loses: true,
         }
+    }
+
+    /// The same, whose power never fails: nothing is kept of what could come back.
+    #[must_use]
+    pub fn lasting(capacity: u64) -> Memory {
+        Memory { loses: false, ..Memory::new(capacity) }
     }
 
     /// Changes for how many bytes there is room. What is there stays.
@@ -66,7 +75,7 @@ impl Memory {
         self.capacity = capacity;
     }
 
-    /// The power goes off and on again.
+    /// The power goes off and on again. One whose power never fails loses nothing.
     pub fn lose(&mut self, loss: Loss) {
         if matches!(loss, Loss::Names | Loss::Everything) {
             for (path, before) in std::mem::take(&mut self.unsynced) {
@@ -82,7 +91,7 @@ impl Memory {
                 self.names.remove(&path);
             }
         }
-        if matches!(loss, Loss::Bytes | Loss::Everything) {
+        if self.loses && matches!(loss, Loss::Bytes | Loss::Everything) {
             for data in self.files.values_mut() {
                 data.bytes.truncate(data.synced);
             }
@@ -148,7 +157,7 @@ impl Memory {
             None => self.names.remove(path),
         };
         // What stood there when it was synced is lost only with the next sync.
-        if !self.unsynced.contains_key(path) {
+        if self.loses && !self.unsynced.contains_key(path) {
             self.unsynced.insert(path.to_owned(), before);
         }
         self.forget(before);
@@ -307,6 +316,45 @@ mod tests {
         assert_eq!(seen(&after(Loss::Names)), [("a", &b"oldnew"[..])]);
         assert_eq!(seen(&after(Loss::Bytes)), [("a", &b"old"[..]), ("b", b"")]);
         assert_eq!(seen(&after(Loss::Everything)), [("a", &b"old"[..])]);
+    }
+
+    #[test]
+    fn what_is_removed_takes_room_until_that_is_synced_and_where_no_power_fails_none() {
+        let after = |mut flash: Memory| {
+            flash.create("a").unwrap();
+            flash.append("a", b"bytes").unwrap();
+            flash.sync("a").unwrap();
+            flash.sync("").unwrap();
+            flash.remove("a").unwrap();
+            flash
+        };
+        let mut flash = after(Memory::new(1000));
+        assert_eq!(flash.files.len(), 1);
+        let mut lasting = after(Memory::lasting(1000));
+        assert!(lasting.files.is_empty() && lasting.unsynced.is_empty());
+        lasting.lose(Loss::Everything);
+        assert!(seen(&lasting).is_empty());
+        flash.sync("").unwrap();
+        assert!(flash.files.is_empty() && flash.unsynced.is_empty());
+    }
+
+    #[test]
+    fn what_a_folder_held_cannot_come_back_once_it_is_gone_for_good() {
+        let mut flash = Memory::new(1000);
+        flash.make_folder("d").unwrap();
+        flash.create("d/a").unwrap();
+        for folder in ["d", ""] {
+            flash.sync(folder).unwrap();
+        }
+        flash.remove("d/a").unwrap();
+        flash.remove_folder("d").unwrap();
+        let mut cut = flash.clone();
+        cut.lose(Loss::Everything);
+        assert_eq!(seen(&cut), [("d/a", &b""[..])]);
+        flash.sync("").unwrap();
+        assert!(flash.files.is_empty() && flash.unsynced.is_empty());
+        flash.lose(Loss::Everything);
+        assert!(seen(&flash).is_empty());
     }
 
     #[test]

@@ -79,6 +79,10 @@ pub struct Past {
 pub struct Agents {
     /// Nodes whose agent knows nothing of rollouts, optional packages, revoked releases, epochs and roots.
     pub old: Share,
+    /// Nodes with Mpy-BLOX 0.6, and a watchdog, whom a broker of ours has to serve. They verify nothing and write in place:
+    /// what is lost, garbled or cut off on the way of such a node may spoil it for good, so all that befalls it are slow
+    /// links, breaks, messages that come twice or late, and sleep; and it has no past.
+    pub mpy_blox: Share,
 }
 
 /// Nodes that read slowly.
@@ -206,10 +210,11 @@ impl Profile {
     pub fn parse(text: &str) -> Result<Profile, ProfileError> {
         let profile: Profile = toml::from_str(text)?;
         let Past { used, owned } = profile.history;
-        let sums: [(_, f64); 3] = [
+        let sums: [(_, f64); 4] = [
             ("platforms", profile.platforms.values().map(|share| share.0).sum()),
             ("abi", profile.abi.values().map(|share| share.0).sum()),
             ("history", used.0 + owned.0),
+            ("agents", profile.agents.old.0 + profile.agents.mpy_blox.0),
         ];
         match sums.into_iter().find(|(_, sum)| *sum > 1.000_001) {
             Some((key, sum)) => Err(ProfileError::Shares { key, percent: (sum * 100.0).round() as u64 }),
@@ -395,6 +400,7 @@ mod tests {
             ("[platforms]\nesp32 = \"70%\"\nrp2 = \"40%\"", "the shares of `platforms` make 110 %"),
             ("[history]\nused = \"70%\"\nowned = \"40%\"", "the shares of `history` make 110 %"),
             ("[intruder]\nforged-packages = \"1%\"", "unknown field `forged-packages`"),
+            ("[agents]\nold = \"70%\"\nmpy-blox = \"40%\"", "the shares of `agents` make 110 %"),
             ("[abi]\nsix = \"70%\"", "`sys.implementation._mpy`"),
         ];
         for (text, reason) in cases {

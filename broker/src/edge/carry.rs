@@ -174,10 +174,10 @@ impl<'e> Carrier<'e> {
         if !self.wire.is_open() {
             return; // who asks is told by the end of its channel
         }
-        let Upload { topic, payload, reply } = upload;
+        let Upload { topic, payload, retain, reply } = upload;
         self.next += 1;
         self.uploads.insert(self.next, reply);
-        self.wire.publish(self.next, Message { topic, payload, retain: true });
+        self.wire.publish(self.next, Message { topic, payload, retain });
     }
 
     async fn handle(&mut self, event: Event) {

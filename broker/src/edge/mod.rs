@@ -111,6 +111,7 @@ pub struct Desk {
 struct Upload {
     topic: String,
     payload: Bytes,
+    retain: bool,
     /// Told when the upstream has acknowledged it.
     reply: oneshot::Sender<()>,
 }
@@ -182,14 +183,14 @@ impl Edge {
         tokio::join!(fetch::run(&self, &shared, reads), carry::run(&self, &shared, publishes));
     }
 
-    /// Has the upstream retain a message, and waits until it has acknowledged it.
+    /// Publishes a message upstream, and waits until it is acknowledged.
     ///
     /// # Errors
     /// It does not answer.
-    pub async fn publish(&self, topic: String, payload: Bytes) -> Result<(), Refusal> {
+    pub async fn publish(&self, topic: String, payload: Bytes, retain: bool) -> Result<(), Refusal> {
         let (reply, done) = oneshot::channel();
         let ask = async {
-            self.publishes.send(Upload { topic, payload, reply }).await.ok()?;
+            self.publishes.send(Upload { topic, payload, retain, reply }).await.ok()?;
             done.await.ok()
         };
         self.answered(ask).await

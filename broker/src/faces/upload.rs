@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyDataStream;
 use mpypi_protocol::{
     ChannelName, Digest, Entry, PackageId, UpdateList,
-    list::{self, Release},
+    list::{self, COMMIT, Release},
     wheel::normalized_name,
 };
 use multer::{Constraints, Multipart, SizeLimit};
@@ -332,5 +332,7 @@ fn next(listed: &Listed) -> Result<Option<Release>, Problem> {
     };
     // A new release to all, not the next step of the last one's rollout.
     release.extra.shift_remove("rollout");
+    // Nor what some commit had.
+    release.extra.shift_remove(COMMIT);
     Ok(Some(release))
 }

@@ -30,12 +30,21 @@ pub enum Face {
     Downloads,
     /// ThingsBoard's device API, and GitHub's beside it.
     ThingsBoard,
+    /// The fleet API.
+    Api,
 }
 
 impl Face {
     /// All of them.
-    pub const ALL: [Face; 6] =
-        [Face::Broker, Face::Promoter, Face::Mip, Face::Simple, Face::Downloads, Face::ThingsBoard];
+    pub const ALL: [Face; 7] = [
+        Face::Broker,
+        Face::Promoter,
+        Face::Mip,
+        Face::Simple,
+        Face::Downloads,
+        Face::ThingsBoard,
+        Face::Api,
+    ];
 
     /// What it is called in metrics.
     #[must_use]
@@ -47,6 +56,7 @@ impl Face {
             Face::Simple => "simple",
             Face::Downloads => "downloads",
             Face::ThingsBoard => "thingsboard",
+            Face::Api => "api",
         }
     }
 }

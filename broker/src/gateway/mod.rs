@@ -31,6 +31,7 @@ pub mod site;
 use std::sync::Arc;
 
 use axum::{Router, extract::State};
+use tokio::sync::Semaphore;
 
 pub use caller::Caller;
 pub use listen::{HttpEndpoint, HttpListener, Place};
@@ -51,6 +52,8 @@ pub struct Gateway {
     pub catalog: Catalog,
     /// Channels as ota-promoter's folders.
     pub folders: Folders,
+    /// Places for those who listen for events.
+    pub events: Arc<Semaphore>,
 }
 
 /// How a handler gets at the [`Gateway`].
@@ -63,6 +66,7 @@ impl Gateway {
     /// A gateway to what `shared` holds.
     #[must_use]
     pub fn new(shared: Arc<Shared>) -> Gateway {
-        Gateway { shared, catalog: Catalog::default(), folders: Folders::default() }
+        let events = Arc::new(Semaphore::new(shared.limits.http_events));
+        Gateway { shared, catalog: Catalog::default(), folders: Folders::default(), events }
     }
 }

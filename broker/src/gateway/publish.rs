@@ -14,7 +14,7 @@ use crate::{
     message::Refusal,
     packet::Reason,
     pulse::{BROKER, MIRROR},
-    submit::{By, retained, submit},
+    submit::{By, live, retained, submit},
 };
 
 /// How often is looked whether the mirror has what somebody else published.
@@ -25,6 +25,17 @@ const CAUGHT_UP: usize = 200;
 const SETTLED: Duration = Duration::from_millis(500);
 
 impl Gateway {
+    /// Publishes a message for those who listen now, or whose session waits for it.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn tell(&self, topic: String, payload: Bytes) -> Result<(), Refusal> {
+        match self.upstream() {
+            Some(upstream) => upstream.publish(topic, payload, false).await,
+            None => submit(&self.shared, live(topic, payload), By::origin(BROKER)).await,
+        }
+    }
+
     /// Publishes a retained message, and waits until it is durable. With `expected`, only if that is the version of
     /// what the topic holds, 0 for nothing. `place` is given back when it is settled.
     ///
@@ -37,12 +48,16 @@ impl Gateway {
         expected: Option<u64>,
         place: Option<OwnedSemaphorePermit>,
     ) -> Result<(), Refusal> {
-        let upstream = self.shared.edge.as_ref().filter(|edge| edge.part() == Part::Gateway);
-        if let Some(upstream) = upstream {
+        if let Some(upstream) = self.upstream() {
             return self.publish_upstream(upstream, topic, payload, expected).await;
         }
         let publish = retained(topic, payload);
         submit(&self.shared, publish, By { origin: BROKER, expected, place }).await
+    }
+
+    /// The cluster that this is a gateway to, if it is one.
+    fn upstream(&self) -> Option<&Edge> {
+        self.shared.edge.as_deref().filter(|edge| edge.part() == Part::Gateway)
     }
 
     /// The same with the cluster that this is a gateway to. It has no conditions; so it is asked what it retains once
@@ -74,7 +89,7 @@ impl Gateway {
         // What the door would refuse, the cluster must not have either.
         let publish = retained(topic.clone(), payload.clone());
         admit(publish, &self.shared.limits)?;
-        upstream.publish(topic.clone(), payload.clone()).await?;
+        upstream.publish(topic.clone(), payload.clone(), true).await?;
         if expected.is_some() {
             sleep(SETTLED).await;
             let there = upstream.read(topic.clone()).await?;

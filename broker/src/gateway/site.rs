@@ -13,7 +13,7 @@ use tower_service::Service as _;
 
 use super::{Gateway, Here, Problem, Routes, caller, count::Face, health};
 use crate::faces::{
-    downloads, mip, promoter, simple,
+    api, downloads, mip, promoter, simple,
     thingsboard::{self, github::Hosts},
     upload,
 };
@@ -67,6 +67,8 @@ impl Site {
                     .merge(login(Face::Mip, here_and_by_channel(Router::new().nest("/mip", mip::routes()))))
                     .merge(login(Face::Simple, here_and_by_channel(simple::routes())))
                     .merge(login(Face::Simple, upload::routes()))
+                    .merge(mount(Face::Api, Door::Open, api::open_routes()))
+                    .merge(login(Face::Api, api::routes()))
                     .merge(login(Face::Promoter, by_channel(promoter::routes())))
                     .fallback(nothing_here)
                     .method_not_allowed_fallback(not_so)

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
-use mpypi_client::BrokerArgs;
 use mpypi_protocol::{
     KeyId, Root,
     key::Algorithm,
@@ -11,14 +10,15 @@ use mpypi_protocol::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{brokers, print};
+use super::{places, print};
 use crate::{
-    cli::KeyArgs,
+    cli::{KeyArgs, PlaceArgs},
     history,
     keys::{Custody, KeyFile, Keys, KeysError},
     limits,
     link::Link,
     retained,
+    settle::{Disagreement, End, Message, Stands, settle},
 };
 
 const EXAMPLES: &str = "\
@@ -144,7 +144,7 @@ enum RootCommand {
     /// Publish the roots that the broker lacks
     Publish {
         #[command(flatten)]
-        broker: Box<BrokerArgs>,
+        place: Box<PlaceArgs>,
     },
 }
 
@@ -260,7 +260,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             drafted(&keys, &root)
         }
         Command::Root(RootCommand::Sign { ids }) => sign(&keys, &ids).await,
-        Command::Root(RootCommand::Publish { broker }) => publish(&keys, *broker).await,
+        Command::Root(RootCommand::Publish { place }) => publish(&keys, *place).await,
     }
 }
 
@@ -359,7 +359,7 @@ async fn sign(keys: &Keys, ids: &[KeyId]) -> anyhow::Result<()> {
     }
 }
 
-async fn publish(keys: &Keys, broker: BrokerArgs) -> anyhow::Result<()> {
+async fn publish(keys: &Keys, place: PlaceArgs) -> anyhow::Result<()> {
     let (chain, unfinished) = keys.roots()?;
     if chain.is_empty() {
         let text = match unfinished {
@@ -368,7 +368,8 @@ async fn publish(keys: &Keys, broker: BrokerArgs) -> anyhow::Result<()> {
         };
         return Err(KeysError::Office(text.into()).into());
     }
-    let mut link = Link::connect_any(&brokers(broker)?).await?;
+    let brokers = places(place)?;
+    let mut link = Link::connect_any(&brokers).await?;
     let retained = retained::all(&mut link, &[format!("{}+", mpypi_protocol::topic::ROOTS)]).await?;
     let mut sent = 0;
     for root in &chain {
@@ -391,6 +392,15 @@ async fn publish(keys: &Keys, broker: BrokerArgs) -> anyhow::Result<()> {
         sent += 1;
     }
     link.close().await;
+    if brokers.are_several() {
+        let message = |root: &Root| Message::of(root::topic(root.version()), root.payload().to_vec().into());
+        let messages: Vec<Message> = chain.iter().map(message).collect();
+        let verdict = settle(&brokers, None, &messages, |_| None, |_| {}).await;
+        if verdict.end != End::Agreed {
+            let done = "the roots are published".to_owned();
+            return Err(Disagreement { done, stands: Stands::Published, verdict }.into());
+        }
+    }
     match (sent, unfinished) {
         (0, Some(root)) => {
             let text = format!("root {} lacks signatures: `mpypi keys root sign`", root.draft().version);

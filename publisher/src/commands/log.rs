@@ -8,7 +8,7 @@ use super::{brokers, print, reading};
 use crate::{
     cli::Subject,
     reissue::{Page, log},
-    report::{count, painted, wants_color},
+    report::{count, painted, short, wants_color},
 };
 
 const EXAMPLES: &str = "\
@@ -51,19 +51,21 @@ pub(crate) fn page_json(page: &Page) -> Value {
         "created": page.created.map(|time| time.to_string()),
         "digest": page.digest,
         "packages": page.packages,
+        "commit": page.commit,
         "signer": page.signer,
         "trouble": page.trouble,
     })
 }
 
 fn text(page: &Page, color: bool) -> String {
-    let Page { sequence, epoch, version, created, digest, packages, signer, trouble } = page;
+    let Page { sequence, epoch, version, created, digest, packages, commit, signer, trouble } = page;
     let epoch = if *epoch > 0 { format!(" of epoch {epoch}") } else { String::new() };
     let created = created.map(|time| time.to_string()).unwrap_or_else(|| "at no known time".to_owned());
+    let commit = commit.as_deref().map(|commit| format!(", of commit {}", short(commit))).unwrap_or_default();
     let signer =
         signer.as_ref().map_or("not signed".to_owned(), |key| format!("signed by {}", key.escape_debug()));
     let mut text = format!(
-        "release {sequence}{epoch} (version {}) {created} {}, {}, {signer}\n",
+        "release {sequence}{epoch} (version {}) {created} {}, {}{commit}, {signer}\n",
         version.escape_debug(),
         digest.short(),
         count(*packages, "package"),

@@ -17,7 +17,10 @@ use std::io::{self, Write, stderr};
 
 use mpypi_client::{BrokerArgs, Brokers, Endpoint};
 
-use crate::report::{painted, say, wants_color};
+use crate::{
+    cli::PlaceArgs,
+    report::{count, painted, say, wants_color},
+};
 
 /// SIGINT or SIGTERM came before the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +62,19 @@ fn brokers(args: BrokerArgs) -> anyhow::Result<Brokers> {
         say(&format!("{} {warning}", painted("warning:", "33;1", wants_color(&stderr()))));
     }
     Ok(brokers)
+}
+
+/// The brokers that are to agree on what is published.
+fn places(args: PlaceArgs) -> anyhow::Result<Brokers> {
+    let brokers = brokers(args.broker)?;
+    if args.may_be_down >= brokers.count() {
+        anyhow::bail!(
+            "`--may-be-down {}` leaves nobody of {}",
+            args.may_be_down,
+            count(brokers.count(), "broker")
+        );
+    }
+    Ok(brokers.with_down(args.may_be_down).within(args.agree_within))
 }
 
 /// Writes to stdout. A reader that went away (`mpypi status | head`) is no error.

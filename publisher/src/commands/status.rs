@@ -4,12 +4,12 @@ use std::io::stdout;
 
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use mpypi_client::BrokerArgs;
-use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList, node::State};
+use mpypi_protocol::{ChannelName, Entry, NodeId, UpdateList, list::Release, node::State};
 use serde_json::{Value, json};
 
 use super::{brokers, print, reading};
 use crate::{
-    report::{count, painted, size, wants_color},
+    report::{count, painted, short, size, wants_color},
     status::{ChannelStatus, NodeStatus, Status, status},
     wheel::pack::ANY,
 };
@@ -84,7 +84,11 @@ fn title(list: &UpdateList) -> String {
     let Some(release) = list.release() else { return format!("a list without a release, {packages}") };
     let created = release.created.map(|time| format!(", made {time}")).unwrap_or_default();
     let expires = release.expires.map(|time| format!(", expires {time}")).unwrap_or_default();
-    format!("release {} (version {}), {packages}{created}{expires}", release.sequence, release.version)
+    let commit = release.commit().map(|commit| format!(", of commit {}", short(commit))).unwrap_or_default();
+    format!(
+        "release {} (version {}), {packages}{created}{expires}{commit}",
+        release.sequence, release.version
+    )
 }
 
 fn table(header: &[&str]) -> Table {
@@ -181,6 +185,7 @@ fn channel_json(name: &ChannelName, status: &ChannelStatus) -> Value {
         "channel": name,
         "sequence": release.map(|release| release.sequence),
         "version": release.map(|release| release.version.clone()),
+        "commit": release.and_then(Release::commit),
         "error": error,
         "entries": entries,
     })

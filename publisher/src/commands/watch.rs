@@ -1,8 +1,11 @@
 //! `mpypi watch`
 
-use std::io::{stderr, stdout};
+use std::{
+    io::{stderr, stdout},
+    path::PathBuf,
+};
 
-use super::{brokers, interrupted, print};
+use super::{interrupted, places, print};
 use crate::{
     cli::Source,
     lint::Finding,
@@ -23,6 +26,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
+    /// The channel's folder
+    folder: PathBuf,
     #[command(flatten)]
     source: Source,
     /// Print one JSON object a line, for each release
@@ -34,7 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        brokers: brokers(args.source.broker)?,
+        brokers: places(args.source.place)?,
         channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,
@@ -42,15 +47,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         harm,
         signing,
         rollout: None,
+        commit: None,
     };
     let lines = if args.json { Lines::Hidden } else { Lines::Shown };
     let mut screen =
         Screen { json: args.json, progress: Progress::new(lines), told: vec![], telling: vec![] };
     if !args.json {
-        say(&format!("watching {}; Ctrl-C ends it", args.source.folder.display()));
+        say(&format!("watching {}; Ctrl-C ends it", args.folder.display()));
     }
     tokio::select! {
-        result = watch(&args.source.folder, &options, &mut screen) => match result? {},
+        result = watch(&args.folder, &options, &mut screen) => match result? {},
         stop = interrupted() => stop?,
     }
     screen.progress.clear();

@@ -229,17 +229,21 @@ impl View<'_> {
         self.release().is_some_and(|release| revoked(release).contains(&self.record.first))
     }
 
-    /// Seconds since the present list was made.
-    fn elapsed(&self) -> u64 {
+    /// When nodes may have begun with the present list: when it was made, or when it says that they may.
+    fn begun(&self) -> Timestamp {
         let made = self.release().and_then(|release| release.created).unwrap_or(self.now);
-        self.now.duration_since(made).as_secs().max(0).unsigned_abs()
+        self.step().and_then(|rollout| rollout.not_before).map_or(made, |time| time.max(made))
     }
 
-    /// So many seconds after the present list was made.
+    /// Seconds since then.
+    fn elapsed(&self) -> u64 {
+        self.now.duration_since(self.begun()).as_secs().max(0).unsigned_abs()
+    }
+
+    /// So many seconds after then.
     fn after(&self, seconds: u64) -> Timestamp {
-        let made = self.release().and_then(|release| release.created).unwrap_or(self.now);
         let seconds = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
-        made.checked_add(seconds).unwrap_or(Timestamp::MAX)
+        self.begun().checked_add(seconds).unwrap_or(Timestamp::MAX)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     link::{Link, Signal},
     plan::Trust,
     publish::{self, Harm, Mode, Observer, Options, PublishError, publish_channel},
-    retained,
+    retained, settle,
     signing::Signing,
 };
 
@@ -152,7 +152,7 @@ pub async fn start(start: &Start, observer: &mut impl Observer) -> Result<Starte
         (None, Target::Present(channel)) => channel.clone(),
         (None, Target::Folder(_)) => unreachable!("a folder was read"),
     };
-    let mut link = Link::connect_any(&start.brokers).await.map_err(SteerError::from)?;
+    let mut link = settle::connect(&start.brokers, &channel).await.map_err(SteerError::from)?;
     let mut known = Known::new(channel.clone());
     known.read_all(&mut link).await.map_err(SteerError::from)?;
     let release = known.list().and_then(UpdateList::release);
@@ -263,6 +263,7 @@ fn options(start: &Start, mode: Mode, rollout: Option<Rollout>) -> Options {
         harm: start.harm,
         signing: start.signing.clone(),
         rollout,
+        commit: None,
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     plan::{PlanError, relist},
     publish::backoff,
     retained::{self, AskError},
+    settle::{self, Disagreement, End, Message, Stands, Verdict, settle},
     signing::{Authority, Signing, SigningError},
     status::NodeStatus,
 };
@@ -90,6 +91,8 @@ pub enum Event<'a> {
     },
     /// It stands otherwise from now on.
     Recorded(&'a Record),
+    /// Brokers do not agree on what was published: their nodes stay where they are.
+    Behind(&'a Verdict),
     /// The connection was lost; it is tried again after a pause.
     Lost {
         /// Why.
@@ -167,6 +170,9 @@ pub enum SteerError {
         /// Why.
         refusal: Refusal,
     },
+    /// Not every broker has what was published last.
+    #[error(transparent)]
+    Disagreement(#[from] Box<Disagreement>),
     /// Connections were lost too often.
     #[error("gave up after {attempts} lost connections: the rollout stands where it was")]
     GaveUp {
@@ -198,6 +204,7 @@ impl SteerError {
             SteerError::GaveUp { .. } => Some("run again to go on from there".to_owned()),
             SteerError::Refused { refusal, .. } => refusal.hint(),
             SteerError::Signing(error) => error.hint(),
+            SteerError::Disagreement(error) => Some(error.hint()),
             SteerError::Untrusted { .. } => Some(
                 "see `mpypi verify`, and who else can write to this broker; then publish again".to_owned(),
             ),
@@ -305,9 +312,12 @@ async fn attempt(
     connected: &mut bool,
 ) -> Result<Standings, SteerError> {
     let topic = steering.channel.rollout(RolloutSubject::Lease);
-    let link = Link::connect_clearing(&steering.brokers, &topic, limits::LEASE_KEEP_ALIVE).await?;
+    let (broker, link) = settle::newest(&steering.brokers, &steering.channel).await?;
+    link.close().await;
+    let link = Link::connect_clearing(&broker, &topic, limits::LEASE_KEEP_ALIVE).await?;
     *connected = true;
-    let mut run = Run { link, known: Known::new(steering.channel.clone()), started: now() };
+    let brokers = steering.brokers.clone();
+    let mut run = Run { brokers, link, known: Known::new(steering.channel.clone()), started: now() };
     run.known.read_all(&mut run.link).await?;
     if let Some(holder) = run.known.lease.clone() {
         lease.heard(Duration::ZERO, holder.as_bytes());
@@ -329,6 +339,7 @@ async fn attempt(
             if lease.other().is_none() {
                 run.publish(&topic, Bytes::new()).await?;
             }
+            run.agree().await?;
             run.link.close().await;
             return Ok(standings);
         }
@@ -338,6 +349,7 @@ async fn attempt(
 
 /// One connection.
 struct Run {
+    brokers: Brokers,
     link: Link,
     known: Known,
     started: Instant,
@@ -395,7 +407,7 @@ impl Run {
             Next::Record(record) => self.record(*record, observer).await?,
             Next::Step(rollout) => {
                 let (release, bytes) = self.relist(signing, None, Some(&rollout), &[]).await?;
-                self.publish_list(bytes).await?;
+                self.publish_list(bytes, observer).await?;
                 let (sequence, percent) = (release.sequence, Some(rollout.percent));
                 observer.event(Event::Published { sequence, percent });
             }
@@ -404,7 +416,7 @@ impl Run {
                 match self.history(base).await? {
                     Some(before) => {
                         let (release, bytes) = self.relist(signing, Some(before), None, &revoked).await?;
-                        self.publish_list(bytes).await?;
+                        self.publish_list(bytes, observer).await?;
                         let sequence = release.sequence;
                         observer.event(Event::Published { sequence, percent: None });
                     }
@@ -458,10 +470,11 @@ impl Run {
         self.publish(&topic, payload.clone()).await?;
         self.known.take(&topic, payload);
         observer.event(Event::Recorded(&record));
+        self.settle(observer).await;
         Ok(())
     }
 
-    async fn publish_list(&mut self, list: Bytes) -> Result<(), SteerError> {
+    async fn publish_list(&mut self, list: Bytes, observer: &mut impl Observer) -> Result<(), SteerError> {
         let topic = self.known.channel.topic();
         if let Some((present, Ok(parsed))) = &self.known.list
             && let Some(release) = parsed.release()
@@ -471,7 +484,44 @@ impl Run {
         }
         self.publish(&topic, list.clone()).await?;
         self.known.take(&topic, list);
+        self.settle(observer).await;
         Ok(())
+    }
+
+    /// Sees to it that every broker of several has what was published. Where one does not, its nodes stay where they are, and
+    /// the rollout goes by what they say.
+    async fn settle(&mut self, observer: &mut impl Observer) {
+        if let Some(verdict) = self.verdict().await.filter(|verdict| verdict.end == End::Disagreed) {
+            observer.event(Event::Behind(&verdict));
+        }
+    }
+
+    /// The same, in the end.
+    async fn agree(&mut self) -> Result<(), SteerError> {
+        match self.verdict().await {
+            Some(verdict) if verdict.end == End::Disagreed => {
+                let done = format!("the rollout of channel `{}` is over", self.known.channel);
+                Err(Box::new(Disagreement { done, stands: Stands::Published, verdict }).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn verdict(&mut self) -> Option<Verdict> {
+        if !self.brokers.are_several() {
+            return None;
+        }
+        let channel = self.known.channel.clone();
+        let list = self.known.payload().map(|list| Message::of(channel.topic(), list.clone()));
+        let record = match &self.known.record {
+            Some(Ok(record)) => {
+                let topic = channel.rollout(RolloutSubject::Record);
+                Some(Message::of(topic, record.to_bytes().into()))
+            }
+            _ => None,
+        };
+        let messages: Vec<Message> = list.into_iter().chain(record).collect();
+        Some(settle(&self.brokers, Some(&channel), &messages, |_| None, |_| {}).await)
     }
 
     /// The next list, signed where the channel has keys: what it has now, or another list of its history, once more. A broker

@@ -375,3 +375,55 @@ fn power_cut_at_any_write_of_firmware_from_the_channel_ends_with_the_new_one() {
         }
     }
 }
+
+#[test]
+fn what_there_is_to_choose_from_outlives_a_restart_without_a_broker() {
+    let mut flash = Memory::new(ROOM);
+    let mut bench = start(&mut flash, asking()).unwrap();
+    bench.publish(&two(1, "1.0"));
+    bench.run().unwrap();
+    bench.publish(&two(2, "1.1"));
+    bench.settle().unwrap();
+    order(&mut bench, Order::Download(names("blink"))).unwrap();
+    bench.settle().unwrap();
+    let before = packages(&mut bench);
+    assert_eq!(before.iter().map(|view| &*view.name).collect::<Vec<_>>(), ["blink", "dev", "led"]);
+    drop(bench);
+    let mut bench = start(&mut flash, asking()).unwrap();
+    assert_eq!(packages(&mut bench), before);
+    // What is on the shelf is installed by itself; what is not has to wait for a connection.
+    order(&mut bench, Order::Install(names("blink"))).unwrap();
+    order(&mut bench, Order::Download(names("led"))).unwrap();
+    bench.settle().unwrap();
+    assert_eq!(status(&mut bench, "blink"), "up_to_date");
+    assert_eq!(status(&mut bench, "led"), "downloading");
+    bench.publish(&two(2, "1.1"));
+    bench.run().unwrap();
+    assert_eq!(status(&mut bench, "led"), "downloaded");
+}
+
+#[test]
+fn a_kept_list_is_judged_anew_and_one_that_is_damaged_or_expired_offers_nothing() {
+    let mut flash = Memory::new(4 * ROOM);
+    let mut bench = start(&mut flash, asking()).unwrap();
+    bench.publish(&two(1, "1.0"));
+    bench.run().unwrap();
+    drop(bench);
+    let expired = r#"[{"type":"release","channel":"dev","sequence":1,"version":"1","expires":"2026-11-28T08:59:59Z"},
+        {"type":"wheel","name":"blink","version":"1","pkg_sha256":"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}]"#;
+    let current = expired.replace("08:59:59", "09:00:01");
+    let other = current.replace("\"dev\"", "\"stable\"");
+    let large = [&b"["[..], &vec![b' '; mpypi_protocol::limits::LIST], b"]"].concat();
+    for (kept, count) in [
+        (current.as_bytes(), 1),
+        (expired.as_bytes(), 0),
+        (other.as_bytes(), 0),
+        (&current.as_bytes()[..100], 0),
+        (b"", 0),
+        (&large, 0),
+    ] {
+        journal::write_list(&mut flash, OFFER, kept).unwrap();
+        let mut bench = start(&mut flash, asking()).unwrap();
+        assert_eq!(packages(&mut bench).len(), count, "{:?}", kept.get(..200));
+    }
+}

@@ -22,6 +22,7 @@ fn record() -> Record {
             min_success: percent("95"),
             on_failure: OnFailure::Pause,
             only: None,
+            not_before: None,
             window: None,
             jitter: 0,
             optional: false,
@@ -577,4 +578,20 @@ proptest! {
         prop_assert!(!world.record.status.is_under_way() || world.record.status == Status::Paused
             || absent > 0, "{:?}", world.record);
     }
+}
+
+#[test]
+fn a_step_is_given_its_time_from_when_nodes_may_begin() {
+    let mut world = World::new(100);
+    world.record.policy.not_before = Timestamp::from_second(START + 7200).ok();
+    let stored = Record::parse(&world.record.to_bytes()).unwrap();
+    assert_eq!(stored, world.record, "it is kept as it was");
+    world.settle();
+    world.now += 7200 + 599;
+    assert!(matches!(world.settle(), Next::Wait(Some(at)) if at.as_second() == START + 7200 + 600));
+    assert_eq!((world.record.step, world.record.status), (0, Status::Running), "nobody is late");
+    world.update();
+    world.now += 1;
+    world.settle();
+    assert_eq!(world.record.step, 1);
 }
