@@ -62,7 +62,7 @@ pub trait Version {
     fn ping() -> Self::Request;
 }
 
-/// MQTT 3.1.1, of a client that neither publishes nor subscribes above QoS 1.
+/// MQTT 3.1.1, of a client that keeps no session and neither publishes nor subscribes above QoS 1.
 #[derive(Debug)]
 pub struct V4 {
     in_flight: usize,
