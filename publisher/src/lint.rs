@@ -218,7 +218,7 @@ pub fn for_promoter(
         let folders: Vec<&str> =
             src.path.parents().filter(|folder| !before.folders.contains(folder)).collect();
         // Once for each folder; two that are new are one in the other.
-        if folders.len() > 1 && folders.iter().any(|folder| new.insert(folder)) {
+        if folders.len() > 1 && folders.iter().filter(|folder| new.insert(folder)).count() > 0 {
             findings.push(finding(
                 Rule::NestedFolder,
                 src,

@@ -263,11 +263,13 @@ fn until(complaint: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Whether each of so many devices has the file as it is in the channel's folder now.
+/// Whether each of so many devices has the file as it is in the channel's folder now, and is not on trial with it.
 fn have_all(world: &World, nodes: usize) -> bool {
     let wanted = world.files("dev/src")["part1.py"].clone();
     let has = |number: usize| {
-        fs::read(world.path(&format!("fleet/device-{number}/part1.py"))).is_ok_and(|found| found == wanted)
+        let folder = world.path(&format!("fleet/device-{number}"));
+        fs::read(folder.join("part1.py")).is_ok_and(|found| found == wanted)
+            && !folder.join(".mpypi/journal.json").exists()
     };
     (1..=nodes).all(has)
 }

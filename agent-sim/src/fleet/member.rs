@@ -10,9 +10,10 @@ use crate::{
     device::{Hardware, Traits},
     face::desk::Desk,
     flash::{self, Disk, Flash, Loss, Memory, PowerCut, Tear},
+    journal::{self, NEXT},
     limits,
     node::{self, Clock, Ended, Happening, NodeOptions},
-    store::{BootError, Store},
+    store::{Boot, BootError, Store},
     weather::{Blow, Weather},
 };
 
@@ -132,9 +133,15 @@ pub(super) async fn live<F: Storage>(
 /// Starts a node once more, and compares every file of its release with what it should be; looks whether what it had
 /// before is where it should be.
 fn inspect(flash: impl Storage, history: History) -> Result<Found, String> {
-    let (store, _) = Store::boot(flash).map_err(|error| text(&error))?;
-    let installed = store.installed();
-    for (path, digest) in &installed.files {
+    let (store, boot) = Store::boot(flash).map_err(|error| text(&error))?;
+    // Stopped on trial, a node runs what it has not confirmed.
+    let next = match boot {
+        Boot::Confirming { .. } => journal::read_installed(store.flash(), NEXT),
+        Boot::Rest | Boot::RolledBack { .. } => Ok(None),
+    };
+    let next = next.map_err(|error| error.to_string())?;
+    let running = next.as_ref().unwrap_or(store.installed());
+    for (path, digest) in &running.files {
         let found = flash::digest(store.flash(), path.as_str()).map_err(|error| error.to_string())?;
         if found != Some(*digest) {
             let found =
@@ -142,7 +149,8 @@ fn inspect(flash: impl Storage, history: History) -> Result<Found, String> {
             return Err(format!("`{path}` should be {}: it is {found}", digest.short()));
         }
     }
-    let found = Found { list: installed.list, files: installed.files.clone() };
+    // It has a release once that is confirmed.
+    let found = Found { list: store.installed().list, files: running.files.clone() };
     history.trouble(store.flash(), &found).map_or(Ok(found), Err)
 }
 
@@ -164,8 +172,13 @@ pub(super) fn reference(hardware: Hardware, number: usize) -> Member {
 
 #[cfg(test)]
 mod tests {
+    use mpypi_protocol::node::Phase;
+
     use super::*;
-    use crate::testing::{Bench, release};
+    use crate::{
+        testing::{Bench, release},
+        update::Event,
+    };
 
     fn installed() -> Memory {
         let mut flash = Memory::new(1 << 20);
@@ -185,6 +198,24 @@ mod tests {
         assert!(inspect(flash, History::Blank).unwrap_err().starts_with("`main.py` should be "));
         let mut flash = installed();
         flash.remove("a/b.txt").unwrap();
+        assert!(inspect(flash, History::Blank).unwrap_err().ends_with("it is missing"));
+    }
+
+    #[test]
+    fn a_node_that_is_on_trial_in_the_end_is_whole_and_on_the_release_before() {
+        let mut flash = installed();
+        let mut bench = Bench::start(&mut flash).unwrap();
+        bench.publish(&release(2, &[("main.py", b"two"), ("a/b.txt", b"two")], &[]));
+        bench.give(Event::Connected).unwrap();
+        while bench.phase() != Phase::Confirming {
+            assert!(bench.deliver().unwrap() || bench.wait().unwrap());
+        }
+        drop(bench);
+        let before = inspect(installed(), History::Blank).unwrap();
+        let found = inspect(flash.clone(), History::Blank).unwrap();
+        assert_eq!(found.list, before.list);
+        assert_eq!(found.files[&FilePath::new("main.py").unwrap()], Digest::of(b"two"));
+        flash.remove("main.py").unwrap();
         assert!(inspect(flash, History::Blank).unwrap_err().ends_with("it is missing"));
     }
 
