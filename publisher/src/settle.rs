@@ -1,4 +1,4 @@
-//! The driver of [`agree`](crate::agree): reads what was published back through every address of a cluster, and publishes
+//! The driver of [`agree`]: reads what was published back through every address of a cluster, and publishes
 //! again what is missing.
 
 use std::{

@@ -4,7 +4,7 @@
 //! has, what its channel has, and how far it is; a node that is forgotten is taken back there. Its button orders on the node's own
 //! `cmd`, so it may do what whoever Home Assistant logs in as may do, and no more.
 //!
-//! [`thing`] holds the policy; here is its driver, which tells each node's news at most every [`PACE`].
+//! `thing` holds the policy; here is its driver, which tells each node's news at most every `PACE`.
 
 mod thing;
 
