@@ -404,7 +404,8 @@ impl<O: Observer> Round<'_, O> {
         let mut turns: BTreeSet<(Timestamp, u32, usize)> = BTreeSet::new();
         let mut tasks: JoinSet<(usize, Task)> = JoinSet::new();
         let (mut greeting, mut updating, mut failures) = (0, 0, 0);
-        let patience = now().checked_add(self.options.wait).unwrap_or(Timestamp::MAX);
+        let began = now();
+        let patience = began.checked_add(self.options.wait).unwrap_or(Timestamp::MAX);
         loop {
             while greeting < limits::PUSH_GREETINGS
                 && let Some(index) = greet.pop_front()
@@ -448,6 +449,8 @@ impl<O: Observer> Round<'_, O> {
                             greeting -= 1;
                             match self.greeted(index, seen)? {
                                 Ok(turn) => {
+                                    // Of those whose turn it is, none comes first because it answered first.
+                                    let turn = if turn <= now() { began } else { turn };
                                     turns.insert((turn, self.offer.position(&self.options.devices[index]), index));
                                     continue;
                                 }
