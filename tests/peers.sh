@@ -31,6 +31,15 @@ give_up() {
   exit 1
 }
 
+# fetch NAME WHAT: a Python of its own, with what tests/NAME.txt says, in the folder of that name.
+fetch() {
+  echo "fetching $2 into target/peers/$1"
+  rm -rf "$peers/$1"
+  python3 -m venv "$peers/$1"
+  "$peers/$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+    --require-hashes -r "tests/$1.txt"
+}
+
 bash tests/nats.sh
 
 if ! cmp -s tests/peers.txt "$peers/python/peers.txt"; then
@@ -73,11 +82,7 @@ if ! cmp -s tests/things/sources.txt "$peers/things/sources.txt"; then
 fi
 
 if ! cmp -s tests/clients.txt "$peers/clients/clients.txt"; then
-  echo "fetching pip, twine and uv into target/peers/clients"
-  rm -rf "$peers/clients"
-  python3 -m venv "$peers/clients"
-  "$peers/clients/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-    --require-hashes -r tests/clients.txt
+  fetch clients "pip, twine and uv"
   for program in pip twine uv; do
     ln -sf "clients/bin/$program" "$peers/$program"
   done
@@ -86,11 +91,7 @@ if ! cmp -s tests/clients.txt "$peers/clients/clients.txt"; then
 fi
 
 if ! cmp -s tests/schema.txt "$peers/schema/schema.txt"; then
-  echo "fetching schemathesis into target/peers/schema"
-  rm -rf "$peers/schema"
-  python3 -m venv "$peers/schema"
-  "$peers/schema/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-    --require-hashes -r tests/schema.txt
+  fetch schema schemathesis
   "$peers/schema/bin/schemathesis" --version > /dev/null
   cp tests/schema.txt "$peers/schema/schema.txt"
 fi

@@ -17,7 +17,7 @@ use super::wheel::{Contents, project};
 use crate::{
     clock,
     gateway::{Caller, Gateway, Problem},
-    index::{Index, Step},
+    index::Index,
     message::Message,
 };
 
@@ -115,22 +115,14 @@ impl Catalog {
         let filter = format!("{CHANNELS}+");
         let now_ms = clock::now().unix_ms;
         let mut lists = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            match index.next(&filter, after.as_deref(), 0, now_ms)? {
-                Step::End => return Ok(lists),
-                Step::Later(topic) => after = Some(topic),
-                Step::Found(message) => {
-                    after = Some(message.topic.to_string());
-                    let channel =
-                        message.topic.strip_prefix(CHANNELS).and_then(|name| ChannelName::new(name).ok());
-                    let Some(channel) = channel.filter(|_| caller.reads(&message.topic).is_ok()) else {
-                        continue;
-                    };
-                    lists.push(self.read(index, &channel, &message)?);
-                }
+        index.each(&filter, 0, now_ms, 1, |message| {
+            let channel = message.topic.strip_prefix(CHANNELS).and_then(|name| ChannelName::new(name).ok());
+            if let Some(channel) = channel.filter(|_| caller.reads(&message.topic).is_ok()) {
+                lists.push(self.read(index, &channel, &message)?);
             }
-        }
+            Ok::<_, Problem>(())
+        })?;
+        Ok(lists)
     }
 
     fn read(&self, index: &Index, channel: &ChannelName, message: &Message) -> Result<Arc<Listed>, Problem> {

@@ -237,22 +237,15 @@ fn read_now(shared: &Shared, since: u64) -> Result<(), IndexError> {
     let now = clock::now().unix_ms;
     let mut there = HashSet::new();
     for filter in READ {
-        let mut after: Option<String> = None;
-        loop {
-            let (found, later) = shared.index.some(filter, after.as_deref(), since, now, limits::BATCH)?;
-            for message in found {
-                if let Some(news) = understand(&shared.index, &message) {
-                    shared.fleet.change().take(news, message.version, Heed::Found, now);
-                    if since == 0 {
-                        there.insert(message.topic);
-                    }
+        shared.index.each(filter, since, now, limits::BATCH, |message| {
+            if let Some(news) = understand(&shared.index, &message) {
+                shared.fleet.change().take(news, message.version, Heed::Found, now);
+                if since == 0 {
+                    there.insert(message.topic);
                 }
             }
-            match later {
-                Some(topic) => after = Some(topic),
-                None => break,
-            }
-        }
+            Ok::<_, IndexError>(())
+        })?;
     }
     if since == 0 {
         shared.fleet.change().keep_only(|topic| there.contains(topic), now);

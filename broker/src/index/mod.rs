@@ -294,7 +294,7 @@ impl Index {
     ///
     /// # Errors
     /// The database fails.
-    pub fn some(
+    fn some(
         &self,
         filter: &str,
         after: Option<&str>,
@@ -333,6 +333,31 @@ impl Index {
             }
             Ok((found, None))
         })
+    }
+
+    /// Hands every retained message that matches `filter` and changed after `since` to `take`, in the order of their
+    /// topics. So many are read at once: each as it is when that is done. Of what the broker says of itself there is
+    /// nothing here.
+    ///
+    /// # Errors
+    /// The database fails, or `take` does: then the rest is left.
+    pub fn each<E: From<IndexError>>(
+        &self,
+        filter: &str,
+        since: u64,
+        now_ms: u64,
+        at_once: usize,
+        mut take: impl FnMut(Message) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut after: Option<String> = None;
+        loop {
+            let (found, later) = self.some(filter, after.as_deref(), since, now_ms, at_once)?;
+            found.into_iter().try_for_each(&mut take)?;
+            match later {
+                Some(topic) => after = Some(topic),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// What an exact subscription to `topic` is answered where nothing is retained there: a channel nobody

@@ -21,7 +21,7 @@ use crate::{
         view::{self, View},
     },
     gateway::{Caller, Gateway, Here, Problem},
-    index::{Index, Step},
+    index::Index,
     message::Message,
 };
 
@@ -151,25 +151,18 @@ async fn past(gateway: &Gateway, channel: &ChannelName, present: Option<u64>) ->
     let (index, channel) = (gateway.shared.index.clone(), channel.clone());
     let work = move || -> Result<Vec<Found>, Problem> {
         let (filter, now) = (format!("{}/history/+", channel.topic()), clock::now().unix_ms);
-        let mut after: Option<String> = None;
         let mut kept = BTreeMap::new();
-        loop {
-            match index.next(&filter, after.as_deref(), 0, now)? {
-                Step::End => break,
-                Step::Later(topic) => after = Some(topic),
-                Step::Found(message) => {
-                    after = Some(message.topic.to_string());
-                    if let Some(sequence) = channel.history_sequence(&message.topic)
-                        && Some(sequence) != present
-                    {
-                        kept.insert(sequence, message);
-                        if kept.len() > HISTORY {
-                            kept.pop_first();
-                        }
-                    }
+        index.each(&filter, 0, now, 1, |message| {
+            if let Some(sequence) = channel.history_sequence(&message.topic)
+                && Some(sequence) != present
+            {
+                kept.insert(sequence, message);
+                if kept.len() > HISTORY {
+                    kept.pop_first();
                 }
             }
-        }
+            Ok::<_, Problem>(())
+        })?;
         kept.values().rev().filter_map(|message| Found::read(&index, message).transpose()).collect()
     };
     gateway.catalog.work(work).await?

@@ -21,7 +21,7 @@ use tokio::{task::spawn_blocking, time::sleep};
 use crate::{
     clock,
     connection::Shared,
-    index::{IndexError, Step},
+    index::IndexError,
     mailbox::{Mail, Mailbox},
     message::{Message, SessionId},
     packet::SubscriptionOptions,
@@ -149,17 +149,10 @@ fn take(shared: &Shared, house: &mut House, change: Change) -> Result<(), IndexE
 fn read(shared: &Shared, house: &mut House, version: u64, filters: Range<usize>) -> Result<(), IndexError> {
     let now_ms = clock::now().unix_ms;
     for filter in &house.filters()[filters] {
-        let mut after: Option<String> = None;
-        loop {
-            match shared.index.next(filter, after.as_deref(), version, now_ms)? {
-                Step::End => break,
-                Step::Later(topic) => after = Some(topic),
-                Step::Found(message) => {
-                    house.take(&message.topic, &shared.index.payload(&message.payload)?);
-                    after = Some(message.topic.to_string());
-                }
-            }
-        }
+        shared.index.each(filter, version, now_ms, 1, |message| {
+            house.take(&message.topic, &shared.index.payload(&message.payload)?);
+            Ok::<_, IndexError>(())
+        })?;
     }
     Ok(())
 }
