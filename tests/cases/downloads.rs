@@ -4,17 +4,11 @@ use std::{io::Read, net::SocketAddr};
 
 use mpypi_protocol::Digest;
 use mpypi_tests::{
-    Client, Server, World,
+    Client, Server, World, bytes,
     http::{Answer, Web},
 };
 
 const HTTP: [&str; 2] = ["--http", "127.0.0.1:0"];
-
-/// Bytes that are no others' and do not compress.
-fn bytes(seed: u64, size: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    std::iter::repeat_with(|| random.u8(..)).take(size).collect()
-}
 
 fn retain(client: &mut Client, kind: &str, package: &[u8]) -> String {
     let digest = Digest::of(package).to_string();

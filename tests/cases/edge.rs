@@ -15,17 +15,12 @@ use std::{
 use mpypi_protocol::{Digest, KeyId, PackageId, UpdateList, key::Algorithm};
 use mpypi_publisher::keys::Keys;
 use mpypi_tests::{
-    Client, Cluster, Deadline, Options, Output, Proxy, Server, Verdict, World, free_address, run, run_with,
+    Client, Cluster, Deadline, Options, Output, Proxy, Server, Verdict, World, bytes, free_address, run,
+    run_with,
 };
 use serde_json::Value;
 
 const HTTP: [&str; 2] = ["--http", "127.0.0.1:0"];
-
-fn bytes(seed: u64, size: usize) -> Vec<u8> {
-    let mut bytes = vec![0; size];
-    fastrand::Rng::with_seed(seed).fill(&mut bytes);
-    bytes
-}
 
 fn topic(package: &[u8]) -> String {
     PackageId::Wheel(Digest::of(package)).topic()

@@ -18,13 +18,7 @@ use std::{
 };
 
 use mpypi_protocol::{Digest, PackageId};
-use mpypi_tests::{Client, Deadline, Options, Output, PATIENCE, Server, World, program, run};
-
-fn bytes(seed: u64, size: usize) -> Vec<u8> {
-    let mut bytes = vec![0; size];
-    fastrand::Rng::with_seed(seed).fill(&mut bytes);
-    bytes
-}
+use mpypi_tests::{Client, Deadline, Options, Output, PATIENCE, Server, World, bytes, program, run};
 
 fn topic(package: &[u8]) -> String {
     PackageId::Wheel(Digest::of(package)).topic()

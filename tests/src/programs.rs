@@ -207,3 +207,11 @@ impl Drop for Running {
         self.child.wait().ok();
     }
 }
+
+/// Bytes that are those of no other seed, and do not compress.
+#[must_use]
+pub fn bytes(seed: u64, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    bytes
+}
