@@ -450,6 +450,7 @@ mod tests {
             version: "1.1".into(),
             digest: Digest::EMPTY,
             size: Some(1),
+            chunks: None,
             tag: Some(tag.into()),
             extra: Default::default(),
         };

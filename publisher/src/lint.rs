@@ -616,6 +616,7 @@ mod tests {
             version: version.into(),
             digest: Digest::of(content.as_bytes()),
             size: Some(content.len() as u64),
+            chunks: None,
             tag: Some(tag.into()),
             extra: Default::default(),
         })
@@ -630,6 +631,7 @@ mod tests {
             path: FilePath::new(path).unwrap(),
             digest: Digest::of(content),
             size: Some(content.len() as u64),
+            chunks: None,
             extra: Default::default(),
         })
     }

@@ -319,6 +319,7 @@ mod tests {
             path: FilePath::new(path).unwrap(),
             digest: Digest::of(content.as_bytes()),
             size: Some(content.len() as u64),
+            chunks: None,
             extra: Default::default(),
         })
     }

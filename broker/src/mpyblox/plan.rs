@@ -286,6 +286,7 @@ fn first_install(wheel: &Wheel, carrier: &str, version: &str) -> Errand {
         version: other.to_owned(),
         digest: wheel.digest,
         size: wheel.size,
+        chunks: None,
         tag: None,
         extra: Map::new(),
     });
@@ -335,7 +336,7 @@ fn files(old: &Facts, texts: &[(&str, String)], text: String) -> Errand {
         let digest = Digest::of(content.as_bytes());
         files.push((PackageId::Src(path.clone(), digest).topic(), Bytes::from(content.clone())));
         let size = Some(content.len() as u64);
-        entries.push(Entry::Src(Src { path, digest, size, extra: Map::new() }));
+        entries.push(Entry::Src(Src { path, digest, size, chunks: None, extra: Map::new() }));
     }
     let list = payload(entries);
     Errand { key: Digest::of(&list), list, files, text }
