@@ -30,7 +30,7 @@ use crate::{
     mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
     metrics::{self, Metrics},
-    packet::{Publish, Qos, Reason},
+    packet::{Properties, Publish, Qos, Reason},
     pulse::{BROKER, MIRROR},
     subscriptions::{Found, Subscriptions},
 };
@@ -148,6 +148,8 @@ pub struct Writer {
     metrics: Arc<Metrics>,
     /// Blobs written for the commit under way.
     written: Vec<Digest>,
+    /// Packages made whole by the commit under way, to be announced before the lists that name them.
+    joined: Vec<(Arc<Message>, Vec<Found>)>,
     /// Whether the commit under way refuses messages because the disk is nearly full.
     refused_for_space: bool,
     /// Ends of connections that could not be noted.
@@ -227,6 +229,7 @@ impl Writer {
             forgotten: HashMap::new(),
             metrics: Arc::default(),
             written: Vec::new(),
+            joined: Vec::new(),
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
@@ -489,6 +492,7 @@ impl Writer {
                 (Op::Collect(_), _) => {}
             }
         }
+        self.announce_joined(u64::MAX);
         failure.map_or(Ok(()), Err)
     }
 
@@ -496,7 +500,9 @@ impl Writer {
     fn answer(&mut self, op: Submission, version: Result<u64, Refusal>, chosen: Vec<Found>, now: Now) {
         let Submission { admitted, topic, origin, reply, place, .. } = op;
         let result = admitted.and_then(|admitted| {
-            let message = message(admitted, topic.clone(), origin, version?, now);
+            let version = version?;
+            self.announce_joined(version);
+            let message = message(admitted, topic.clone(), origin, version, now);
             (self.announce)(Arc::new(message), chosen);
             Ok(())
         });
@@ -512,6 +518,13 @@ impl Writer {
         drop(place);
         if let Some(Reply { to, packet_id }) = reply {
             to.settled(Settled::Published { packet_id, result });
+        }
+    }
+
+    /// Announces the packages that were made whole before this version of the index.
+    fn announce_joined(&mut self, version: u64) {
+        for (message, chosen) in self.joined.extract_if(.., |(message, _)| message.version < version) {
+            (self.announce)(message, chosen);
         }
     }
 
@@ -547,6 +560,7 @@ impl Writer {
             transaction.set_durability(Durability::None)?;
         }
         self.written.clear();
+        self.joined.clear();
         self.refused_for_space = false;
         let mut free = metrics::disk(self.index.folder()).map_or(u64::MAX, |(free, _)| free);
         let outcomes = {
@@ -711,6 +725,9 @@ impl Writer {
                 if let Err(refusal) = verdict {
                     return Ok(Err(refusal));
                 }
+                if let Err(refusal) = self.join(tables, list, now, free)? {
+                    return Ok(Err(refusal));
+                }
             }
             Kind::ForgetPackage(id) => {
                 if self.is_named(id) {
@@ -837,6 +854,62 @@ impl Writer {
             self.channels.insert(channel.clone(), state);
         }
         Ok(Ok(self.version))
+    }
+
+    /// Makes whole, beside their chunks, the packages that `list` cuts: for whoever asks for them over HTTP, and for agents that
+    /// know of no chunks.
+    fn join(
+        &mut self,
+        tables: &mut Tables<'_>,
+        list: &UpdateList,
+        now: Now,
+        free: &mut u64,
+    ) -> Result<Result<(), Refusal>, IndexError> {
+        for entry in list.entries().iter().filter(|entry| entry.chunks().is_some()) {
+            let Some((id, size)) = entry.package() else { continue };
+            let digest = *id.digest();
+            if tables.has(&Piece { topic: id.topic(), digest, size }, now)? {
+                continue;
+            }
+            let mut whole = Vec::new();
+            for piece in entry.pieces() {
+                let Some(record) = tables.read(&piece.topic)? else { continue };
+                match self.index.bytes(&record.body) {
+                    Ok(bytes) => whole.extend(bytes),
+                    Err(error) => {
+                        tracing::error!(%error, topic = piece.topic, "cannot read a chunk");
+                        let text = format!("the broker cannot read `{}`: publish it again", piece.topic);
+                        return Ok(Err(Refusal::new(Reason::UnspecifiedError, text)));
+                    }
+                }
+            }
+            if Digest::of(&whole) != digest {
+                let text =
+                    format!("the chunks of package `{id}` are not its bytes: no device could install it");
+                return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+            }
+            let publish = Publish {
+                topic: id.topic(),
+                payload: whole.into(),
+                qos: Qos::AtLeastOnce,
+                retain: true,
+                packet_id: 0,
+                duplicate: false,
+                properties: Properties::default(),
+            };
+            let topic: Arc<str> = publish.topic.as_str().into();
+            let admitted = Ok(Admitted { publish, kind: Kind::Package(id), digest: Some(digest) });
+            let op = Submission { admitted, topic, origin: BROKER, reply: None, place: None, expected: None };
+            let Outcome::Published(version, chosen) = self.publish(tables, &op, now, free)? else { continue };
+            match (version, op.admitted) {
+                (Ok(version), Ok(admitted)) => {
+                    let message = message(admitted, op.topic, BROKER, version, now);
+                    self.joined.push((Arc::new(message), chosen));
+                }
+                (Err(refusal), _) | (_, Err(refusal)) => return Ok(Err(refusal)),
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Whether the present list of any channel names a package.

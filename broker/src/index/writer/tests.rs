@@ -778,9 +778,53 @@ fn a_list_waits_for_its_chunks_and_then_nobody_takes_or_changes_one() {
     assert_eq!(garbage(&mut shelf, 1), [""; 0]);
     assert_eq!(shelf.settle(&[list(2, None)]), [Ok(())]);
     assert_eq!(garbage(&mut shelf, 2), [""; 0]);
-    let topics: Vec<_> = pieces.iter().map(|(topic, _)| topic.clone()).collect();
+    let mut topics: Vec<_> = pieces.iter().map(|(topic, _)| topic.clone()).collect();
+    topics.push(PackageId::Firmware(digest).topic());
     assert_eq!(garbage(&mut shelf, 1), topics);
     let (now, collect) = (shelf.now, Collect { topics, since_ms: u64::MAX, reply: oneshot::channel().0 });
     shelf.writer().settle(vec![Op::Collect(collect)], now).unwrap();
     assert_eq!(shelf.read(&pieces[0].0), None);
+}
+
+#[test]
+fn a_package_in_chunks_is_there_whole_too_before_the_list_that_names_it() {
+    let mut shelf = Shelf::new();
+    let package = bytes(3, 3 * INLINE);
+    let chunks = Chunks::cut(&package, 2048).unwrap();
+    let list = |whole: Digest, sequence: u32| {
+        let text = format!(
+            r#"[{{"type":"release","channel":"dev","sequence":{sequence},"version":"1"}},
+                {{"type":"firmware","name":"a","version":"1","pkg_sha256":"{whole}","size":{}}}]"#,
+            package.len()
+        );
+        let mut entries = UpdateList::parse(text.as_bytes()).unwrap().entries().to_vec();
+        entries[1].set_chunks(Some(chunks.clone()));
+        publish("mpypi/channels/dev", &UpdateList::new(entries).unwrap().to_bytes(), None)
+    };
+    let cut = |whole: &Digest| {
+        let topics = chunks.pieces(whole).map(|piece| piece.topic);
+        topics
+            .zip(package.chunks(2048))
+            .map(|(topic, bytes)| publish(&topic, bytes, None))
+            .collect::<Vec<_>>()
+    };
+    let whole = Digest::of(&package);
+    let topic = PackageId::Firmware(whole).topic();
+    let mut batch = cut(&whole);
+    batch.push(list(whole, 1));
+    assert!(shelf.settle(&batch).iter().all(Result::is_ok));
+    assert_eq!(shelf.read(&topic).as_deref(), Some(&*package));
+    let announced: Vec<_> = shelf.announced.lock().unwrap().drain(..).collect();
+    let last: Vec<_> = announced.iter().rev().take(2).map(|message| &*message.topic).collect();
+    assert_eq!(last, ["mpypi/channels/dev", &topic]);
+    assert!(announced.iter().map(|message| message.version).is_sorted());
+    // Once is enough.
+    assert_eq!(shelf.settle(&[list(whole, 2)]), [Ok(())]);
+    assert_eq!(shelf.announced.lock().unwrap().len(), 1);
+    // Whoever cut it lies about what it is.
+    let other = Digest::of(b"other");
+    let mut batch = cut(&other);
+    batch.push(list(other, 3));
+    assert_eq!(shelf.settle(&batch).last(), Some(&Err(Reason::PayloadFormatInvalid)));
+    assert_eq!(shelf.read(&PackageId::Firmware(other).topic()), None);
 }
