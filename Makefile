@@ -84,7 +84,7 @@ soak: build ## Ten times as many hostile packets and power cuts as the tests hav
 	MPYPI_UPLOAD=4194304 cargo test -p mpypi-tests --test mpypi -- over_a_poor_line
 	MPYPI_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --nocapture killed_five_times
 	MPYPI_EDGE_NODES=1000 cargo test -p mpypi-tests --test mpypi -- --nocapture many_devices_on_an_edge
-	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test -p mpypi-agent-sim --lib -- after_a_hostile_day
+	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test --release -p mpypi-agent-sim --lib -- after_a_hostile_day
 	MPYPI_ROLLOUT_NODES=2000 MPYPI_SEEDS=5 cargo test -p mpypi-tests --test mpypi -- --nocapture \
 	  a_release_that_crashes_on_one_device_in_twenty
 
