@@ -456,17 +456,20 @@ fn the_settings_that_ship_are_taken_by_the_programs_that_they_are_for() {
     until("the edge does not get the channel", || list(edge.address).is_some());
 }
 
-/// One row of the table in docs/brokers.md.
-fn engine(world: &World, name: &str, brokers: &str, nodes: u64) {
+/// One row of the table in docs/brokers.md. What is published to `brokers` comes to devices from `serving`.
+fn engine(world: &World, name: &str, brokers: &str, serving: &str, nodes: u64) {
     for number in 0..20 {
         world.write(&format!("dev/src/part{number}.py"), format!("# part {number:02}\n").repeat(800));
     }
     let started = clock();
     publish(world, brokers, &[]).wait().expect_code(0);
+    for address in serving.split(',').filter_map(|url| url.strip_prefix("mqtt://")?.parse().ok()) {
+        until("what was published does not come", || list(address).is_some_and(|list| list != b"[]"));
+    }
     let published = started.elapsed();
     let (nodes, report) = (nodes.to_string(), world.text(&format!("{name}.json")));
     let fleet =
-        ["fleet", "--broker", brokers, "--nodes", &nodes, "--confirm-after", "50ms", "--releases", "1"];
+        ["fleet", "--broker", serving, "--nodes", &nodes, "--confirm-after", "50ms", "--releases", "1"];
     let more = ["--for", "10m", "--report", &report, "--expect", "applied=100%", "--expect", "bricked=0"];
     run("mpypi-agent", &[&fleet[..], &more].concat()).expect_code(0);
     let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
@@ -496,12 +499,20 @@ fn the_same_fleet_on_each_engine() {
         "| engine | publish (s) | devices | median (s) | 95% (s) | last (s) | bytes each |\n|---|---|---|---|---|---|---|"
     );
     let world = World::new();
-    engine(&world, "ours", &Server::start(&world).url(), nodes);
-    engine(&world, "mosquitto", &Server::mosquitto(&World::new()).url(), nodes);
+    let alone = |name: &str, brokers: &str| engine(&world, name, brokers, brokers, nodes);
+    let home = World::new();
+    alone("ours", &Server::start(&home).url());
+    alone("mosquitto", &Server::mosquitto(&home).url());
     for count in [1, 3] {
         let home = World::new();
-        engine(&world, &format!("NATS, {count}"), &Cluster::start(&home, count).urls(), nodes);
+        alone(&format!("NATS, {count}"), &Cluster::start(&home, count).urls());
     }
+    let (home, site) = (World::new(), World::new());
+    let cluster = Cluster::start(&home, 3);
+    let addresses: Vec<String> = (0..3).map(|node| cluster.url(node)).collect();
+    let upstream: Vec<&str> = addresses.iter().flat_map(|url| ["--upstream", url]).collect();
+    let edge = Server::start_with(&site, &upstream);
+    engine(&world, "an edge of NATS, 3", &cluster.urls(), &edge.url(), nodes);
 }
 
 #[expect(

@@ -238,6 +238,19 @@ impl<'e> Carrier<'e> {
                 yield_now().await;
             }
         }
+        let mut since = 0;
+        loop {
+            let gone = index.gone(since, TURN).unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot look what was cleared of nodes");
+                Vec::new()
+            });
+            let Some((last, _)) = gone.last() else { break };
+            since = *last;
+            for (version, topic) in gone {
+                effects.extend(self.relay.handle(Event::Gone { topic, version }, &Shelf(index)));
+            }
+            yield_now().await;
+        }
         effects.extend(self.relay.handle(Event::Scanned, &Shelf(index)));
         effects
     }

@@ -73,8 +73,12 @@ struct Fetcher<'e> {
 impl<'e> Fetcher<'e> {
     fn new(edge: &'e Arc<Edge>, shared: &'e Arc<Shared>) -> Fetcher<'e> {
         let config = &edge.config;
-        let options =
-            Options { channels: config.channels.clone(), pin: config.pin.clone(), hours: config.window };
+        let options = Options {
+            channels: config.channels.clone(),
+            pin: config.pin.clone(),
+            hours: config.window,
+            part: config.part,
+        };
         let endpoints = config.endpoints.iter().map(|endpoint| {
             let endpoint = endpoint.metered(edge.meter.clone());
             config.bandwidth.map_or(endpoint.clone(), |rate| endpoint.paced(rate))
@@ -171,8 +175,8 @@ impl<'e> Fetcher<'e> {
                         (String::new(), Ok(()))
                     });
                 }
-                Effect::Took(channel, number) => {
-                    self.edge.memory.take(&channel, number);
+                Effect::Took(channel, taken) => {
+                    self.edge.memory.take(&channel, taken);
                     self.edge.memory.save();
                 }
                 Effect::Tell(Tell::News(text)) => tracing::info!("{text}"),

@@ -9,8 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Chunks, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList, list::Piece,
-    root::SignedRoot, topic::CHANNELS,
+    ChannelName, Chunks, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList,
+    list::Piece,
+    root::SignedRoot,
+    topic::{CHANNELS, NODES},
 };
 use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -18,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::{
     INLINE, Index, IndexError,
     collect::{COLLECTED, Notes},
-    record::{BYTES, Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION, below},
+    record::{BYTES, Body, EXPIRIES, GONE, LEGACY, META, RECORDS, REFS, Record, VERSION, below},
     sessions::{self, Change, Kept, Opening, Sessions},
 };
 use crate::{
@@ -42,6 +44,8 @@ pub const QUEUE: usize = 1024;
 const BATCH_MESSAGES: usize = 512;
 /// Most payload bytes in one commit.
 const BATCH_BYTES: usize = 32 * 1024 * 1024;
+/// Most clears that wait for an upstream to be told; with more, the oldest are not.
+const GONE_MOST: u64 = 100_000;
 /// How long a blob that no record names stays for readers in the middle of it.
 const BLOB_GRACE: Duration = Duration::from_secs(60);
 /// How long nothing is written after a failure for want of space; longer if opening the database takes long.
@@ -132,6 +136,9 @@ pub enum Settled {
 /// a subscription.
 pub type Announce = Box<dyn FnMut(Arc<Message>, Vec<Found>) + Send>;
 
+/// The version up to which an upstream has been told of nodes.
+pub type Told = Box<dyn Fn() -> u64 + Send>;
+
 /// The index's writer.
 pub struct Writer {
     index: Index,
@@ -158,6 +165,8 @@ pub struct Writer {
     pause: Option<Pause>,
     /// What only an upstream broker may change.
     owned: Option<Arc<Owned>>,
+    /// How far an upstream is that is to hear of nodes that are cleared.
+    told: Option<Told>,
     /// When the database was last written, if it has not been left at rest since.
     unrested: Option<Instant>,
 }
@@ -234,6 +243,7 @@ impl Writer {
             postponed: Vec::new(),
             pause: None,
             owned: None,
+            told: None,
             unrested: None,
         };
         writer.load(clock::now())?;
@@ -252,6 +262,12 @@ impl Writer {
     #[must_use]
     pub fn leaving(self, owned: Option<Arc<Owned>>) -> Writer {
         Writer { owned, ..self }
+    }
+
+    /// Notes which topics of nodes are cleared, with the clear itself, until an upstream has been told.
+    #[must_use]
+    pub fn noting(self, told: Option<Told>) -> Writer {
+        Writer { told, ..self }
     }
 
     fn count_sessions(&self) {
@@ -776,6 +792,12 @@ impl Writer {
             if let Some(old) = tables.remove(&publish.topic)? {
                 self.release(tables, &old.body, now)?;
                 self.version += 1;
+                if let Some(told) = &self.told
+                    && op.origin != MIRROR
+                    && publish.topic.starts_with(NODES)
+                {
+                    tables.note_gone(self.version, &publish.topic, told())?;
+                }
             }
             return Ok(Ok(self.version));
         }
@@ -1106,6 +1128,7 @@ struct Tables<'t> {
     refs: Table<'t, &'static [u8; 32], u64>,
     legacy: Table<'t, &'static str, [u8; 32]>,
     meta: Table<'t, &'static str, u64>,
+    gone: Table<'t, u64, &'static str>,
     notes: Notes<'t>,
     /// By how much the payloads have grown, in bytes.
     grown: i64,
@@ -1121,6 +1144,7 @@ impl<'t> Tables<'t> {
             refs: transaction.open_table(REFS)?,
             legacy: transaction.open_table(LEGACY)?,
             meta: transaction.open_table(META)?,
+            gone: transaction.open_table(GONE)?,
             notes: Notes::open(transaction)?,
             grown: 0,
         })
@@ -1191,6 +1215,21 @@ impl<'t> Tables<'t> {
             self.expiries.remove((expires, topic))?;
         }
         Ok(old)
+    }
+
+    /// Notes that a node's topic was cleared, and forgets of which clears the upstream has been told.
+    fn note_gone(&mut self, version: u64, topic: &str, told: u64) -> Result<(), IndexError> {
+        self.gone.retain_in(..=told, |_, _| false)?;
+        self.gone.insert(version, topic)?;
+        if self.gone.len()? > GONE_MOST
+            && let Some((_, oldest)) = self.gone.pop_first()?
+        {
+            tracing::error!(
+                topic = oldest.value(),
+                "too much was cleared: the upstream will not be told of this"
+            );
+        }
+        Ok(())
     }
 
     fn name(&mut self, path: &FilePath, digest: &Digest) -> Result<(), IndexError> {

@@ -828,3 +828,44 @@ fn a_package_in_chunks_is_there_whole_too_before_the_list_that_names_it() {
     assert_eq!(shelf.settle(&batch).last(), Some(&Err(Reason::PayloadFormatInvalid)));
     assert_eq!(shelf.read(&PackageId::Firmware(other).topic()), None);
 }
+
+#[test]
+fn what_is_cleared_of_nodes_is_noted_with_the_clear_until_an_upstream_was_told() {
+    let mut shelf = Shelf::new();
+    let lamp = "mpypi/nodes/lamp/state";
+    shelf.keep(lamp, b"{}");
+    shelf.keep(lamp, b"");
+    assert_eq!(shelf.writer().index.gone(0, 9).unwrap(), [], "there is no upstream");
+    let told = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let seen = told.clone();
+    let writer = shelf.writer.take().unwrap();
+    shelf.writer = Some(writer.noting(Some(Box::new(move || seen.load(Ordering::SeqCst)))));
+    for topic in [lamp, "mpypi/nodes/door/state", "home/light"] {
+        shelf.keep(topic, b"{}");
+        shelf.keep(topic, b"");
+    }
+    // Nothing was there.
+    shelf.keep("mpypi/nodes/other/state", b"");
+    let gone = |shelf: &mut Shelf, since, most| {
+        let found = shelf.writer().index.gone(since, most).unwrap();
+        found
+            .into_iter()
+            .map(|(version, topic)| (version, topic.replace("mpypi/nodes/", "")))
+            .collect::<Vec<_>>()
+    };
+    let pair = |version: u64, topic: &str| (version, topic.to_owned());
+    assert_eq!(gone(&mut shelf, 0, 9), [pair(4, "lamp/state"), pair(6, "door/state")]);
+    assert_eq!(
+        (gone(&mut shelf, 4, 9), gone(&mut shelf, 0, 1)),
+        (vec![pair(6, "door/state")], vec![pair(4, "lamp/state")])
+    );
+    shelf.reopen();
+    assert_eq!(gone(&mut shelf, 0, 9).len(), 2, "it is there after a restart");
+    let seen = told.clone();
+    let writer = shelf.writer.take().unwrap();
+    shelf.writer = Some(writer.noting(Some(Box::new(move || seen.load(Ordering::SeqCst)))));
+    told.store(4, Ordering::SeqCst);
+    shelf.keep(lamp, b"{}");
+    shelf.keep(lamp, b"");
+    assert_eq!(gone(&mut shelf, 0, 9), [pair(6, "door/state"), pair(10, "lamp/state")]);
+}
