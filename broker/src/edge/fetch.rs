@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mpypi_protocol::Topic;
+use mpypi_protocol::{Digest, Topic, list::Piece};
 use rumqttc::QoS;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -21,6 +21,7 @@ use crate::{
     clock::{self, Now},
     connection::Shared,
     index::{Index, IndexError},
+    message::Payload,
     pulse::MIRROR,
     submit::{By, clear, retained, submit},
 };
@@ -207,6 +208,14 @@ impl Library for Shelf<'_> {
     fn get(&self, topic: &str) -> Option<Bytes> {
         let message = said(topic, self.0.get(topic, clock::now().unix_ms))?;
         said(topic, self.0.payload(&message.payload).map(Some))
+    }
+
+    fn holds(&self, piece: &Piece) -> bool {
+        let kept = said(&piece.topic, self.0.get(&piece.topic, clock::now().unix_ms));
+        kept.is_some_and(|message| match &message.payload {
+            Payload::Blob(digest, _) => *digest == piece.digest,
+            Payload::Inline(bytes) => Digest::of(bytes) == piece.digest,
+        })
     }
 }
 

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
     ChannelName, Digest, Root, Topic, Trust, UpdateList, limits,
+    list::Piece,
     rollout::Rollout,
     root::{self, SignedRoot},
     topic::{CHANNELS, ROOTS},
@@ -89,6 +90,9 @@ pub trait Library {
 
     /// What is retained on a topic.
     fn get(&self, topic: &str) -> Option<Bytes>;
+
+    /// Whether a package, or a chunk of one, is retained, with its own bytes.
+    fn holds(&self, piece: &Piece) -> bool;
 }
 
 /// What happens.
@@ -205,8 +209,7 @@ pub struct Mirror {
 struct Coming {
     payload: Bytes,
     list: UpdateList,
-    /// Topics of packages that are not here, and their sizes.
-    missing: BTreeMap<String, u64>,
+    missing: Lacks,
     base: Base,
     stage: Stage,
 }
@@ -219,7 +222,16 @@ enum Base {
     /// Its list is not here.
     Wanted(String),
     /// Its list is here; these of its packages are not.
-    Lacks(BTreeMap<String, u64>),
+    Lacks(Lacks),
+}
+
+/// Packages, or chunks of them, that are not here, by their topics.
+type Lacks = BTreeMap<String, Lack>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lack {
+    digest: Digest,
+    size: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -389,14 +401,25 @@ impl Mirror {
                 self.roots.insert(version, payload);
                 self.next_root(library, out);
             }
-            Ok(Topic::Package(_) | Topic::History(..)) if !payload.is_empty() => {
-                if let Some(fetch) =
-                    self.fetches.get_mut(topic).filter(|fetch| matches!(fetch.stage, Asked::Since(_)))
-                {
-                    fetch.stage = Asked::Came;
-                    out.push(Effect::Unsubscribe(topic.to_owned()));
-                    out.push(Effect::Keep { topic: topic.to_owned(), payload });
+            Ok(found @ (Topic::Package(_) | Topic::Chunk(..) | Topic::History(..)))
+                if !payload.is_empty() =>
+            {
+                if !self.fetches.get(topic).is_some_and(|fetch| matches!(fetch.stage, Asked::Since(_))) {
+                    return;
                 }
+                out.push(Effect::Unsubscribe(topic.to_owned()));
+                // The index knows a package by its topic; a chunk is known by the list alone.
+                let digest = matches!(found, Topic::Chunk(..)).then(|| Digest::of(&payload));
+                let mut lacks = self.coming.values().filter_map(|coming| coming.lack(topic));
+                if digest.is_some_and(|digest| lacks.all(|lack| lack.digest != digest)) {
+                    let why = "has other bytes upstream than the list says: asked for again later";
+                    out.push(trouble(format!("`{topic}` {why}")));
+                    return self.did_not_come(moment, topic, out);
+                }
+                if let Some(fetch) = self.fetches.get_mut(topic) {
+                    fetch.stage = Asked::Came;
+                }
+                out.push(Effect::Keep { topic: topic.to_owned(), payload });
             }
             _ => {}
         }
@@ -772,7 +795,15 @@ impl Coming {
             Base::Lacks(lacks) => Some(lacks),
             _ => None,
         };
-        self.missing.iter().chain(base.into_iter().flatten()).map(|(topic, size)| (topic.as_str(), *size))
+        self.missing.iter().chain(base.into_iter().flatten()).map(|(topic, lack)| (topic.as_str(), lack.size))
+    }
+
+    /// What is to come on a topic.
+    fn lack(&self, topic: &str) -> Option<&Lack> {
+        self.missing.get(topic).or_else(|| match &self.base {
+            Base::Lacks(lacks) => lacks.get(topic),
+            _ => None,
+        })
     }
 
     /// The list of its base, if that is not here.
@@ -784,12 +815,7 @@ impl Coming {
     }
 
     fn needs(&self, topic: &str) -> bool {
-        self.missing.contains_key(topic)
-            || match &self.base {
-                Base::Wanted(wanted) => wanted == topic,
-                Base::Lacks(lacks) => lacks.contains_key(topic),
-                Base::Settled => false,
-            }
+        self.lack(topic).is_some() || self.wants() == Some(topic)
     }
 }
 
@@ -827,11 +853,11 @@ fn present(library: &impl Library, channel: &ChannelName) -> Option<Taken> {
     taken_of(&UpdateList::parse(&payload).ok()?, &payload)
 }
 
-/// Topics of packages that a list names and that are not here, with their sizes.
-fn lacking(list: &UpdateList, library: &impl Library) -> BTreeMap<String, u64> {
-    let named = list.packages().filter(|(id, _)| *id.digest() != Digest::EMPTY);
-    let topics = named.map(|(id, size)| (id.topic(), size.unwrap_or_default()));
-    topics.filter(|(topic, _)| !library.has(topic)).collect()
+/// What a list needs that is not here.
+fn lacking(list: &UpdateList, library: &impl Library) -> Lacks {
+    let lack =
+        |piece: Piece| (piece.topic, Lack { digest: piece.digest, size: piece.size.unwrap_or_default() });
+    list.pieces().filter(|piece| !library.holds(piece)).map(lack).collect()
 }
 
 /// Where the release is that a list gives to empty nodes.

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use mpypi_protocol::Chunks;
+
 use super::*;
 
 /// An index that keeps what it is told.
@@ -13,6 +15,10 @@ impl Library for Shelf {
 
     fn get(&self, topic: &str) -> Option<Bytes> {
         self.0.get(topic).cloned()
+    }
+
+    fn holds(&self, piece: &Piece) -> bool {
+        self.0.get(&piece.topic).is_some_and(|bytes| Digest::of(bytes) == piece.digest)
     }
 }
 
@@ -143,8 +149,7 @@ impl Bench {
             }
             Topic::Channel(_) => {
                 let list = UpdateList::parse(&payload).unwrap();
-                let missing: Vec<_> =
-                    list.packages().filter(|(id, _)| !self.shelf.has(&id.topic())).collect();
+                let missing: Vec<_> = list.pieces().filter(|piece| !self.shelf.holds(piece)).collect();
                 assert!(missing.is_empty(), "kept before {missing:?}");
                 let before = self.sequence();
                 assert!(list.release().unwrap().sequence >= before.unwrap_or_default(), "after {before:?}");
@@ -225,6 +230,39 @@ fn wrong_bytes_are_left_and_the_right_ones_taken() {
     bench.upstream.extend([package(1)]);
     bench.pass(10);
     assert_eq!(bench.sequence(), Some(1));
+}
+
+#[test]
+fn chunks_are_fetched_one_by_one_checked_by_the_list_and_not_again_when_they_are_here() {
+    let mut bench = Bench::all();
+    let package: Vec<u8> = (0..3000_u16).flat_map(u16::to_le_bytes).collect();
+    let (digest, chunks) = (Digest::of(&package), Chunks::cut(&package, 2048).unwrap());
+    let topics: Vec<_> = chunks.pieces(&digest).map(|piece| piece.topic).collect();
+    let bytes: Vec<_> = package.chunks(2048).map(Bytes::copy_from_slice).collect();
+    bench.upstream.extend(topics.iter().cloned().zip(bytes.iter().cloned()));
+    bench.upstream.insert(topics[1].clone(), Bytes::from_static(b"other bytes"));
+    // An earlier cut of the same package.
+    bench.shelf.0.insert(topics[0].clone(), Bytes::copy_from_slice(&package[..1024]));
+    let text = format!(
+        r#"[{{"type":"release","channel":"dev","sequence":1,"version":"1"}},
+            {{"type":"src","path":"a.bin","pkg_sha256":"{digest}","size":{}}}]"#,
+        package.len()
+    );
+    let mut entries = UpdateList::parse(text.as_bytes()).unwrap().entries().to_vec();
+    entries[1].set_chunks(Some(chunks));
+    let list = UpdateList::new(entries).unwrap().to_bytes();
+    bench.publish(&dev().topic(), list.into());
+    bench.connect();
+    assert_eq!(bench.sequence(), None);
+    assert!(bench.told.iter().any(|text| text.contains("other bytes upstream")), "{:?}", bench.told);
+    assert!(!bench.shelf.has(&topics[1]), "wrong bytes are not kept");
+    bench.upstream.insert(topics[1].clone(), bytes[1].clone());
+    bench.lose();
+    bench.connect();
+    bench.pass(10);
+    assert_eq!(bench.sequence(), Some(1));
+    assert_eq!(topics.iter().map(|topic| bench.brought[topic]).collect::<Vec<_>>(), [1, 2, 1]);
+    assert!(topics.iter().zip(&bytes).all(|(topic, bytes)| bench.shelf.get(topic).as_ref() == Some(bytes)));
 }
 
 #[test]
