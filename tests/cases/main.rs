@@ -9,6 +9,7 @@ mod broker;
 mod bytecode;
 mod cluster;
 mod dashboard;
+mod deploy;
 mod device;
 mod device_store;
 mod device_trust;
