@@ -10,6 +10,7 @@ mod bytecode;
 mod chunks;
 mod cluster;
 mod dashboard;
+mod deploy;
 mod device;
 mod device_store;
 mod device_trust;
