@@ -221,6 +221,9 @@ pub const DOCTOR_RESOLUTION: u64 = 16;
 /// Most sizes that are tried.
 pub const DOCTOR_SIZES: u32 = 16;
 
+/// Who listens is told of a message within this time, or not at all.
+pub const DOCTOR_LIVE: Duration = Duration::from_secs(5);
+
 /// Messages that are asked for at once by a wildcard.
 pub const DOCTOR_WILD: usize = 24;
 
@@ -231,7 +234,7 @@ pub const DOCTOR_LONG: u32 = 600;
 pub const DOCTOR_SHORT: u32 = 1;
 
 /// When both are looked at, after they were published: brokers count in whole seconds.
-pub const DOCTOR_AGE: Duration = Duration::from_millis(3200);
+pub const DOCTOR_AGE: Duration = Duration::from_millis(2200);
 
 /// How long brokers may take to show what was published at another, unless told otherwise.
 pub const DOCTOR_AGREE: Duration = Duration::from_secs(10);

@@ -12,6 +12,7 @@ mod dashboard;
 mod device;
 mod device_store;
 mod device_trust;
+mod doctor;
 mod downloads;
 mod durability;
 mod edge;

@@ -469,7 +469,7 @@ fn agreed(Agreement { within, published, seen }: &Agreement, addresses: &[Addres
     let within = if *within >= 1000 { format!("{} s", within / 1000) } else { format!("{within} ms") };
     if !odd.is_empty() {
         return Row::new(Check::Agreement, Verdict::No, format!("{} (waited for {within})", odd.join("; ")))
-            .hint("are these nodes of one cluster? A node that shows what was until others return, or it is restarted, is to be restarted");
+            .hint("are these nodes of one cluster? If so, restart the one that does not show it: it may be frozen");
     }
     let all = numbers.len();
     match (shut, slowest) {

@@ -205,12 +205,12 @@ impl<'a> Doctor<'a> {
             self.tell("wildcards");
             seen.wildcard = self.wildcard(examined, mqtt).await;
             seen.largest = self.largest(examined, mqtt).await;
+            self.tell("clearing");
+            seen.cleared = self.cleared(examined, mqtt, &plain).await;
             self.tell("messages with an end");
             if let Some(aging) = aging {
                 seen.expiry = self.aged(examined, aging).await;
             }
-            self.tell("clearing");
-            seen.cleared = self.cleared(examined, mqtt, &plain).await;
         }
         self.tell("what this user may not write");
         seen.denied = self.denied(examined, &seen.plain).await;
@@ -368,7 +368,7 @@ impl<'a> Doctor<'a> {
                 return Ok(Live::Missing { reason: Some(reason) });
             }
             loop {
-                match listener.next_within(limits::DOCTOR_PROBE / 2).await? {
+                match listener.next_within(limits::DOCTOR_LIVE).await? {
                     None => return Ok(Live::Missing { reason: None }),
                     Some(Signal::Message { payload: found, .. }) if found == payload => break,
                     Some(_) => {}

@@ -240,7 +240,8 @@ fn sights(missing: &[(usize, usize)]) -> Agreement {
 #[test]
 fn the_address_that_shows_something_else_is_named() {
     let three = || Observations { addresses: ["a", "b", "c"].map(address).into(), ..fine() };
-    let cases: &[(&[(usize, usize)], Verdict, &str)] = &[
+    type Case = (&'static [(usize, usize)], Verdict, &'static str);
+    let cases: &[Case] = &[
         (&[], Verdict::Ok, "each of 3 shows what is published at the others, after 9 ms at most"),
         (
             &[(1, 0), (1, 2)],
