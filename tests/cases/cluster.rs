@@ -7,7 +7,8 @@ use mpypi_protocol::{
     node::{Phase, State},
 };
 use mpypi_tests::{
-    Client, Cluster, Deadline, Output, PATIENCE, Proxy, Running, Server, Verdict, World, clock, run,
+    Client, Cluster, Deadline, Output, PATIENCE, Proxy, Running, Server, Verdict, World, clock, face::until,
+    run,
 };
 
 /// Rounds of killing, unless `MPYPI_CLUSTER_ROUNDS` says otherwise.
@@ -332,24 +333,16 @@ fn a_device_whose_broker_is_behind_stays_at_what_it_has_and_takes_what_comes_nex
     assert!(!output.stderr.contains("failed"), "{}", output.stderr);
 }
 
-/// Waits until something is so that nobody tells.
-fn until(complaint: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Deadline::new();
-    while !is_so() {
-        deadline.check(complaint);
-        wait(Duration::from_millis(100));
-    }
-}
-
-/// Whether each of so many devices has the file as it is in the channel's folder now, and is not on trial with it.
-fn have_all(world: &World, nodes: usize) -> bool {
+/// Waits until each of so many devices has the file as it is in the channel's folder now, and is not on trial with it.
+fn until_all_have_it(world: &World, nodes: usize) {
     let wanted = world.files("dev/src")["part1.py"].clone();
-    let has = |number: usize| {
+    for number in 1..=nodes {
         let folder = world.path(&format!("fleet/device-{number}"));
-        fs::read(folder.join("part1.py")).is_ok_and(|found| found == wanted)
-            && !folder.join(".mpypi/journal.json").exists()
-    };
-    (1..=nodes).all(has)
+        until(&format!("device {number} of {nodes} has not got the release"), || {
+            fs::read(folder.join("part1.py")).is_ok_and(|found| found == wanted)
+                && !folder.join(".mpypi/journal.json").exists()
+        });
+    }
 }
 
 #[test]
@@ -385,7 +378,7 @@ fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobo
             "bricked=0",
         ],
     );
-    until("not every device has the first release", || have_all(&world, nodes));
+    until_all_have_it(&world, nodes);
 
     write_channel(&world, 8, 2);
     let folder = world.text("dev");
@@ -419,7 +412,7 @@ fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobo
     let rollout = rollout.wait();
     assert_eq!(rollout.code, Some(0), "{}{}", rollout.stdout, rollout.stderr);
     // What a device says may be lost with the node that it said it to; what it has is in its folder.
-    until("not every device has the release", || have_all(&world, nodes));
+    until_all_have_it(&world, nodes);
     fleet.signal("-TERM");
     let fleet = fleet.wait();
     assert_eq!(fleet.code, Some(0), "{}{}", fleet.stdout, fleet.stderr);
@@ -529,10 +522,7 @@ fn the_same_fleet_on_each_engine() {
     engine(&world, "an edge of NATS, 3", &cluster.urls(), &edge.url(), nodes);
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the moment of a kill is real time, and any is right; a device tells nobody what is in its folder"
-)]
+#[expect(clippy::disallowed_methods, reason = "the moment of a kill is real time, and any is right")]
 fn wait(time: Duration) {
     thread::sleep(time);
 }
