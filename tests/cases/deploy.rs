@@ -295,16 +295,18 @@ fn check_rights(world: &World, addresses: &[SocketAddr]) {
     publish(world, &urls(addresses, "publisher"));
     let [mut kitchen, mut hall, mut publisher] =
         ["kitchen", "hall", "publisher"].map(|user| enter(address, user));
-    let root = "mpypi/keys/root/1";
+    let (root, chunk) = ("mpypi/keys/root/1", format!("mpypi/chunks/{}/0", Digest::of(b"a large package")));
     assert!(publisher.retain(root, b"a root"));
+    assert!(publisher.retain(&chunk, b"a chunk"));
 
-    // A device reads channels, packages and roots.
+    // A device reads channels, packages, chunks of them and roots.
     let list = until(&mut kitchen, "mpypi/channels/dev", |list| UpdateList::parse(list).is_ok());
     let packages: Vec<_> = UpdateList::parse(&list).unwrap().packages().map(|(id, _)| id).collect();
     for id in &packages {
         until(&mut kitchen, &id.topic(), |package| Digest::of(package) == *id.digest());
     }
     until(&mut kitchen, root, |root| root == b"a root");
+    until(&mut kitchen, &chunk, |chunk| chunk == b"a chunk");
     // It says what is its own.
     for client in [(&mut kitchen, "kitchen"), (&mut hall, "hall")] {
         for subject in ["info", "state", "online"] {
@@ -341,7 +343,8 @@ fn check_rights(world: &World, addresses: &[SocketAddr]) {
     let history = "mpypi/channels/dev/history/1";
     let others =
         ["mpypi/nodes/hall/state", "mpypi/nodes/hall/online", "mpypi/channels/dev", "mpypi/channels/mine"];
-    let topics: Vec<&str> = others.into_iter().chain([history, &package, root, "mpypi/elsewhere"]).collect();
+    let topics: Vec<&str> =
+        others.into_iter().chain([history, &package, &chunk, root, "mpypi/elsewhere"]).collect();
     let read = |publisher: &mut Client| -> Vec<Option<Vec<u8>>> {
         topics.iter().map(|topic| publisher.retained_at(topic, 0).map(|found| found.payload)).collect()
     };
