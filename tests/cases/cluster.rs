@@ -7,7 +7,8 @@ use mpypi_protocol::{
     node::{Phase, State},
 };
 use mpypi_tests::{
-    Client, Cluster, Deadline, Output, PATIENCE, Proxy, Running, Server, Verdict, World, clock, run,
+    Client, Cluster, Deadline, Output, PATIENCE, Proxy, Running, Server, Verdict, World, clock, face::until,
+    run,
 };
 
 /// Rounds of killing, unless `MPYPI_CLUSTER_ROUNDS` says otherwise.
@@ -208,6 +209,84 @@ fn what_is_published_follows_the_newest_list_that_any_node_has_and_never_one_tha
     assert_eq!(list(fresh.address), list(stale.address));
 }
 
+/// What `mpypi` finds wrong, by broker.
+fn troubles(output: &Output, key: &str) -> Vec<(String, String)> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let report = output.json();
+    let rows = report[key].as_array().unwrap().iter().filter(|row| row["trouble"].is_string());
+    rows.map(|row| (text(&row["broker"]), text(&row["trouble"]))).collect()
+}
+
+/// Puts everything that one broker retains on another, as a bridge would.
+fn copy(from: &Server, to: &Server) {
+    let (mut reader, mut writer) =
+        (Client::connect(from.address, "a-copier"), Client::connect(to.address, "a-copier"));
+    assert_eq!(reader.subscribe("mpypi/#", 0), 0);
+    reader.fence();
+    while reader.waits() {
+        let message = reader.message().unwrap();
+        assert!(writer.retain(&message.topic, &message.payload));
+    }
+}
+
+#[test]
+fn who_looks_through_all_addresses_is_told_which_of_them_serves_something_else() {
+    let world = World::new();
+    let homes = [World::new(), World::new(), World::new()];
+    let servers = homes.each_ref().map(Server::mosquitto);
+    let [fresh, stale, other] = &servers;
+    let all = format!("{},{},{}", stale.url(), fresh.url(), other.url());
+    let keys = world.text("keys");
+    let look = |command: &str| run("mpypi", &[command, "dev", "--broker", &all, "--json", "--keys", &keys]);
+    write_channel(&world, 3, 1);
+    publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+    copy(fresh, stale);
+    copy(fresh, other);
+    let same = look("verify").expect_code(0);
+    let checks = same.json()["checks"].as_array().unwrap().clone();
+    assert!(checks.iter().all(|check| check["broker"].is_null()), "{checks:?}");
+    assert!(same.stdout.contains("3 brokers retain the same list, roots and history"), "{}", same.stdout);
+    assert_eq!(troubles(&look("log").expect_code(0), "differ"), []);
+
+    // One stays behind.
+    write_channel(&world, 3, 2);
+    publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+    copy(fresh, other);
+    let created = |server: &Server| {
+        UpdateList::parse(&list(server.address).unwrap()).unwrap().release().unwrap().created.unwrap()
+    };
+    let behind = format!(
+        "still serves release 1 (made {}), where {} serves release 2 (made {}); lacks 1 earlier list, 1 among them",
+        created(stale),
+        fresh.url(),
+        created(fresh)
+    );
+    let named = [(stale.url(), behind)];
+    assert_eq!(troubles(&look("verify").expect_code(1), "checks"), named);
+    let log = look("log").expect_code(1);
+    assert_eq!(troubles(&log, "differ"), named);
+    assert_eq!(log.json()["lists"][0]["sequence"], 2, "the newest is shown, whoever is named first");
+    let status = run("mpypi", &["status", "dev", "--broker", &all, "--json"]).expect_code(0);
+    assert_eq!(status.json()["channels"][0]["sequence"], 2);
+    assert_eq!(troubles(&status, "differ"), [(stale.url(), "still serves release 1".to_owned())]);
+
+    // Another lost a package, and then is gone.
+    copy(fresh, stale);
+    let served = UpdateList::parse(&list(other.address).unwrap()).unwrap();
+    let (lost, _) = served.packages().next().unwrap();
+    assert!(Client::connect(other.address, "a-thief").retain(&lost.topic(), b""));
+    let missing = format!("1 package missing, `{lost}` among them");
+    assert_eq!(troubles(&look("verify").expect_code(1), "checks"), [(other.url(), missing)]);
+    let [_, _, other] = servers;
+    let gone = other.url();
+    other.kill();
+    let found = troubles(&look("verify").expect_code(1), "checks");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].0 == gone && found[0].1.contains("refused"), "{found:?}");
+    let status = run("mpypi", &["status", "dev", "--broker", &all]).expect_code(0).stdout;
+    assert!(status.contains(&format!("! {gone}: ")), "{status}");
+}
+
 /// The state of a node, as a broker retains it, once it is what is waited for.
 fn state(address: SocketAddr, node: &str, is_it: impl Fn(&State) -> bool) -> State {
     let deadline = Deadline::new();
@@ -254,24 +333,16 @@ fn a_device_whose_broker_is_behind_stays_at_what_it_has_and_takes_what_comes_nex
     assert!(!output.stderr.contains("failed"), "{}", output.stderr);
 }
 
-/// Waits until something is so that nobody tells.
-fn until(complaint: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Deadline::new();
-    while !is_so() {
-        deadline.check(complaint);
-        wait(Duration::from_millis(100));
-    }
-}
-
-/// Whether each of so many devices has the file as it is in the channel's folder now, and is not on trial with it.
-fn have_all(world: &World, nodes: usize) -> bool {
+/// Waits until each of so many devices has the file as it is in the channel's folder now, and is not on trial with it.
+fn until_all_have_it(world: &World, nodes: usize) {
     let wanted = world.files("dev/src")["part1.py"].clone();
-    let has = |number: usize| {
+    for number in 1..=nodes {
         let folder = world.path(&format!("fleet/device-{number}"));
-        fs::read(folder.join("part1.py")).is_ok_and(|found| found == wanted)
-            && !folder.join(".mpypi/journal.json").exists()
-    };
-    (1..=nodes).all(has)
+        until(&format!("device {number} of {nodes} has not got the release"), || {
+            fs::read(folder.join("part1.py")).is_ok_and(|found| found == wanted)
+                && !folder.join(".mpypi/journal.json").exists()
+        });
+    }
 }
 
 #[test]
@@ -307,7 +378,7 @@ fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobo
             "bricked=0",
         ],
     );
-    until("not every device has the first release", || have_all(&world, nodes));
+    until_all_have_it(&world, nodes);
 
     write_channel(&world, 8, 2);
     let folder = world.text("dev");
@@ -341,7 +412,7 @@ fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobo
     let rollout = rollout.wait();
     assert_eq!(rollout.code, Some(0), "{}{}", rollout.stdout, rollout.stderr);
     // What a device says may be lost with the node that it said it to; what it has is in its folder.
-    until("not every device has the release", || have_all(&world, nodes));
+    until_all_have_it(&world, nodes);
     fleet.signal("-TERM");
     let fleet = fleet.wait();
     assert_eq!(fleet.code, Some(0), "{}{}", fleet.stdout, fleet.stderr);
@@ -451,10 +522,7 @@ fn the_same_fleet_on_each_engine() {
     engine(&world, "an edge of NATS, 3", &cluster.urls(), &edge.url(), nodes);
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the moment of a kill is real time, and any is right; a device tells nobody what is in its folder"
-)]
+#[expect(clippy::disallowed_methods, reason = "the moment of a kill is real time, and any is right")]
 fn wait(time: Duration) {
     thread::sleep(time);
 }

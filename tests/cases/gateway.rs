@@ -6,7 +6,7 @@ use std::{
 };
 
 use mpypi_protocol::{Digest, UpdateList};
-use mpypi_tests::{Client, Cluster, Deadline, Server, World, clock, http::Web, run};
+use mpypi_tests::{Client, Cluster, Deadline, Server, World, clock, face::until, http::Web, run};
 use serde_json::Value;
 
 /// A channel's folder with one project.
@@ -24,15 +24,6 @@ fn publish(world: &World, url: &str) {
 fn health(gateway: &Server) -> (u16, Value) {
     let (code, text) = gateway.get("/healthz");
     (code, serde_json::from_str(&text).unwrap())
-}
-
-#[track_caller]
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Deadline::new();
-    while !is() {
-        deadline.check(what);
-        std::thread::yield_now();
-    }
 }
 
 fn list(client: &mut Client) -> UpdateList {

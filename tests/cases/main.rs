@@ -14,6 +14,7 @@ mod deploy;
 mod device;
 mod device_store;
 mod device_trust;
+mod doctor;
 mod downloads;
 mod durability;
 mod edge;

@@ -46,6 +46,8 @@ const BATCH_MESSAGES: usize = 512;
 const BATCH_BYTES: usize = 32 * 1024 * 1024;
 /// Most clears that wait for an upstream to be told; with more, the oldest are not.
 const GONE_MOST: u64 = 100_000;
+/// Bytes of packages that one commit makes whole of their chunks; what a list has beyond that follows, so many at a time.
+const JOIN_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 32 * 1024 * 1024 };
 /// How long a blob that no record names stays for readers in the middle of it.
 const BLOB_GRACE: Duration = Duration::from_secs(60);
 /// How long nothing is written after a failure for want of space; longer if opening the database takes long.
@@ -69,6 +71,8 @@ pub enum Op {
     Change(SessionId, Change, Arc<Mailbox>),
     /// Forgets packages.
     Collect(Collect),
+    /// Makes packages whole of their chunks.
+    Join(Vec<(PackageId, Chunks)>),
 }
 
 /// A message for the writer.
@@ -157,6 +161,8 @@ pub struct Writer {
     written: Vec<Digest>,
     /// Packages made whole by the commit under way, to be announced before the lists that name them.
     joined: Vec<(Arc<Message>, Vec<Found>)>,
+    /// Packages whose chunks are not theirs.
+    unjoined: HashSet<Digest>,
     /// Whether the commit under way refuses messages because the disk is nearly full.
     refused_for_space: bool,
     /// Ends of connections that could not be noted.
@@ -205,6 +211,11 @@ impl ChannelState {
         }
     }
 
+    /// The packages that the list cuts.
+    fn cut(&self) -> impl Iterator<Item = (&PackageId, &Chunks)> {
+        self.packages.iter().filter_map(|id| Some((id, self.chunks.get(id.digest())?)))
+    }
+
     /// Where everything is retained that the list names.
     fn topics(&self) -> impl Iterator<Item = String> {
         let whole = self.packages.iter().map(PackageId::topic);
@@ -239,6 +250,7 @@ impl Writer {
             metrics: Arc::default(),
             written: Vec::new(),
             joined: Vec::new(),
+            unjoined: HashSet::new(),
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
@@ -379,6 +391,10 @@ impl Writer {
             *swept = now.instant;
             self.count_sessions();
             self.sweep(now)?;
+            let cut = self.to_join(now)?;
+            if !cut.is_empty() {
+                self.settle(vec![Op::Join(cut)], now)?;
+            }
         }
         let wills = self.sessions.take_wills();
         if !wills.is_empty() {
@@ -505,7 +521,7 @@ impl Writer {
                 (Op::Collect(collect), Outcome::Collected(collected)) => {
                     collect.reply.send(collected).ok(); // who asked may have gone
                 }
-                (Op::Collect(_), _) => {}
+                (Op::Collect(_) | Op::Join(_), _) => {}
             }
         }
         self.announce_joined(u64::MAX);
@@ -597,6 +613,15 @@ impl Writer {
                         Outcome::Changed
                     }
                     Op::Collect(collect) => Outcome::Collected(self.collect(&mut tables, collect, now)?),
+                    Op::Join(cut) => {
+                        for (id, chunks) in cut {
+                            let joined = self.join(&mut tables, [(id.clone(), chunks)], now, &mut free)?;
+                            if let Err(refusal) = joined {
+                                tracing::warn!(package = %id, "cannot make a package whole: {refusal}");
+                            }
+                        }
+                        Outcome::Changed
+                    }
                 };
                 outcomes.push(outcome);
             }
@@ -741,7 +766,9 @@ impl Writer {
                 if let Err(refusal) = verdict {
                     return Ok(Err(refusal));
                 }
-                if let Err(refusal) = self.join(tables, list, now, free)? {
+                let cut =
+                    list.entries().iter().filter_map(|entry| Some((entry.package()?.0, entry.chunks()?)));
+                if let Err(refusal) = self.join(tables, cut, now, free)? {
                     return Ok(Err(refusal));
                 }
             }
@@ -878,23 +905,40 @@ impl Writer {
         Ok(Ok(self.version))
     }
 
-    /// Makes whole, beside their chunks, the packages that `list` cuts: for whoever asks for them over HTTP, and for agents that
-    /// know of no chunks.
-    fn join(
+    /// Packages that lists cut and that are not whole, as many as one commit takes.
+    fn to_join(&self, now: Now) -> Result<Vec<(PackageId, Chunks)>, IndexError> {
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for (id, chunks) in self.channels.values().flat_map(ChannelState::cut) {
+            if bytes < JOIN_BYTES
+                && !self.unjoined.contains(id.digest())
+                && self.index.get(&id.topic(), now.unix_ms)?.is_none()
+            {
+                bytes += chunks.total();
+                found.push((id.clone(), chunks.clone()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes packages whole, beside their chunks: for whoever asks for them over HTTP, and for agents that know of no chunks.
+    fn join<'c>(
         &mut self,
         tables: &mut Tables<'_>,
-        list: &UpdateList,
+        cut: impl IntoIterator<Item = (PackageId, &'c Chunks)>,
         now: Now,
         free: &mut u64,
     ) -> Result<Result<(), Refusal>, IndexError> {
-        for entry in list.entries().iter().filter(|entry| entry.chunks().is_some()) {
-            let Some((id, size)) = entry.package() else { continue };
+        let mut bytes = 0;
+        for (id, chunks) in cut {
             let digest = *id.digest();
-            if tables.has(&Piece { topic: id.topic(), digest, size }, now)? {
+            if bytes >= JOIN_BYTES
+                || tables.has(&Piece { topic: id.topic(), digest, size: Some(chunks.total()) }, now)?
+            {
                 continue;
             }
+            bytes += chunks.total();
             let mut whole = Vec::new();
-            for piece in entry.pieces() {
+            for piece in chunks.pieces(&digest) {
                 let Some(record) = tables.read(&piece.topic)? else { continue };
                 match self.index.bytes(&record.body) {
                     Ok(bytes) => whole.extend(bytes),
@@ -906,6 +950,7 @@ impl Writer {
                 }
             }
             if Digest::of(&whole) != digest {
+                self.unjoined.insert(digest);
                 let text =
                     format!("the chunks of package `{id}` are not its bytes: no device could install it");
                 return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));

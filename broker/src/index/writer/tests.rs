@@ -869,3 +869,46 @@ fn what_is_cleared_of_nodes_is_noted_with_the_clear_until_an_upstream_was_told()
     shelf.keep(lamp, b"");
     assert_eq!(gone(&mut shelf, 0, 9), [pair(6, "door/state"), pair(10, "lamp/state")]);
 }
+
+#[test]
+fn what_a_list_cuts_beyond_what_one_commit_makes_whole_follows_with_the_sweeps() {
+    let mut shelf = Shelf::new();
+    let packages: Vec<_> = (1..=5).map(|seed| bytes(seed, JOIN_BYTES as usize / 2 + 1)).collect();
+    let mut batch = Vec::new();
+    let mut entries = Vec::new();
+    for (number, package) in packages.iter().enumerate() {
+        let (digest, chunks) = (Digest::of(package), Chunks::cut(package, 16 * 1024).unwrap());
+        let topics = chunks.pieces(&digest).map(|piece| piece.topic);
+        batch
+            .extend(topics.zip(package.chunks(16 * 1024)).map(|(topic, bytes)| publish(&topic, bytes, None)));
+        let text = format!(
+            r#"[{{"type":"firmware","name":"a{number}","version":"1","pkg_sha256":"{digest}","size":{}}}]"#,
+            package.len()
+        );
+        let mut entry = UpdateList::parse(text.as_bytes()).unwrap().entries()[0].clone();
+        entry.set_chunks(Some(chunks));
+        entries.push(entry);
+    }
+    batch.push(publish("mpypi/channels/dev", &UpdateList::new(entries).unwrap().to_bytes(), None));
+    assert!(shelf.settle(&batch).iter().all(Result::is_ok));
+    let whole = |shelf: &mut Shelf| {
+        let there = |package: &Vec<u8>| {
+            let found = shelf.read(&PackageId::Firmware(Digest::of(package)).topic());
+            assert!(found.is_none() || found.as_ref() == Some(package));
+            found.is_some()
+        };
+        packages.iter().map(there).filter(|is| *is).count()
+    };
+    assert_eq!(whole(&mut shelf), 2);
+    shelf.reopen();
+    for expected in [4, 5, 5] {
+        let mut swept = shelf.now.instant;
+        shelf.now.instant += 2 * SWEEP;
+        let now = shelf.now;
+        shelf.writer().look_after(&mut swept, now).unwrap();
+        assert_eq!(whole(&mut shelf), expected);
+    }
+    let announced = shelf.announced.lock().unwrap();
+    let of_packages = announced.iter().filter(|message| message.topic.starts_with("mpypi/packages/"));
+    assert_eq!(of_packages.count(), 5);
+}
