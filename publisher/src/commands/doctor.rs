@@ -137,7 +137,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let engine = told.or_else(|| engines::recognise(&seen));
     let rows = judge(&seen, engine.as_ref().map(|recognised| recognised.engine));
     let broker = seen.addresses[seen.examined].url.clone();
-    let fit = judge::expect_fit(&broker, &rows);
+    let all: Vec<&str> = seen.addresses.iter().map(|address| address.url.as_str()).collect();
+    let fit = judge::expect_fit(&all.join(","), &rows);
     print(&match args.json {
         true => format!("{}\n", json(&seen, engine.as_ref(), &rows, fit.is_ok(), &left)),
         false => text(&broker, engine.as_ref(), &rows, wants_color(&stdout())),

@@ -504,10 +504,10 @@ fn clock(ahead: Option<i64>) -> Row {
 
 /// A broker is not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{broker} is not fit for mpypi: {}", .failed.join(", "))]
+#[error("{brokers} is not fit for mpypi: {}", .failed.join(", "))]
 pub struct Unfit {
-    /// Which.
-    pub broker: String,
+    /// Which; all nodes, of a cluster.
+    pub brokers: String,
     /// The checks that it fails, by their names.
     pub failed: Vec<&'static str>,
 }
@@ -516,12 +516,12 @@ pub struct Unfit {
 ///
 /// # Errors
 /// [`Unfit`]
-pub fn expect_fit(broker: &str, rows: &[Row]) -> Result<(), Unfit> {
+pub fn expect_fit(brokers: &str, rows: &[Row]) -> Result<(), Unfit> {
     let failed = rows.iter().filter(|row| row.verdict == Verdict::No).map(|row| row.check.name());
     let failed: Vec<_> = failed.collect();
     match failed.is_empty() {
         true => Ok(()),
-        false => Err(Unfit { broker: broker.to_owned(), failed }),
+        false => Err(Unfit { brokers: brokers.to_owned(), failed }),
     }
 }
 
