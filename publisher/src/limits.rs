@@ -17,6 +17,9 @@ pub const WINDOW: usize = 4096;
 /// Most files that a channel folder may hold, those that end up inside wheels included.
 pub const FILES: usize = 2 * mpypi_protocol::limits::LIST_ENTRIES;
 
+/// Bytes of each chunk of a package that is larger than what a broker takes, unless told otherwise.
+pub const CHUNK: u64 = 64 * 1024;
+
 /// Most packages on their way without an acknowledgement. Mosquitto's receive maximum is 20.
 pub const IN_FLIGHT: usize = 16;
 
@@ -208,6 +211,9 @@ pub const DOCTOR_LARGEST: u64 = mpypi_protocol::limits::PACKAGE;
 /// Largest that it can be told to try, in bytes: what fits into a packet beside the topic.
 pub const DOCTOR_LARGEST_MOST: u64 =
     (mpypi_protocol::limits::PACKET - mpypi_protocol::limits::TOPIC - 1024) as u64;
+
+/// Smallest that it can be told to stop at, in bytes.
+pub const DOCTOR_SMALLEST: u64 = 1024;
 
 /// Where the search for the largest payload begins, in bytes.
 pub const DOCTOR_FIRST: u64 = 64 * 1024;

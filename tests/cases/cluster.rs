@@ -470,81 +470,20 @@ fn a_micropython_device_goes_by_several_addresses_and_never_back_with_one_that_i
     assert_eq!(world.files("board"), world.files("dev/src"));
 }
 
-/// What ships in `deploy`, with other places.
-fn deployed(world: &World, name: &str, places: &[(&str, &str)]) -> String {
-    let path = format!("{}/../deploy/{name}", env!("CARGO_MANIFEST_DIR"));
-    let mut text = fs::read_to_string(&path).unwrap();
-    for (usual, here) in places {
-        assert!(text.contains(usual), "{name} says nothing of {usual}");
-        text = text.replace(usual, here);
-    }
-    world.write(&format!("deploy/{name}"), text).to_str().unwrap().to_owned()
-}
-
-#[test]
-fn the_settings_that_ship_are_taken_by_the_programs_that_they_are_for() {
-    let world = World::new();
-    deployed(&world, "nats/users.conf", &[]);
-    let node = deployed(&world, "nats/node.conf", &[]);
-    let variables = [("NATS_NAME", "nats-0"), ("NATS_STORE", &*world.text("store"))];
-    mpypi_tests::run_with("nats-server", &["-t", "-c", &node], &variables).expect_code(0);
-
-    let passwords = world.text("passwords");
-    for user in ["publisher", "kitchen"] {
-        let create: &[&str] = if user == "publisher" { &["-c"] } else { &[] };
-        run("mosquitto_passwd", &[create, &["-b", &passwords, user, "secret"]].concat()).expect_code(0);
-    }
-    let acl = deployed(&world, "mosquitto/acl", &[]);
-    let hub = Server::mosquitto_by(&world, |port| {
-        let listener = format!("listener {port} 127.0.0.1\nuser root");
-        let folder = format!("{}/", world.text("hub"));
-        fs::create_dir_all(&folder).unwrap();
-        let places = [
-            ("/var/lib/mosquitto/", &*folder),
-            ("/etc/mosquitto/passwords", &passwords),
-            ("/etc/mosquitto/acl", &acl),
-            ("listener 1883", &listener),
-        ];
-        deployed(&world, "mosquitto/hub.conf", &places)
-    });
-    let login = |user: &str| format!("mqtt://{user}:secret@{}", hub.address);
-    write_channel(&world, 3, 1);
-    publish(&world, &login("publisher"), &[]).wait().expect_code(0);
-    // A device may read it, write what is its own, and nothing else: what it publishes is acknowledged, and not retained.
-    let denied = publish(&world, &login("kitchen"), &["--sequence", "9"]).wait();
-    assert_eq!(denied.code, Some(1), "{denied:?}");
-    let root = world.text("node");
-    let arguments = ["run", "--once", "--root", &root, "--node", "kitchen", "--broker"];
-    run("mpypi-agent", &[&arguments[..], &[&login("kitchen")]].concat()).expect_code(0);
-    assert_eq!(world.files("node"), world.files("dev/src"));
-
-    let edge = Server::mosquitto_by(&world, |port| {
-        let folder = format!("{}/", world.text("edge"));
-        fs::create_dir_all(&folder).unwrap();
-        let (listener, up) = (format!("listener {port} 127.0.0.1\nuser root"), hub.address.to_string());
-        let places = [
-            ("/var/lib/mosquitto/", &*folder),
-            ("listener 1883 127.0.0.1", &listener),
-            ("address hub.local:1883", &*format!("address {up}")),
-            ("remote_username edge-1", "remote_username publisher"),
-            ("remote_password change-me", "remote_password secret"),
-        ];
-        deployed(&world, "mosquitto/edge.conf", &places)
-    });
-    until("the edge does not get the channel", || list(edge.address).is_some());
-}
-
-/// One row of the table in docs/brokers.md.
-fn engine(world: &World, name: &str, brokers: &str, nodes: u64) {
+/// One row of the table in docs/brokers.md. What is published to `brokers` comes to devices from `serving`.
+fn engine(world: &World, name: &str, brokers: &str, serving: &str, nodes: u64) {
     for number in 0..20 {
         world.write(&format!("dev/src/part{number}.py"), format!("# part {number:02}\n").repeat(800));
     }
     let started = clock();
     publish(world, brokers, &[]).wait().expect_code(0);
+    for address in serving.split(',').filter_map(|url| url.strip_prefix("mqtt://")?.parse().ok()) {
+        until("what was published does not come", || list(address).is_some_and(|list| list != b"[]"));
+    }
     let published = started.elapsed();
     let (nodes, report) = (nodes.to_string(), world.text(&format!("{name}.json")));
     let fleet =
-        ["fleet", "--broker", brokers, "--nodes", &nodes, "--confirm-after", "50ms", "--releases", "1"];
+        ["fleet", "--broker", serving, "--nodes", &nodes, "--confirm-after", "50ms", "--releases", "1"];
     let more = ["--for", "10m", "--report", &report, "--expect", "applied=100%", "--expect", "bricked=0"];
     run("mpypi-agent", &[&fleet[..], &more].concat()).expect_code(0);
     let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
@@ -574,12 +513,20 @@ fn the_same_fleet_on_each_engine() {
         "| engine | publish (s) | devices | median (s) | 95% (s) | last (s) | bytes each |\n|---|---|---|---|---|---|---|"
     );
     let world = World::new();
-    engine(&world, "ours", &Server::start(&world).url(), nodes);
-    engine(&world, "mosquitto", &Server::mosquitto(&World::new()).url(), nodes);
+    let alone = |name: &str, brokers: &str| engine(&world, name, brokers, brokers, nodes);
+    let home = World::new();
+    alone("ours", &Server::start(&home).url());
+    alone("mosquitto", &Server::mosquitto(&home).url());
     for count in [1, 3] {
         let home = World::new();
-        engine(&world, &format!("NATS, {count}"), &Cluster::start(&home, count).urls(), nodes);
+        alone(&format!("NATS, {count}"), &Cluster::start(&home, count).urls());
     }
+    let (home, site) = (World::new(), World::new());
+    let cluster = Cluster::start(&home, 3);
+    let addresses: Vec<String> = (0..3).map(|node| cluster.url(node)).collect();
+    let upstream: Vec<&str> = addresses.iter().flat_map(|url| ["--upstream", url]).collect();
+    let edge = Server::start_with(&site, &upstream);
+    engine(&world, "an edge of NATS, 3", &cluster.urls(), &edge.url(), nodes);
 }
 
 #[expect(

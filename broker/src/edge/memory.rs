@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use mpypi_protocol::{ChannelName, NodeId};
+use mpypi_protocol::{ChannelName, Digest, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{Readers, write};
@@ -25,6 +25,17 @@ pub struct Number {
     pub sequence: u64,
 }
 
+/// A release that was taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Its number.
+    #[serde(flatten)]
+    pub number: Number,
+    /// The digest of its list, unless an earlier version of this program took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<Digest>,
+}
+
 /// What is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Remembered {
@@ -34,7 +45,7 @@ struct Remembered {
     carried: u64,
     /// The highest release of each channel.
     #[serde(default)]
-    releases: BTreeMap<ChannelName, Number>,
+    releases: BTreeMap<ChannelName, Taken>,
 }
 
 /// The file and what is in it.
@@ -91,9 +102,15 @@ impl Memory {
         self.lock().1.carried
     }
 
+    /// The same, as it would be known after a power cut.
+    #[must_use]
+    pub fn saved(&self) -> u64 {
+        self.lock().0.carried
+    }
+
     /// The highest release of each channel.
     #[must_use]
-    pub fn releases(&self) -> BTreeMap<ChannelName, Number> {
+    pub fn releases(&self) -> BTreeMap<ChannelName, Taken> {
         self.lock().1.releases.clone()
     }
 
@@ -102,11 +119,13 @@ impl Memory {
         self.lock().1.carried = version;
     }
 
-    /// Notes a channel's release, if it is higher than what is noted.
-    pub fn take(&self, channel: &ChannelName, number: Number) {
+    /// Notes a channel's release, unless a higher one is noted.
+    pub fn take(&self, channel: &ChannelName, taken: Taken) {
         let mut values = self.lock();
         let noted = values.1.releases.entry(channel.clone()).or_default();
-        *noted = number.max(*noted);
+        if taken.number >= noted.number {
+            *noted = taken;
+        }
     }
 
     /// Writes what has changed since the last time.
@@ -146,12 +165,18 @@ mod tests {
         let memory = Memory::open(folder.path()).unwrap();
         let (name, dev) = (memory.name(), ChannelName::new("dev").unwrap());
         memory.carry(7);
-        memory.take(&dev, Number { epoch: 1, sequence: 2 });
-        memory.take(&dev, Number { epoch: 0, sequence: 9 });
+        let taken = |epoch, sequence, list| Taken { number: Number { epoch, sequence }, list };
+        let second = taken(1, 2, Some(Digest::of(b"[]")));
+        memory.take(&dev, second);
+        memory.take(&dev, taken(0, 9, None));
         memory.save();
         let again = Memory::open(folder.path()).unwrap();
         assert_eq!((again.name(), again.carried()), (name, 7));
-        assert_eq!(again.releases()[&dev], Number { epoch: 1, sequence: 2 });
+        assert_eq!(again.releases()[&dev], second);
+        // As an earlier version wrote it.
+        let old = r#"{"name":"edge-1","carried":3,"releases":{"dev":{"epoch":0,"sequence":9}}}"#;
+        fs::write(folder.path().join(FILE), old).unwrap();
+        assert_eq!(Memory::open(folder.path()).unwrap().releases()[&dev], taken(0, 9, None));
         fs::write(folder.path().join(FILE), "{").unwrap();
         let anew = Memory::open(folder.path()).unwrap();
         assert_eq!(anew.carried(), 0);

@@ -10,8 +10,8 @@
 //! A [gateway](Part::Gateway) has no nodes: it takes what the cluster has of them, brings up what it wrote itself, and orders.
 //!
 //! Nothing that is retained waits in memory: a topic is marked, and read when it is its turn. How far the upstream has been
-//! told is one number, the index's version: after a restart what is newer is marked again. If the upstream has
-//! forgotten this edge's session, all is.
+//! told is one number, the index's version: after a restart what is newer is marked again, also what was cleared, which the
+//! index notes until the upstream knows. If the upstream has forgotten this edge's session, all is.
 //!
 //! No I/O and no clock: events in, effects out.
 
@@ -91,6 +91,13 @@ pub enum Event {
         /// Its version.
         version: u64,
     },
+    /// A node's topic was cleared; something may have come there since.
+    Gone {
+        /// The topic.
+        topic: String,
+        /// The clear's place in the order of the index's changes.
+        version: u64,
+    },
     /// All that the index has was found.
     Scanned,
     /// The upstream has acknowledged a message.
@@ -126,7 +133,8 @@ pub enum Effect {
     Subscribe(Vec<String>),
     /// Unsubscribe upstream.
     Unsubscribe(Vec<String>),
-    /// Look through the index: [`Event::Found`] for each node's topic, then [`Event::Scanned`].
+    /// Look through the index: [`Event::Found`] for each node's topic, [`Event::Gone`] for what was cleared and not told, then
+    /// [`Event::Scanned`].
     Scan,
     /// Hand a message to whom it is for; answered by [`Event::Settled`].
     Hand {
@@ -224,12 +232,15 @@ impl Relay {
             Event::Connected { present } => self.connected(present, &mut out),
             Event::Lost => self.lost(),
             Event::Local { topic, version, payload } => self.local(topic, version, payload, &mut out),
-            Event::Behind if self.is_connected && self.part == Part::Edge => {
+            Event::Behind if self.part == Part::Edge => {
                 self.scan = Some(self.carried());
-                out.push(Effect::Scan);
+                if self.is_connected {
+                    out.push(Effect::Scan);
+                }
             }
             Event::Behind => {}
             Event::Found { topic, version } => self.found(topic, version, &mut out),
+            Event::Gone { topic, version } => drop(self.again(topic, version)),
             Event::Scanned => self.scan = None,
             Event::Acknowledged(number) => self.acknowledged(number, library, &mut out),
             Event::Subscribed(refused) => {
@@ -370,15 +381,22 @@ impl Relay {
     }
 
     fn found(&mut self, topic: String, version: u64, out: &mut Vec<Effect>) {
-        let Ok(Topic::Node(node, subject)) = Topic::parse(&topic) else { return };
+        if let Some(node) = self.again(topic, version) {
+            self.meet(node, out);
+        }
+    }
+
+    /// Marks what the upstream may not have been told; whose it is, if it goes up.
+    fn again(&mut self, topic: String, version: u64) -> Option<NodeId> {
+        let Ok(Topic::Node(node, subject)) = Topic::parse(&topic) else { return None };
         if !goes_up(self.part, subject) {
-            return;
+            return None;
         }
         if self.scan.is_some_and(|from| version > from) {
             self.mark(topic, version);
         }
         self.seen = self.seen.max(version);
-        self.meet(node, out);
+        Some(node)
     }
 
     /// Asks for the orders of a node that is new here.
@@ -409,8 +427,9 @@ impl Relay {
         if self.part == Part::Edge
             && self.nodes.len() <= BY_NAME
             && subjects.iter().all(|subject| library.get(&node.topic(*subject)).is_none())
-            && self.nodes.remove(&node)
         {
+            // Also one from before a restart, whose orders the upstream's session asks for.
+            self.nodes.remove(&node);
             out.push(Effect::Unsubscribe(vec![node.topic(NodeSubject::Cmd)]));
         }
     }

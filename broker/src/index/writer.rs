@@ -9,8 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList, root::SignedRoot,
-    topic::CHANNELS,
+    ChannelName, Chunks, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList,
+    list::Piece,
+    root::SignedRoot,
+    topic::{CHANNELS, NODES},
 };
 use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -18,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::{
     INLINE, Index, IndexError,
     collect::{COLLECTED, Notes},
-    record::{BYTES, Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION, below},
+    record::{BYTES, Body, EXPIRIES, GONE, LEGACY, META, RECORDS, REFS, Record, VERSION, below},
     sessions::{self, Change, Kept, Opening, Sessions},
 };
 use crate::{
@@ -30,7 +32,7 @@ use crate::{
     mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
     metrics::{self, Metrics},
-    packet::{Publish, Qos, Reason},
+    packet::{Properties, Publish, Qos, Reason},
     pulse::{BROKER, MIRROR},
     subscriptions::{Found, Subscriptions},
 };
@@ -42,6 +44,8 @@ pub const QUEUE: usize = 1024;
 const BATCH_MESSAGES: usize = 512;
 /// Most payload bytes in one commit.
 const BATCH_BYTES: usize = 32 * 1024 * 1024;
+/// Most clears that wait for an upstream to be told; with more, the oldest are not.
+const GONE_MOST: u64 = 100_000;
 /// How long a blob that no record names stays for readers in the middle of it.
 const BLOB_GRACE: Duration = Duration::from_secs(60);
 /// How long nothing is written after a failure for want of space; longer if opening the database takes long.
@@ -132,6 +136,9 @@ pub enum Settled {
 /// a subscription.
 pub type Announce = Box<dyn FnMut(Arc<Message>, Vec<Found>) + Send>;
 
+/// The version up to which an upstream has been told of nodes.
+pub type Told = Box<dyn Fn() -> u64 + Send>;
+
 /// The index's writer.
 pub struct Writer {
     index: Index,
@@ -148,6 +155,8 @@ pub struct Writer {
     metrics: Arc<Metrics>,
     /// Blobs written for the commit under way.
     written: Vec<Digest>,
+    /// Packages made whole by the commit under way, to be announced before the lists that name them.
+    joined: Vec<(Arc<Message>, Vec<Found>)>,
     /// Whether the commit under way refuses messages because the disk is nearly full.
     refused_for_space: bool,
     /// Ends of connections that could not be noted.
@@ -156,6 +165,8 @@ pub struct Writer {
     pause: Option<Pause>,
     /// What only an upstream broker may change.
     owned: Option<Arc<Owned>>,
+    /// How far an upstream is that is to hear of nodes that are cleared.
+    told: Option<Told>,
     /// When the database was last written, if it has not been left at rest since.
     unrested: Option<Instant>,
 }
@@ -175,6 +186,8 @@ struct ChannelState {
     sequence: Option<u64>,
     digest: Digest,
     packages: HashSet<PackageId>,
+    /// How packages are cut, by their digests.
+    chunks: HashMap<Digest, Chunks>,
 }
 
 impl ChannelState {
@@ -184,7 +197,19 @@ impl ChannelState {
             sequence: list.release().map(|release| release.sequence),
             digest,
             packages: list.packages().map(|(id, _)| id).collect(),
+            chunks: list
+                .entries()
+                .iter()
+                .filter_map(|entry| Some((*entry.package()?.0.digest(), entry.chunks()?.clone())))
+                .collect(),
         }
+    }
+
+    /// Where everything is retained that the list names.
+    fn topics(&self) -> impl Iterator<Item = String> {
+        let whole = self.packages.iter().map(PackageId::topic);
+        let pieces = self.chunks.iter().flat_map(|(package, chunks)| chunks.pieces(package));
+        whole.chain(pieces.map(|piece| piece.topic))
     }
 }
 
@@ -213,10 +238,12 @@ impl Writer {
             forgotten: HashMap::new(),
             metrics: Arc::default(),
             written: Vec::new(),
+            joined: Vec::new(),
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
             owned: None,
+            told: None,
             unrested: None,
         };
         writer.load(clock::now())?;
@@ -235,6 +262,12 @@ impl Writer {
     #[must_use]
     pub fn leaving(self, owned: Option<Arc<Owned>>) -> Writer {
         Writer { owned, ..self }
+    }
+
+    /// Notes which topics of nodes are cleared, with the clear itself, until an upstream has been told.
+    #[must_use]
+    pub fn noting(self, told: Option<Told>) -> Writer {
+        Writer { told, ..self }
     }
 
     fn count_sessions(&self) {
@@ -475,6 +508,7 @@ impl Writer {
                 (Op::Collect(_), _) => {}
             }
         }
+        self.announce_joined(u64::MAX);
         failure.map_or(Ok(()), Err)
     }
 
@@ -482,7 +516,9 @@ impl Writer {
     fn answer(&mut self, op: Submission, version: Result<u64, Refusal>, chosen: Vec<Found>, now: Now) {
         let Submission { admitted, topic, origin, reply, place, .. } = op;
         let result = admitted.and_then(|admitted| {
-            let message = message(admitted, topic.clone(), origin, version?, now);
+            let version = version?;
+            self.announce_joined(version);
+            let message = message(admitted, topic.clone(), origin, version, now);
             (self.announce)(Arc::new(message), chosen);
             Ok(())
         });
@@ -498,6 +534,13 @@ impl Writer {
         drop(place);
         if let Some(Reply { to, packet_id }) = reply {
             to.settled(Settled::Published { packet_id, result });
+        }
+    }
+
+    /// Announces the packages that were made whole before this version of the index.
+    fn announce_joined(&mut self, version: u64) {
+        for (message, chosen) in self.joined.extract_if(.., |(message, _)| message.version < version) {
+            (self.announce)(message, chosen);
         }
     }
 
@@ -533,6 +576,7 @@ impl Writer {
             transaction.set_durability(Durability::None)?;
         }
         self.written.clear();
+        self.joined.clear();
         self.refused_for_space = false;
         let mut free = metrics::disk(self.index.folder()).map_or(u64::MAX, |(free, _)| free);
         let outcomes = {
@@ -683,7 +727,7 @@ impl Writer {
                         sequence: present.sequence,
                         digest: &present.digest,
                     }),
-                    |id| match tables.has(&id.topic(), now) {
+                    |piece| match tables.has(piece, now) {
                         Ok(has) => Ok(has),
                         Err(error) => {
                             failure = Some(error);
@@ -697,10 +741,26 @@ impl Writer {
                 if let Err(refusal) = verdict {
                     return Ok(Err(refusal));
                 }
+                if let Err(refusal) = self.join(tables, list, now, free)? {
+                    return Ok(Err(refusal));
+                }
             }
             Kind::ForgetPackage(id) => {
                 if self.is_named(id) {
                     let text = "a channel names this package: publish a list without it first";
+                    return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+                }
+            }
+            Kind::ForgetChunk(package, number) => {
+                if self.named_chunk(package, *number).is_some() {
+                    let text = "a channel names this chunk: publish a list without its package first";
+                    return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+                }
+            }
+            Kind::Chunk(package, number) => {
+                let named = self.named_chunk(package, *number);
+                if named.is_some_and(|named| Some(named) != *digest) {
+                    let text = "a channel names other bytes for this chunk: publish a list without its package first";
                     return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
                 }
             }
@@ -732,13 +792,24 @@ impl Writer {
             if let Some(old) = tables.remove(&publish.topic)? {
                 self.release(tables, &old.body, now)?;
                 self.version += 1;
+                if let Some(told) = &self.told
+                    && op.origin != MIRROR
+                    && publish.topic.starts_with(NODES)
+                {
+                    tables.note_gone(self.version, &publish.topic, told())?;
+                }
             }
             return Ok(Ok(self.version));
         }
         let old = tables.read(&publish.topic)?;
         let mut properties = publish.properties.clone();
         // Mpy-BLOX's tools publish packages with an expiry; but a package that a list names has to stay.
-        if matches!(kind, Kind::Package(id) if self.is_named(id)) {
+        let is_named = match kind {
+            Kind::Package(id) => self.is_named(id),
+            Kind::Chunk(package, number) => self.named_chunk(package, *number).is_some(),
+            _ => false,
+        };
+        if is_named {
             properties.expiry = None;
         }
         let expires_ms = expiry(properties.expiry, now);
@@ -795,20 +866,83 @@ impl Writer {
                     tables.name(&src.path, &src.digest)?;
                 }
             }
-            let before = self.channels.get(channel).into_iter().flat_map(|state| &state.packages);
-            for id in before.cloned().chain(list.packages().map(|(id, _)| id)) {
-                tables.keep(&id.topic())?;
-                tables.saw(&id.topic(), now)?;
+            let state = ChannelState::of(list, *digest);
+            let before = self.channels.get(channel).into_iter().flat_map(ChannelState::topics);
+            for topic in before.chain(state.topics()) {
+                tables.keep(&topic)?;
+                tables.saw(&topic, now)?;
             }
             tables.notes.list(channel.as_str(), self.version, list.packages().map(|(id, _)| id))?;
-            self.channels.insert(channel.clone(), ChannelState::of(list, *digest));
+            self.channels.insert(channel.clone(), state);
         }
         Ok(Ok(self.version))
+    }
+
+    /// Makes whole, beside their chunks, the packages that `list` cuts: for whoever asks for them over HTTP, and for agents that
+    /// know of no chunks.
+    fn join(
+        &mut self,
+        tables: &mut Tables<'_>,
+        list: &UpdateList,
+        now: Now,
+        free: &mut u64,
+    ) -> Result<Result<(), Refusal>, IndexError> {
+        for entry in list.entries().iter().filter(|entry| entry.chunks().is_some()) {
+            let Some((id, size)) = entry.package() else { continue };
+            let digest = *id.digest();
+            if tables.has(&Piece { topic: id.topic(), digest, size }, now)? {
+                continue;
+            }
+            let mut whole = Vec::new();
+            for piece in entry.pieces() {
+                let Some(record) = tables.read(&piece.topic)? else { continue };
+                match self.index.bytes(&record.body) {
+                    Ok(bytes) => whole.extend(bytes),
+                    Err(error) => {
+                        tracing::error!(%error, topic = piece.topic, "cannot read a chunk");
+                        let text = format!("the broker cannot read `{}`: publish it again", piece.topic);
+                        return Ok(Err(Refusal::new(Reason::UnspecifiedError, text)));
+                    }
+                }
+            }
+            if Digest::of(&whole) != digest {
+                let text =
+                    format!("the chunks of package `{id}` are not its bytes: no device could install it");
+                return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+            }
+            let publish = Publish {
+                topic: id.topic(),
+                payload: whole.into(),
+                qos: Qos::AtLeastOnce,
+                retain: true,
+                packet_id: 0,
+                duplicate: false,
+                properties: Properties::default(),
+            };
+            let topic: Arc<str> = publish.topic.as_str().into();
+            let admitted = Ok(Admitted { publish, kind: Kind::Package(id), digest: Some(digest) });
+            let op = Submission { admitted, topic, origin: BROKER, reply: None, place: None, expected: None };
+            let Outcome::Published(version, chosen) = self.publish(tables, &op, now, free)? else { continue };
+            match (version, op.admitted) {
+                (Ok(version), Ok(admitted)) => {
+                    let message = message(admitted, op.topic, BROKER, version, now);
+                    self.joined.push((Arc::new(message), chosen));
+                }
+                (Err(refusal), _) | (_, Err(refusal)) => return Ok(Err(refusal)),
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Whether the present list of any channel names a package.
     fn is_named(&self, id: &PackageId) -> bool {
         self.channels.values().any(|state| state.packages.contains(id))
+    }
+
+    /// The digest of a chunk that the present list of any channel names.
+    fn named_chunk(&self, package: &Digest, number: u32) -> Option<Digest> {
+        let mut cut = self.channels.values().filter_map(|state| state.chunks.get(package));
+        cut.find_map(|chunks| Some(chunks.chunk(number)?.digest))
     }
 
     /// Counts one record less for the blob of `body`, and remembers it for removal if it was the last.
@@ -831,7 +965,11 @@ impl Writer {
         let mut collected = Collected::default();
         for topic in &collect.topics {
             let is_old = tables.notes.seen(topic)?.is_some_and(|seen| seen < collect.since_ms);
-            let is_named = matches!(Topic::parse(topic), Ok(Topic::Package(id)) if self.is_named(&id));
+            let is_named = match Topic::parse(topic) {
+                Ok(Topic::Package(id)) => self.is_named(&id),
+                Ok(Topic::Chunk(package, number)) => self.named_chunk(&package, number).is_some(),
+                _ => false,
+            };
             if is_old
                 && !is_named
                 && let Some(old) = tables.remove(topic)?
@@ -990,6 +1128,7 @@ struct Tables<'t> {
     refs: Table<'t, &'static [u8; 32], u64>,
     legacy: Table<'t, &'static str, [u8; 32]>,
     meta: Table<'t, &'static str, u64>,
+    gone: Table<'t, u64, &'static str>,
     notes: Notes<'t>,
     /// By how much the payloads have grown, in bytes.
     grown: i64,
@@ -1005,6 +1144,7 @@ impl<'t> Tables<'t> {
             refs: transaction.open_table(REFS)?,
             legacy: transaction.open_table(LEGACY)?,
             meta: transaction.open_table(META)?,
+            gone: transaction.open_table(GONE)?,
             notes: Notes::open(transaction)?,
             grown: 0,
         })
@@ -1017,11 +1157,13 @@ impl<'t> Tables<'t> {
         })
     }
 
-    fn has(&self, topic: &str, now: Now) -> Result<bool, IndexError> {
-        Ok(self.read(topic)?.is_some_and(|record| !record.is_expired(now.unix_ms)))
+    /// Whether a package or chunk is there, with the right bytes.
+    fn has(&self, piece: &Piece, now: Now) -> Result<bool, IndexError> {
+        let is_it = |record: &Record| !record.is_expired(now.unix_ms) && record.body.digest() == piece.digest;
+        Ok(self.read(&piece.topic)?.as_ref().is_some_and(is_it))
     }
 
-    /// Notes that a package was named, if it is there.
+    /// Notes that a package or chunk was named, if it is there.
     fn saw(&mut self, topic: &str, now: Now) -> Result<(), IndexError> {
         match self.records.get(topic)?.is_some() {
             true => self.notes.saw(topic, now.unix_ms),
@@ -1073,6 +1215,21 @@ impl<'t> Tables<'t> {
             self.expiries.remove((expires, topic))?;
         }
         Ok(old)
+    }
+
+    /// Notes that a node's topic was cleared, and forgets of which clears the upstream has been told.
+    fn note_gone(&mut self, version: u64, topic: &str, told: u64) -> Result<(), IndexError> {
+        self.gone.retain_in(..=told, |_, _| false)?;
+        self.gone.insert(version, topic)?;
+        if self.gone.len()? > GONE_MOST
+            && let Some((_, oldest)) = self.gone.pop_first()?
+        {
+            tracing::error!(
+                topic = oldest.value(),
+                "too much was cleared: the upstream will not be told of this"
+            );
+        }
+        Ok(())
     }
 
     fn name(&mut self, path: &FilePath, digest: &Digest) -> Result<(), IndexError> {

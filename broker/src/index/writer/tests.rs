@@ -730,3 +730,142 @@ mod kept {
         assert_eq!(shelf.writer().sessions.take_wills().len(), 1);
     }
 }
+
+#[test]
+fn a_list_waits_for_its_chunks_and_then_nobody_takes_or_changes_one() {
+    let mut shelf = Shelf::new();
+    let package = bytes(7, 5000);
+    let (digest, chunks) = (Digest::of(&package), Chunks::cut(&package, 2048).unwrap());
+    let pieces: Vec<_> = chunks.pieces(&digest).map(|piece| piece.topic).zip(package.chunks(2048)).collect();
+    let list = |sequence: u32, chunks: Option<Chunks>| {
+        let release = format!(r#"{{"type":"release","channel":"dev","sequence":{sequence},"version":"1"}}"#);
+        let image = format!(
+            r#"{{"type":"firmware","name":"a","version":"1","pkg_sha256":"{digest}","size":{}}}"#,
+            package.len()
+        );
+        let both = format!("[{release},{image}]");
+        let mut entries = UpdateList::parse(both.as_bytes()).unwrap().entries().to_vec();
+        entries[1].set_chunks(chunks.clone());
+        entries.truncate(if chunks.is_some() { 2 } else { 1 });
+        publish("mpypi/channels/dev", &UpdateList::new(entries).unwrap().to_bytes(), None)
+    };
+    let refused = [Err(Reason::PayloadFormatInvalid)];
+    for (topic, bytes) in &pieces[..2] {
+        shelf.keep(topic, bytes);
+    }
+    assert_eq!(shelf.settle(&[list(1, Some(chunks.clone()))]), refused, "one is missing");
+    shelf.keep(&pieces[2].0, b"something else");
+    assert_eq!(shelf.settle(&[list(1, Some(chunks.clone()))]), refused, "one has other bytes");
+    assert_eq!(shelf.settle(&[publish(&pieces[2].0, pieces[2].1, Some(60))]), [Ok(())]);
+    assert_eq!(shelf.settle(&[list(1, Some(chunks.clone()))]), [Ok(())]);
+    shelf.sweep_after(3600);
+    shelf.reopen();
+    for (topic, bytes) in &pieces {
+        assert_eq!(shelf.settle(&[publish(topic, b"other", None)]), refused);
+        assert_eq!(shelf.settle(&[publish(topic, b"", None)]), refused);
+        assert_eq!(shelf.settle(&[publish(topic, bytes, Some(1))]), [Ok(())]);
+    }
+    shelf.sweep_after(3600);
+    for (topic, bytes) in &pieces {
+        assert_eq!(shelf.read(topic).as_deref(), Some(*bytes), "what a list names does not expire");
+    }
+    // As long as a list that is kept names the package, none of its chunks is garbage.
+    let garbage = |shelf: &mut Shelf, lists| {
+        let rules = crate::index::collect::Rules { lists, since_ms: u64::MAX };
+        let garbage = shelf.writer().index.garbage(rules).unwrap();
+        garbage.into_iter().map(|garbage| garbage.topic).collect::<Vec<_>>()
+    };
+    assert_eq!(garbage(&mut shelf, 1), [""; 0]);
+    assert_eq!(shelf.settle(&[list(2, None)]), [Ok(())]);
+    assert_eq!(garbage(&mut shelf, 2), [""; 0]);
+    let mut topics: Vec<_> = pieces.iter().map(|(topic, _)| topic.clone()).collect();
+    topics.push(PackageId::Firmware(digest).topic());
+    assert_eq!(garbage(&mut shelf, 1), topics);
+    let (now, collect) = (shelf.now, Collect { topics, since_ms: u64::MAX, reply: oneshot::channel().0 });
+    shelf.writer().settle(vec![Op::Collect(collect)], now).unwrap();
+    assert_eq!(shelf.read(&pieces[0].0), None);
+}
+
+#[test]
+fn a_package_in_chunks_is_there_whole_too_before_the_list_that_names_it() {
+    let mut shelf = Shelf::new();
+    let package = bytes(3, 3 * INLINE);
+    let chunks = Chunks::cut(&package, 2048).unwrap();
+    let list = |whole: Digest, sequence: u32| {
+        let text = format!(
+            r#"[{{"type":"release","channel":"dev","sequence":{sequence},"version":"1"}},
+                {{"type":"firmware","name":"a","version":"1","pkg_sha256":"{whole}","size":{}}}]"#,
+            package.len()
+        );
+        let mut entries = UpdateList::parse(text.as_bytes()).unwrap().entries().to_vec();
+        entries[1].set_chunks(Some(chunks.clone()));
+        publish("mpypi/channels/dev", &UpdateList::new(entries).unwrap().to_bytes(), None)
+    };
+    let cut = |whole: &Digest| {
+        let topics = chunks.pieces(whole).map(|piece| piece.topic);
+        topics
+            .zip(package.chunks(2048))
+            .map(|(topic, bytes)| publish(&topic, bytes, None))
+            .collect::<Vec<_>>()
+    };
+    let whole = Digest::of(&package);
+    let topic = PackageId::Firmware(whole).topic();
+    let mut batch = cut(&whole);
+    batch.push(list(whole, 1));
+    assert!(shelf.settle(&batch).iter().all(Result::is_ok));
+    assert_eq!(shelf.read(&topic).as_deref(), Some(&*package));
+    let announced: Vec<_> = shelf.announced.lock().unwrap().drain(..).collect();
+    let last: Vec<_> = announced.iter().rev().take(2).map(|message| &*message.topic).collect();
+    assert_eq!(last, ["mpypi/channels/dev", &topic]);
+    assert!(announced.iter().map(|message| message.version).is_sorted());
+    // Once is enough.
+    assert_eq!(shelf.settle(&[list(whole, 2)]), [Ok(())]);
+    assert_eq!(shelf.announced.lock().unwrap().len(), 1);
+    // Whoever cut it lies about what it is.
+    let other = Digest::of(b"other");
+    let mut batch = cut(&other);
+    batch.push(list(other, 3));
+    assert_eq!(shelf.settle(&batch).last(), Some(&Err(Reason::PayloadFormatInvalid)));
+    assert_eq!(shelf.read(&PackageId::Firmware(other).topic()), None);
+}
+
+#[test]
+fn what_is_cleared_of_nodes_is_noted_with_the_clear_until_an_upstream_was_told() {
+    let mut shelf = Shelf::new();
+    let lamp = "mpypi/nodes/lamp/state";
+    shelf.keep(lamp, b"{}");
+    shelf.keep(lamp, b"");
+    assert_eq!(shelf.writer().index.gone(0, 9).unwrap(), [], "there is no upstream");
+    let told = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let seen = told.clone();
+    let writer = shelf.writer.take().unwrap();
+    shelf.writer = Some(writer.noting(Some(Box::new(move || seen.load(Ordering::SeqCst)))));
+    for topic in [lamp, "mpypi/nodes/door/state", "home/light"] {
+        shelf.keep(topic, b"{}");
+        shelf.keep(topic, b"");
+    }
+    // Nothing was there.
+    shelf.keep("mpypi/nodes/other/state", b"");
+    let gone = |shelf: &mut Shelf, since, most| {
+        let found = shelf.writer().index.gone(since, most).unwrap();
+        found
+            .into_iter()
+            .map(|(version, topic)| (version, topic.replace("mpypi/nodes/", "")))
+            .collect::<Vec<_>>()
+    };
+    let pair = |version: u64, topic: &str| (version, topic.to_owned());
+    assert_eq!(gone(&mut shelf, 0, 9), [pair(4, "lamp/state"), pair(6, "door/state")]);
+    assert_eq!(
+        (gone(&mut shelf, 4, 9), gone(&mut shelf, 0, 1)),
+        (vec![pair(6, "door/state")], vec![pair(4, "lamp/state")])
+    );
+    shelf.reopen();
+    assert_eq!(gone(&mut shelf, 0, 9).len(), 2, "it is there after a restart");
+    let seen = told.clone();
+    let writer = shelf.writer.take().unwrap();
+    shelf.writer = Some(writer.noting(Some(Box::new(move || seen.load(Ordering::SeqCst)))));
+    told.store(4, Ordering::SeqCst);
+    shelf.keep(lamp, b"{}");
+    shelf.keep(lamp, b"");
+    assert_eq!(gone(&mut shelf, 0, 9), [pair(6, "door/state"), pair(10, "lamp/state")]);
+}
