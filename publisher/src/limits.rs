@@ -212,6 +212,9 @@ pub const DOCTOR_LARGEST: u64 = mpypi_protocol::limits::PACKAGE;
 pub const DOCTOR_LARGEST_MOST: u64 =
     (mpypi_protocol::limits::PACKET - mpypi_protocol::limits::TOPIC - 1024) as u64;
 
+/// Smallest that it can be told to stop at, in bytes.
+pub const DOCTOR_SMALLEST: u64 = 1024;
+
 /// Where the search for the largest payload begins, in bytes.
 pub const DOCTOR_FIRST: u64 = 64 * 1024;
 

@@ -244,7 +244,7 @@ impl LinkError {
             LinkError::Refused { reason, .. } => format!("it refused the connection: {reason}"),
             LinkError::NotMqtt { reason, .. } => format!("it does not answer as an MQTT broker: {reason}"),
             LinkError::Lost { reason, .. } => reason.clone(),
-            LinkError::Closed { refusal, .. } => format!("it closed the connection: {refusal}"),
+            LinkError::Closed { refusal, .. } => format!("the broker closed it: {refusal}"),
             LinkError::Silent { after, .. } => format!("it did not answer for {} s", after.as_secs()),
             LinkError::TooLarge { limit, .. } => {
                 format!("it says that it takes no packet above {limit} bytes")

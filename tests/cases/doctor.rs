@@ -194,7 +194,7 @@ fn one_node_of_nats_is_fit_with_its_weaknesses() {
     let output = doctor(&cluster.url(0), &SMALL).expect_code(0);
     let expected = [
         ("mqtt-5", "weak", "not spoken"),
-        ("spaces", "weak", "the connection is closed"),
+        ("spaces", "weak", "the connection ends"),
         ("wildcard", "weak", "all 24 messages come"),
         ("dots", "ok", ""),
         ("clear", "ok", ""),

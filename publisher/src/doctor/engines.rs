@@ -135,7 +135,9 @@ impl Engine {
                 ),
             ],
             Engine::Aws => vec![
-                manual("a message is 128 KB at most, and that cannot be raised"),
+                manual(
+                    "a message is 128 KB at most, and that cannot be raised: larger packages go out in chunks",
+                ),
                 manual(
                     "a topic has seven slashes at most: files below `src/` can be three folders deep, with package topics",
                 ),
@@ -175,9 +177,7 @@ impl Engine {
             }
             (Engine::Vernemq, Check::Largest) => "raise `max_message_size` in vernemq.conf",
             (Engine::Rabbitmq, Check::Largest) => "raise `mqtt.max_packet_size_authenticated`",
-            (Engine::Aws, Check::Largest) => {
-                "it cannot be raised there: take another broker, or small packages"
-            }
+            (Engine::Aws, Check::Largest) => "it cannot be raised there",
             (Engine::Mosquitto, Check::Retained) => {
                 "`retain_available` must not be `false` in mosquitto.conf"
             }

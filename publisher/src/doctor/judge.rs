@@ -144,7 +144,7 @@ pub fn judge(seen: &Observations, engine: Option<Engine>) -> Vec<Row> {
     rows.push(dots(&seen.dots));
     rows.push(spaces(&seen.spaces));
     rows.push(wildcard(seen.wildcard, &seen.plain, engine));
-    rows.push(largest(&seen.largest, &seen.plain));
+    rows.push(largest(&seen.largest, &seen.plain, seen.greeting.as_ref()));
     rows.push(expiry(seen.expiry, &seen.plain, address));
     rows.push(clear(&seen.cleared));
     rows.push(denied(&seen.denied));
@@ -300,7 +300,7 @@ fn trouble(fate: &Fate) -> Option<String> {
         Fate::Garbled => "kept with other bytes".to_owned(),
         Fate::Renamed { topic } => format!("comes back as `{topic}`"),
         Fate::Refused { reason } => format!("refused: {reason}"),
-        Fate::Closed { reason } => format!("the connection is closed: {reason}"),
+        Fate::Closed { reason } => format!("the connection ends: {reason}"),
         Fate::Unreadable => "may not be read".to_owned(),
         Fate::Silent => "not answered in time".to_owned(),
         Fate::Untried => UNTRIED.to_owned(),
@@ -348,7 +348,8 @@ fn wildcard(Wildcard { there, came, accepted }: Wildcard, plain: &Fate, engine: 
     }
 }
 
-fn largest(largest: &Largest, plain: &Fate) -> Row {
+/// How large packages may be; `greeting` may say so to the publisher, too.
+fn largest(largest: &Largest, plain: &Fate, greeting: Option<&Greeting>) -> Row {
     let Largest { kept, limit, lost } = largest;
     let row = |verdict, why: String| Row::new(Check::Largest, verdict, why);
     if *plain != Fate::Kept {
@@ -357,6 +358,10 @@ fn largest(largest: &Largest, plain: &Fate) -> Row {
     let Some((bytes, fate)) = lost else {
         return row(Verdict::Ok, format!("{} come back; more was not tried", size(*limit)));
     };
+    let says_so = greeting.is_some_and(|greeting| {
+        greeting.maximum_packet_size.is_some_and(|said| u64::from(said) <= *bytes)
+            || greeting.user_properties.iter().any(|(key, _)| key == mpypi_protocol::greeting::PACKAGE)
+    });
     let how = trouble(fate).unwrap_or_default();
     let why = format!("{} come back; {}: {how}", size(*kept), size(*bytes));
     match *kept {
@@ -364,9 +369,13 @@ fn largest(largest: &Largest, plain: &Fate) -> Row {
             "mpypi needs {} at least, and lists of large channels more",
             size(limits::DOCTOR_LEAST)
         )),
-        kept if kept < PACKAGE => {
-            row(Verdict::Weak, why).hint("larger packages cannot be published there as they are")
-        }
+        kept if kept < PACKAGE => row(Verdict::Weak, why).hint(match says_so {
+            true => "larger packages go out in chunks, which Mpy-BLOX does not read".to_owned(),
+            false => format!(
+                "publish with `--max-packet {}K`: larger packages go out in chunks, which Mpy-BLOX does not read",
+                kept / 1024
+            ),
+        }),
         _ => row(Verdict::Ok, why),
     }
 }
@@ -414,7 +423,7 @@ fn denied(seen: &[(Mqtt, Denied)]) -> Row {
     let says = |(mqtt, denied): &(Mqtt, Denied)| {
         let what = match denied {
             Denied::Refused { reason } => format!("refused ({reason})"),
-            Denied::Closed { reason } => format!("the connection is closed ({reason})"),
+            Denied::Closed { reason } => format!("the connection ends ({reason})"),
             Denied::Dropped => "acknowledged all the same, and dropped".to_owned(),
             Denied::Nowhere => "this user may write wherever it was tried".to_owned(),
             Denied::Unknown => "acknowledged; whether it is kept cannot be read".to_owned(),
@@ -504,10 +513,10 @@ fn clock(ahead: Option<i64>) -> Row {
 
 /// A broker is not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{broker} is not fit for mpypi: {}", .failed.join(", "))]
+#[error("{brokers} is not fit for mpypi: {}", .failed.join(", "))]
 pub struct Unfit {
-    /// Which.
-    pub broker: String,
+    /// Which; all nodes, of a cluster.
+    pub brokers: String,
     /// The checks that it fails, by their names.
     pub failed: Vec<&'static str>,
 }
@@ -516,12 +525,12 @@ pub struct Unfit {
 ///
 /// # Errors
 /// [`Unfit`]
-pub fn expect_fit(broker: &str, rows: &[Row]) -> Result<(), Unfit> {
+pub fn expect_fit(brokers: &str, rows: &[Row]) -> Result<(), Unfit> {
     let failed = rows.iter().filter(|row| row.verdict == Verdict::No).map(|row| row.check.name());
     let failed: Vec<_> = failed.collect();
     match failed.is_empty() {
         true => Ok(()),
-        false => Err(Unfit { broker: broker.to_owned(), failed }),
+        false => Err(Unfit { brokers: brokers.to_owned(), failed }),
     }
 }
 

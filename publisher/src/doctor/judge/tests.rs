@@ -128,8 +128,8 @@ fn each_thing_that_is_seen_has_its_verdict() {
             No,
             "comes back as `main/py`",
         ),
-        ("dots refused", |seen| seen.dots = closed(), Dots, No, "the connection is closed"),
-        ("spaces", |seen| seen.spaces = closed(), Spaces, Weak, "the connection is closed"),
+        ("dots refused", |seen| seen.dots = closed(), Dots, No, "the connection ends"),
+        ("spaces", |seen| seen.spaces = closed(), Spaces, Weak, "the connection ends"),
         ("no filter", |seen| seen.wildcard.accepted = false, Wildcard, Weak, "the filter is refused"),
         ("nothing", |seen| seen.wildcard.came = 0, Wildcard, No, "none of 24"),
         ("something", |seen| seen.wildcard.came = 9, Wildcard, Weak, "9 of 24"),
@@ -204,6 +204,17 @@ fn nothing_wild() -> Wildcard {
 
 fn lose(seen: &mut Observations, kept: u64, lost: u64) {
     seen.largest = Largest { kept, limit: 2 * PACKAGE, lost: Some((lost, closed())) };
+}
+
+#[test]
+fn a_broker_that_says_itself_how_large_packets_may_be_needs_no_flag() {
+    let mut seen = fine();
+    lose(&mut seen, 100_000, 110_000);
+    greets(&mut seen).maximum_packet_size = Some(105_000);
+    let said = row(&seen, Check::Largest).hint.unwrap();
+    assert!(said.starts_with("larger packages go out in chunks"), "{said}");
+    greets(&mut seen).maximum_packet_size = Some(200_000);
+    assert!(row(&seen, Check::Largest).hint.unwrap().contains("--max-packet"), "it takes less than it says");
 }
 
 #[test]
@@ -358,6 +369,7 @@ fn what_is_known_of_an_engine_is_in_hints_and_advice() {
         row.and_then(|row| row.hint).unwrap()
     };
     let general = hint(None);
+    assert!(general.starts_with("publish with `--max-packet 97K`"), "{general}");
     for (engine, setting) in [
         (Engine::Mosquitto, "`message_size_limit`"),
         (Engine::Nats, "`max_payload`"),
