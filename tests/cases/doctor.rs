@@ -49,9 +49,18 @@ fn with(output: &Output, verdict: &str) -> Vec<String> {
 fn retained(address: SocketAddr, login: Option<(&str, &str)>) -> Vec<String> {
     let login = login.map(|(user, password)| (user.to_owned(), password.to_owned()));
     let options = Options { login, ..Options::id("an-auditor") };
-    let (mut client, code) = Client::try_connect(address, &options).unwrap();
+    let (client, code) = Client::try_connect(address, &options).unwrap();
     assert_eq!(code, 0);
-    assert_ne!(client.subscribe("#", 0), 0x80);
+    all_of(client, "#")
+}
+
+/// The same of some topics.
+fn retained_below(address: SocketAddr, filter: &str) -> Vec<String> {
+    all_of(Client::connect(address, "an-auditor"), filter)
+}
+
+fn all_of(mut client: Client, filter: &str) -> Vec<String> {
+    assert_ne!(client.subscribe(filter, 0), 0x80);
     client.fence();
     let mut topics = Vec::new();
     while client.waits() {
@@ -167,7 +176,7 @@ fn what_mosquitto_denies_is_told_from_what_it_keeps() {
     let server = Server::mosquitto_with(&world, &format!("persistence false\nacl_file {}\n", acl.display()));
     // Nobody has a password there: whoever says so is `ci`.
     let ci = doctor(&format!("mqtt://ci:x@{}", server.address), &SMALL).expect_code(0);
-    let why = "3.1.1: acknowledged all the same, and dropped; 5: refused (";
+    let why = "3.1.1: acknowledged all the same, and does not come back; 5: refused (";
     expect(&ci, &[("retained", "ok", ""), ("denied", "weak", why)]);
     // Where only 3.1.1 is spoken, nothing but reading back tells.
     let old = Proxy::start(server.address, |is_client, packet| {
@@ -178,6 +187,26 @@ fn what_mosquitto_denies_is_told_from_what_it_keeps() {
     let guest = doctor(&old.url(), &SMALL).expect_code(3);
     expect(&guest, &[("mqtt-5", "weak", ""), ("retained", "no", "acknowledged, and is not there")]);
     assert_eq!(retained(server.address, None), Vec::<String>::new());
+}
+
+#[test]
+fn where_packages_are_not_for_this_user_another_topic_is_tried_and_nothing_else_is_written() {
+    let world = World::new();
+    let acl = world.write("acl", "topic readwrite trial/#\n");
+    let server = Server::mosquitto_with(&world, &format!("persistence false\nacl_file {}\n", acl.display()));
+    let elsewhere = [&SMALL[..], &["--below", "trial/run"]].concat();
+    let output = doctor(&server.url(), &elsewhere).expect_code(0);
+    expect(
+        &output,
+        &[("retained", "ok", ""), ("spaces", "ok", ""), ("wildcard", "ok", ""), ("clear", "ok", "")],
+    );
+    expect(&output, &[("denied", "weak", "5: refused (")]);
+    assert_eq!(
+        output.json()["engine"]["by"],
+        "the client ids that it gives",
+        "`$SYS` is not for this user, either"
+    );
+    assert_eq!(retained_below(server.address, "trial/#"), Vec::<String>::new());
 }
 
 #[test]
