@@ -238,7 +238,7 @@ impl<'e> Carrier<'e> {
                 yield_now().await;
             }
         }
-        let mut since = 0;
+        let mut since = self.edge.memory.cleared();
         loop {
             let gone = index.gone(since, TURN).unwrap_or_else(|error| {
                 tracing::error!(%error, "cannot look what was cleared of nodes");

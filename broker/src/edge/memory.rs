@@ -43,6 +43,9 @@ struct Remembered {
     /// The index's version up to which the upstream has all of the site's nodes.
     #[serde(default)]
     carried: u64,
+    /// The version up to which it has been told of all clears, also if it has forgotten since what else it was told.
+    #[serde(default)]
+    cleared: u64,
     /// The highest release of each channel.
     #[serde(default)]
     releases: BTreeMap<ChannelName, Taken>,
@@ -79,7 +82,7 @@ impl Memory {
             None => {
                 let name =
                     NodeId::new(format!("edge-{:08x}", fastrand::u32(..))).map_err(io::Error::other)?;
-                (Remembered { name, carried: 0, releases: BTreeMap::new() }, true)
+                (Remembered { name, carried: 0, cleared: 0, releases: BTreeMap::new() }, true)
             }
         };
         let memory = Memory { path, values: Mutex::new((values.clone(), values)) };
@@ -102,10 +105,17 @@ impl Memory {
         self.lock().1.carried
     }
 
+    /// The version of the index up to which the upstream has been told of all clears. It is told once: what it has forgotten
+    /// since may be another site's by now.
+    #[must_use]
+    pub fn cleared(&self) -> u64 {
+        self.lock().1.cleared
+    }
+
     /// The same, as it would be known after a power cut.
     #[must_use]
     pub fn saved(&self) -> u64 {
-        self.lock().0.carried
+        self.lock().0.cleared
     }
 
     /// The highest release of each channel.
@@ -116,7 +126,8 @@ impl Memory {
 
     /// Notes up to which version the upstream has everything.
     pub fn carry(&self, version: u64) {
-        self.lock().1.carried = version;
+        let values = &mut self.lock().1;
+        (values.carried, values.cleared) = (version, version.max(values.cleared));
     }
 
     /// Notes a channel's release, unless a higher one is noted.
@@ -164,14 +175,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let memory = Memory::open(folder.path()).unwrap();
         let (name, dev) = (memory.name(), ChannelName::new("dev").unwrap());
+        memory.carry(9);
         memory.carry(7);
+        assert_eq!((memory.cleared(), memory.saved()), (9, 0));
         let taken = |epoch, sequence, list| Taken { number: Number { epoch, sequence }, list };
         let second = taken(1, 2, Some(Digest::of(b"[]")));
         memory.take(&dev, second);
         memory.take(&dev, taken(0, 9, None));
         memory.save();
         let again = Memory::open(folder.path()).unwrap();
-        assert_eq!((again.name(), again.carried()), (name, 7));
+        assert_eq!((again.name(), again.carried(), again.saved()), (name, 7, 9));
         assert_eq!(again.releases()[&dev], second);
         // As an earlier version wrote it.
         let old = r#"{"name":"edge-1","carried":3,"releases":{"dev":{"epoch":0,"sequence":9}}}"#;

@@ -177,8 +177,8 @@ impl Edge {
         Owned { channels: self.config.channels.clone(), upstream: self.upstream() }
     }
 
-    /// The version of the index up to which the upstream, for good, has been told of the site's nodes; `None` for a gateway,
-    /// which has none.
+    /// The version of the index up to which the upstream, for good, has been told what was cleared of nodes; `None` for a
+    /// gateway, which has none.
     #[must_use]
     pub fn told(&self) -> Option<u64> {
         (self.config.part == Part::Edge).then(|| self.memory.saved())

@@ -11,7 +11,8 @@
 //!
 //! Nothing that is retained waits in memory: a topic is marked, and read when it is its turn. How far the upstream has been
 //! told is one number, the index's version: after a restart what is newer is marked again, also what was cleared, which the
-//! index notes until the upstream knows. If the upstream has forgotten this edge's session, all is.
+//! index notes until the upstream knows. If the upstream has forgotten this edge's session, all is that is here; but not again
+//! what was cleared, which may be another site's by now.
 //!
 //! No I/O and no clock: events in, effects out.
 
@@ -91,7 +92,7 @@ pub enum Event {
         /// Its version.
         version: u64,
     },
-    /// A node's topic was cleared; something may have come there since.
+    /// A node's topic was cleared, which the upstream was never told; something may have come there since.
     Gone {
         /// The topic.
         topic: String,
@@ -240,7 +241,7 @@ impl Relay {
             }
             Event::Behind => {}
             Event::Found { topic, version } => self.found(topic, version, &mut out),
-            Event::Gone { topic, version } => drop(self.again(topic, version)),
+            Event::Gone { topic, version } => self.gone(topic, version),
             Event::Scanned => self.scan = None,
             Event::Acknowledged(number) => self.acknowledged(number, library, &mut out),
             Event::Subscribed(refused) => {
@@ -381,22 +382,22 @@ impl Relay {
     }
 
     fn found(&mut self, topic: String, version: u64, out: &mut Vec<Effect>) {
-        if let Some(node) = self.again(topic, version) {
-            self.meet(node, out);
-        }
-    }
-
-    /// Marks what the upstream may not have been told; whose it is, if it goes up.
-    fn again(&mut self, topic: String, version: u64) -> Option<NodeId> {
-        let Ok(Topic::Node(node, subject)) = Topic::parse(&topic) else { return None };
+        let Ok(Topic::Node(node, subject)) = Topic::parse(&topic) else { return };
         if !goes_up(self.part, subject) {
-            return None;
+            return;
         }
         if self.scan.is_some_and(|from| version > from) {
             self.mark(topic, version);
         }
         self.seen = self.seen.max(version);
-        Some(node)
+        self.meet(node, out);
+    }
+
+    fn gone(&mut self, topic: String, version: u64) {
+        if matches!(Topic::parse(&topic), Ok(Topic::Node(_, subject)) if goes_up(self.part, subject)) {
+            self.mark(topic, version);
+        }
+        self.seen = self.seen.max(version);
     }
 
     /// Asks for the orders of a node that is new here.

@@ -140,7 +140,7 @@ pub enum Settled {
 /// a subscription.
 pub type Announce = Box<dyn FnMut(Arc<Message>, Vec<Found>) + Send>;
 
-/// The version up to which an upstream has been told of nodes.
+/// The version up to which an upstream has been told what was cleared of nodes.
 pub type Told = Box<dyn Fn() -> u64 + Send>;
 
 /// The index's writer.

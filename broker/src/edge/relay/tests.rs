@@ -21,6 +21,8 @@ impl Library for Shelf {
 struct Bench {
     relay: Relay,
     shelf: Shelf,
+    /// Up to which version the upstream was told of clears.
+    cleared: u64,
     upstream: BTreeMap<String, Bytes>,
     /// Sent and not acknowledged.
     flight: VecDeque<(u64, Message)>,
@@ -42,6 +44,7 @@ impl Bench {
         Bench {
             relay: Relay::new(node("site"), part, 0),
             shelf: Shelf::default(),
+            cleared: 0,
             upstream: BTreeMap::new(),
             flight: VecDeque::new(),
             subscribed: BTreeSet::new(),
@@ -80,7 +83,7 @@ impl Bench {
                         for (topic, kept) in &self.shelf.records {
                             events.push_back(Event::Found { topic: topic.clone(), version: kept.version });
                         }
-                        for (version, topic) in &self.shelf.gone {
+                        for (version, topic) in self.shelf.gone.range(self.cleared + 1..) {
                             events.push_back(Event::Gone { topic: topic.clone(), version: *version });
                         }
                         events.push_back(Event::Scanned);
@@ -95,6 +98,7 @@ impl Bench {
                 }
             }
         }
+        self.cleared = self.cleared.max(self.relay.carried());
     }
 
     /// Somebody at the site retains a message; an empty one clears.
@@ -159,8 +163,6 @@ impl Bench {
 
     fn restart(&mut self) {
         self.lose(0);
-        // As the index does, which is told of it.
-        self.shelf.gone = self.shelf.gone.split_off(&(self.relay.carried() + 1));
         self.relay = Relay::new(node("site"), self.relay.part, self.relay.carried());
     }
 
@@ -276,6 +278,26 @@ fn a_node_that_is_forgotten_while_the_line_is_down_and_before_a_restart_is_forgo
     bench.connect(true);
     bench.acknowledge(usize::MAX);
     assert_eq!(bench.sent, sent + 1, "once: a hello");
+}
+
+#[test]
+fn a_node_that_moved_to_another_site_is_not_forgotten_again_when_the_upstream_forgets_the_session() {
+    let mut bench = Bench::new(Part::Edge);
+    bench.connect(false);
+    bench.retain("mpypi/nodes/lamp/state", "{}");
+    bench.retain("mpypi/nodes/lamp/state", "");
+    bench.acknowledge(usize::MAX);
+    assert!(bench.upstream.is_empty());
+    bench.upstream.insert("mpypi/nodes/lamp/state".to_owned(), Bytes::from_static(b"of another site"));
+    for _ in 0..2 {
+        bench.lose(0);
+        bench.connect(false);
+        // Killed in the middle of telling everything again.
+        bench.restart();
+        bench.connect(false);
+        bench.acknowledge(usize::MAX);
+        assert_eq!(bench.upstream["mpypi/nodes/lamp/state"], "of another site");
+    }
 }
 
 #[test]
