@@ -134,7 +134,7 @@ fn after_a_node_was_killed_at_any_moment_a_publish_that_succeeds_left_nothing_mi
 }
 
 /// A broker that acknowledges what it is told to retain, and goes on serving what it had.
-fn frozen(broker: &Server) -> Proxy {
+pub(crate) fn frozen(broker: &Server) -> Proxy {
     Proxy::start(broker.address, |is_client, packet| match is_client && packet[0] >> 4 == 3 {
         // Bit 0 of a PUBLISH: retain.
         true => Verdict::Replace([&[packet[0] & !1], &packet[1..]].concat()),
