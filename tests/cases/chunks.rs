@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     process::Command,
     sync::{
         Arc,
@@ -11,7 +12,7 @@ use std::{
 
 use mpypi_protocol::{ChannelName, Digest, Entry, UpdateList, list::Piece};
 use mpypi_tests::{
-    Client, Cluster, Kind, Output, Proxy, Running, Server, Verdict, World, bytes, face, http::Web, run,
+    Client, Cluster, Kind, Output, Proxy, Running, Server, Verdict, World, bytes, clock, face, http::Web, run,
 };
 use serde_json::Value;
 
@@ -413,4 +414,59 @@ fn a_package_in_chunks_is_whole_at_an_edge_and_a_gateway_and_neither_fetches_a_c
         (list(&mut client, "dev").release().unwrap().sequence == 2).then_some(())
     });
     assert_eq!(brought.load(Ordering::SeqCst), pieces.len());
+}
+
+/// Seconds of processor time that a process has used.
+fn cpu(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    // In ticks of a hundredth of a second.
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// Publishes a firmware's worth of bytes in chunks of each size, and has devices fetch it one after another.
+fn costs(name: &str, url: &str, pid: u32) {
+    const DEVICES: u32 = 5;
+    for (seed, size) in (100..).zip(["4K", "16K", "32K", "64K", "128K"]) {
+        let world = World::new();
+        world.write("dev/src/data/firmware.bin", bytes(seed, 4 << 20));
+        let started = clock();
+        publish(
+            &world,
+            &["--chunk", size, "--max-packet", "192K", "--channel", &format!("size-{size}")],
+            url,
+        );
+        let (published, before, started) = (started.elapsed(), cpu(pid), clock());
+        for device in 0..DEVICES {
+            let folder = world.text(&format!("node-{device}"));
+            let channel = format!("size-{size}");
+            let arguments = ["run", "--node", "n", "--channel", &channel, "--root", &folder, "--broker", url];
+            let more = ["--once", "--confirm-after", "1ms"];
+            run("mpypi-agent", &[&arguments[..], &more].concat()).expect_code(0);
+        }
+        let fetched = started.elapsed() / DEVICES;
+        println!(
+            "| {name} | {size} | {:.2} | {:.2} | {:.0} |",
+            published.as_secs_f64(),
+            fetched.as_secs_f64(),
+            (cpu(pid) - before) / f64::from(DEVICES) * 1000.0,
+        );
+    }
+}
+
+#[test]
+#[ignore = "makes a table: `make engines`"]
+fn the_same_firmware_in_chunks_of_each_size() {
+    println!(
+        "| engine | chunks of | publish (s) | a device (s) | its processor time (ms) |\n|---|---|---|---|---|"
+    );
+    let home = World::new();
+    let ours = Server::start(&home);
+    costs("ours", &ours.url(), ours.pid());
+    let home = World::new();
+    let mosquitto = Server::mosquitto(&home);
+    costs("mosquitto", &mosquitto.url(), mosquitto.pid());
+    let home = World::new();
+    let nats = Cluster::start(&home, 1);
+    costs("NATS, 1", &nats.url(0), nats.pid(0));
 }
