@@ -93,10 +93,11 @@ cluster: build ## Kill nodes of a cluster of NATS: 20 times while 300 packages a
 	MPYPI_CLUSTER_ROUNDS=20 MPYPI_CLUSTER_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --test-threads 1 --nocapture \
 	  after_a_node_was_killed a_fleet_on_three_nodes
 
-engines: build ## The report of one fleet on our broker, mosquitto, one node of NATS, three, and an edge of three; NODES= for more
+engines: build ## The report of one fleet on our broker, mosquitto, one node of NATS, three, and an edge of three, and of chunks; NODES= for more
 	@bash tests/peers.sh
 	@bash tests/nats.sh
-	@MPYPI_ENGINE_NODES=$(NODES) cargo test -q -p mpypi-tests --test mpypi -- --ignored --nocapture the_same_fleet_on_each_engine
+	@MPYPI_ENGINE_NODES=$(NODES) cargo test -q -p mpypi-tests --test mpypi -- --ignored --nocapture --test-threads 1 \
+	  the_same_fleet_on_each_engine the_same_firmware_in_chunks
 
 fuzz: ## Fuzz what reads bytes of strangers, each target for SECONDS
 	@bash .ci/fuzz $(SECONDS)

@@ -466,19 +466,13 @@ impl Subject<'_> {
             Entry::Src(src) => format!("src {}", src.path),
             _ => return,
         };
-        let (severity, problem) = match self.ground.broker {
-            Broker::Plain => (
-                Severity::Refusal,
-                "is more than the broker takes at once and goes in chunks, which the node does not know: its boot waits \
-                 for ever",
-            ),
-            Broker::Adapting => (
-                Severity::Warning,
-                "is more than the broker takes at once and goes in chunks, which the node does not know: it does not get it",
-            ),
-        };
-        let remedy = "raise the broker's packet limit, or split the package";
-        findings.add(self.node, Rule::InChunks, severity, name, problem, remedy);
+        // A broker of ours makes it whole for such a node.
+        if self.ground.broker == Broker::Plain {
+            let problem = "is more than the broker takes at once and goes in chunks, which the node does not know: its \
+                           boot waits for ever";
+            let remedy = "raise the broker's packet limit, or split the package";
+            findings.add(self.node, Rule::InChunks, Severity::Refusal, name, problem, remedy);
+        }
     }
 
     /// The folders that the node has as far as anybody can know: of what the present list put there, and of
@@ -755,11 +749,10 @@ mod tests {
             inside: vec![("b", "demo", "1.1", &[])],
             ..Case::default()
         };
-        for (broker, severity) in [(PLAIN, Refusal), (OURS, Warning)] {
-            let expected =
-                ["wheel demo 1.1", "src data.bin"].map(|entry| (Rule::InChunks, severity, entry.to_owned()));
-            assert_eq!(case.found(broker), expected);
-        }
+        let expected =
+            ["wheel demo 1.1", "src data.bin"].map(|entry| (Rule::InChunks, Refusal, entry.to_owned()));
+        assert_eq!(case.found(PLAIN), expected);
+        assert_eq!(case.found(OURS), vec![], "it makes them whole");
         let same = Case { release: vec![cut(demo("1.0", "a"))], ..Case::default() };
         assert_eq!(same.found(PLAIN), vec![], "it has it already");
     }

@@ -134,14 +134,12 @@ pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, 
     }
     let mut left_out = Vec::new();
     for (at, entry) in survey.list.entries().iter().enumerate() {
-        let Entry::Src(src) = entry else { continue };
-        let why = match &src.chunks {
-            _ if src.digest == Digest::EMPTY => "is empty, and an empty file cannot be sent",
-            Some(_) => "lies in chunks, which such a node does not know",
-            None => continue,
-        };
-        left_out.push(format!("`{}` {why}", src.path));
-        choice.skip.push(at);
+        if let Entry::Src(src) = entry
+            && src.digest == Digest::EMPTY
+        {
+            left_out.push(format!("`{}` is empty, and an empty file cannot be sent", src.path));
+            choice.skip.push(at);
+        }
     }
     let serve = match choice.skip.is_empty() {
         true => Serve::AsItIs,
@@ -627,17 +625,6 @@ mod tests {
         let all = survey(&both[..1], &src("main.py", OLD));
         let plan = planned(&all, &device(&[("core", "1")]), &Known::new());
         assert_eq!((served(&plan), plan.verdict), (vec!["main.py".to_owned()], Verdict::Served));
-    }
-
-    #[test]
-    fn a_file_in_chunks_is_left_out_and_the_rest_is_served() {
-        let chunked = format!(
-            r#"{{"type":"src","path":"data.bin","pkg_sha256":"{OLD}","size":9,"chunks":{{"size":1024,"sha256":["{OLD}"]}}}}"#
-        );
-        let all = survey(&[], &format!("{chunked},{}", src("main.py", OLD)));
-        let plan = planned(&all, &device(&[("core", "0.6")]), &Known::new());
-        assert_eq!(served(&plan), ["main.py"]);
-        assert!(matches!(&plan.verdict, Verdict::LeftOut(why) if why[0].contains("data.bin")));
     }
 
     #[test]
