@@ -884,6 +884,7 @@ impl Apps {
                     version: task.version.clone(),
                     digest: task.digest,
                     size: task.size,
+                    chunks: None,
                     tag: None,
                     extra: serde_json::Map::new(),
                 });
@@ -1218,6 +1219,7 @@ fn compose(offer: &Accepted, installed: &Installed, name: &str, wheel: Option<Wh
             path: path.clone(),
             digest,
             size: None,
+            chunks: None,
             extra: serde_json::Map::new(),
         })
     });

@@ -255,6 +255,7 @@ impl InstalledWheel {
             version: self.version.clone(),
             digest: self.digest,
             size: None,
+            chunks: None,
             tag: None,
             extra: local.into_iter().collect(),
         }

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use mpypi_protocol::{
     ChannelName, Digest, Entry, PackageId, Root, Topic, Trust, UpdateList, limits,
+    list::Piece,
     package::LegacyId,
     root::{RootError, SignedRoot},
     topic,
@@ -38,6 +39,10 @@ pub enum Kind {
     Package(PackageId),
     /// A request to forget a package.
     ForgetPackage(PackageId),
+    /// A chunk of the package with this digest. Whether it has the right bytes is known by the list that names it.
+    Chunk(Digest, u32),
+    /// A request to forget a chunk.
+    ForgetChunk(Digest, u32),
     /// Any other retained message; empty ones clear.
     Retained,
     /// A message for those who listen now.
@@ -77,7 +82,9 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
         _ => None,
     };
     let kind = match meaning {
-        Topic::Channel(_) | Topic::History(..) | Topic::Root(_) | Topic::Package(_) if !publish.retain => {
+        Topic::Channel(_) | Topic::History(..) | Topic::Root(_) | Topic::Package(_) | Topic::Chunk(..)
+            if !publish.retain =>
+        {
             return invalid(
                 "lists, packages and roots are retained: publish with the retain flag".to_owned(),
             );
@@ -136,12 +143,14 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
         },
         Topic::Package(id) if publish.payload.is_empty() => Kind::ForgetPackage(id),
         Topic::Package(id) => Kind::Package(id),
+        Topic::Chunk(package, number) if publish.payload.is_empty() => Kind::ForgetChunk(package, number),
+        Topic::Chunk(package, number) => Kind::Chunk(package, number),
         _ if publish.retain => Kind::Retained,
         _ => Kind::Live,
     };
     let size = publish.payload.len() as u64;
     let too_large = |text| Err(Refusal::new(Reason::PacketTooLarge, text));
-    if (matches!(kind, Kind::Package(_)) || legacy.is_some()) && size > limits.package {
+    if (matches!(kind, Kind::Package(_) | Kind::Chunk(..)) || legacy.is_some()) && size > limits.package {
         return too_large(format!("a package of {size} bytes is larger than {}", limits.package));
     }
     if matches!(kind, Kind::Live) && size > limits.live_payload as u64 {
@@ -151,7 +160,7 @@ pub fn admit(publish: Publish, limits: &Limits) -> Result<Admitted, Refusal> {
         ));
     }
     let digest = match &kind {
-        Kind::Live | Kind::ForgetPackage(_) => None,
+        Kind::Live | Kind::ForgetPackage(_) | Kind::ForgetChunk(..) => None,
         _ => Some(Digest::of(&publish.payload)),
     };
     let named = match (&kind, &legacy) {
@@ -218,8 +227,8 @@ pub fn is_heavy(publish: &Publish) -> bool {
     publish.payload.len() > LIGHT
 }
 
-/// Whether `list` may take the place of what its channel has at `present`. `has` tells whether a package is
-/// in the index.
+/// Whether `list` may take the place of what its channel has at `present`. `has` tells whether a package or chunk is
+/// in the index, with the right bytes.
 ///
 /// # Errors
 /// Says which rule of the design's invariant 3 the list breaks.
@@ -227,7 +236,7 @@ pub fn may_replace(
     list: &UpdateList,
     digest: &Digest,
     present: Option<Present<'_>>,
-    mut has: impl FnMut(&PackageId) -> Result<bool, Refusal>,
+    mut has: impl FnMut(&Piece) -> Result<bool, Refusal>,
 ) -> Result<(), Refusal> {
     if present.is_some_and(|present| present.digest == digest) {
         return Ok(()); // the same list again, as after a lost PUBACK
@@ -251,13 +260,19 @@ pub fn may_replace(
         }
         _ => {}
     }
-    for (id, size) in list.packages() {
-        // Empty files cannot be retained; agents make them from the digest of nothing.
-        if *id.digest() != Digest::EMPTY && !has(&id)? {
+    for entry in list.entries() {
+        let pieces = entry.pieces();
+        for (number, piece) in pieces.iter().enumerate() {
+            if has(piece)? {
+                continue;
+            }
+            let Some((id, size)) = entry.package() else { continue };
             let size = size.map(|size| format!(" of {size} bytes")).unwrap_or_default();
-            return invalid(format!(
-                "package `{id}`{size} is not here: publish packages first, the list last"
-            ));
+            let missing = match entry.chunks() {
+                Some(_) => format!("chunk {number} of the {} of package `{id}`{size}", pieces.len()),
+                None => format!("package `{id}`{size}"),
+            };
+            return invalid(format!("{missing} is not here: publish packages first, the list last"));
         }
     }
     Ok(())
@@ -266,6 +281,7 @@ pub fn may_replace(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use mpypi_protocol::{Chunks, chunk};
 
     use super::*;
     use crate::packet::{Properties, Qos};
@@ -345,5 +361,34 @@ mod tests {
         let try_list = |list: &UpdateList| may_replace(list, &Digest::of(b"new"), None, |_| Ok(false));
         assert!(try_list(&names(Digest::of(b"x"))).is_err());
         assert!(try_list(&names(Digest::EMPTY)).is_ok());
+    }
+
+    #[test]
+    fn a_list_needs_every_chunk_with_its_own_bytes_and_not_the_whole() {
+        let package: Vec<u8> = (0..3000_u16).flat_map(u16::to_le_bytes).collect();
+        let (digest, chunks) = (Digest::of(&package), Chunks::cut(&package, 2048).unwrap());
+        let mut entry = list(
+            None,
+            &format!(r#"{{"type":"src","path":"a","pkg_sha256":"{digest}","size":{}}}"#, package.len()),
+        )
+        .entries()[0]
+            .clone();
+        entry.set_chunks(Some(chunks));
+        let list = UpdateList::new(vec![entry]).unwrap();
+        let mut asked = Vec::new();
+        let mut try_with = |missing: u32| {
+            asked.clear();
+            may_replace(&list, &Digest::of(b"new"), None, |piece| {
+                asked.push(piece.clone());
+                Ok(piece.topic != chunk::topic(&digest, missing))
+            })
+            .map_err(|refusal| refusal.text)
+        };
+        assert!(try_with(3).is_ok());
+        assert!(try_with(1).unwrap_err().starts_with("chunk 1 of the 3 of package `src/a/"));
+        assert!(try_with(3).is_ok());
+        assert!(
+            asked.iter().zip(package.chunks(2048)).all(|(piece, bytes)| piece.digest == Digest::of(bytes))
+        );
     }
 }

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use mpypi_protocol::{BrokerUrl, address::AddressError};
+use mpypi_protocol::{
+    BrokerUrl,
+    address::AddressError,
+    limits::{CHUNK_MIN, PACKAGE, PACKET},
+};
 use serde::Deserialize;
 
 use crate::{brokers::Brokers, endpoint::Endpoint, limits, trust::TrustError};
@@ -18,7 +22,8 @@ pub struct BrokerArgs {
     /// nodes of one cluster [default: mqtt://127.0.0.1:1883]
     #[arg(long, value_name = "URL,…", env = "MPYPI_BROKER", hide_env_values = true, value_delimiter = ',')]
     pub broker: Vec<BrokerUrl>,
-    /// A TOML file that says so where `--broker` does not: `[brokers]` with `urls`, and `ca`, `cert` and `key`
+    /// A TOML file that says so where `--broker` does not: `[brokers]` with `urls`, and `ca`, `cert`, `key`, `max-packet` and
+    /// `chunk`
     #[arg(long, value_name = "FILE", env = "MPYPI_CONFIG")]
     pub config: Option<PathBuf>,
     /// Whom to trust.
@@ -54,6 +59,8 @@ struct Table {
     ca: Option<PathBuf>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    max_packet: Option<toml::Value>,
+    chunk: Option<toml::Value>,
 }
 
 /// What is said of the brokers cannot be used.
@@ -86,6 +93,16 @@ pub enum BrokersError {
         /// Why it is none.
         source: AddressError,
     },
+    /// It says how large packets or chunks are, in a way that cannot be.
+    #[error("`{}`, `{key}`: {problem}", path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Why it cannot be.
+        problem: String,
+    },
     /// It names none, or too many are named.
     #[error("there are {found} brokers, and there can be 1 to {}", limits::BROKERS)]
     Count {
@@ -103,7 +120,7 @@ impl BrokersError {
             BrokersError::Config { .. } | BrokersError::Url { .. } => {
                 Some("write `[brokers]` and below it `urls = [\"mqtts://a.example\", \"mqtts://b.example\"]`")
             }
-            BrokersError::Read { .. } | BrokersError::Count { .. } => None,
+            BrokersError::Read { .. } | BrokersError::Size { .. } | BrokersError::Count { .. } => None,
         }
     }
 }
@@ -121,8 +138,14 @@ impl BrokerArgs {
     /// Says which file is wrong.
     pub fn brokers(self) -> Result<Brokers, BrokersError> {
         let (mut urls, mut trust) = (self.broker, self.trust);
+        let (mut packet, mut chunk) = (None, None);
         if let (true, Some(path)) = (urls.is_empty(), &self.config) {
             let table = read(path)?;
+            let text = |value: toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let wrong = |key| move |problem| BrokersError::Size { path: path.clone(), key, problem };
+            let said = table.max_packet.map(|value| parse_packet(&text(value))).transpose();
+            packet = said.map_err(wrong("max-packet"))?;
+            chunk = table.chunk.map(|value| parse_chunk(&text(value))).transpose().map_err(wrong("chunk"))?;
             for url in table.urls {
                 let path = || path.clone();
                 urls.push(url.parse().map_err(|source| BrokersError::Url { path: path(), source })?);
@@ -141,7 +164,14 @@ impl BrokerArgs {
             return Err(BrokersError::Count { found: urls.len() });
         }
         let endpoints: Result<Vec<_>, _> = urls.into_iter().map(|url| Endpoint::new(url, &trust)).collect();
-        Brokers::new(endpoints?).ok_or(BrokersError::Count { found: 0 })
+        let mut brokers = Brokers::new(endpoints?).ok_or(BrokersError::Count { found: 0 })?;
+        if let Some(packet) = packet {
+            brokers = brokers.taking(packet);
+        }
+        if let Some(chunk) = chunk {
+            brokers = brokers.in_chunks_of(chunk);
+        }
+        Ok(brokers)
     }
 }
 
@@ -151,6 +181,36 @@ fn read(path: &Path) -> Result<Table, BrokersError> {
     let config: Config = toml::from_str(&text)
         .map_err(|source| BrokersError::Config { path: path.to_owned(), source: Box::new(source) })?;
     Ok(config.brokers)
+}
+
+/// Reads the largest packet that a broker takes, as `131072`, `128K` or `1M`; in bytes.
+///
+/// # Errors
+/// Says what it can be.
+pub fn parse_packet(text: &str) -> Result<usize, String> {
+    let size = parse_size(text, limits::PACKET_LEAST, PACKET as u64)?;
+    usize::try_from(size).map_err(|error| error.to_string())
+}
+
+/// Reads the size of chunks, as `65536` or `64K`; in bytes.
+///
+/// # Errors
+/// Says what it can be.
+pub fn parse_chunk(text: &str) -> Result<u64, String> {
+    parse_size(text, CHUNK_MIN, PACKAGE)
+}
+
+fn parse_size(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    let (number, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1024),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1024 * 1024),
+        _ => (text, 1),
+    };
+    let size = number.parse().ok().and_then(|number: u64| number.checked_mul(unit));
+    let size = size.filter(|size| (least..=most).contains(size));
+    size.ok_or_else(|| {
+        format!("use a size from {}K to {}M, as 65536, 64K or 1M", least / 1024, most / (1024 * 1024))
+    })
 }
 
 /// Reads `500ms`, `60s`, `5m` or `1h`.
@@ -176,6 +236,30 @@ mod tests {
 
     fn urls(args: BrokerArgs) -> Vec<String> {
         args.brokers().unwrap().iter().map(|broker| broker.url().to_string()).collect()
+    }
+
+    #[test]
+    fn a_file_says_how_large_packets_and_chunks_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mpypi.toml");
+        let brokers = |text: &str| {
+            fs::write(&path, format!("[brokers]\nurls = [\"mqtt://a\", \"mqtt://b\"]\n{text}\n")).unwrap();
+            BrokerArgs { config: Some(path.clone()), ..BrokerArgs::default() }.brokers()
+        };
+        let sized = brokers("max-packet = \"128K\"\nchunk = 32768").unwrap();
+        assert!(sized.iter().all(|broker| broker.packet() == Some(128 * 1024)));
+        assert_eq!(sized.chunk(), Some(32 * 1024));
+        let plain = brokers("").unwrap();
+        assert_eq!((plain.first().packet(), plain.chunk()), (None, None));
+        for (key, value) in
+            [("max-packet", "\"1K\""), ("max-packet", "\"17M\""), ("chunk", "1023"), ("chunk", "[1]")]
+        {
+            let error = brokers(&format!("{key} = {value}")).unwrap_err();
+            assert!(
+                matches!(error, BrokersError::Size { key: wrong, .. } if wrong == key),
+                "{value}: {error}"
+            );
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub struct Brokers {
     endpoints: Vec<Endpoint>,
     may_be_down: usize,
     patience: Duration,
+    chunk: Option<u64>,
 }
 
 impl Brokers {
@@ -20,7 +21,7 @@ impl Brokers {
     }
 
     fn of(endpoints: Vec<Endpoint>) -> Brokers {
-        Brokers { endpoints, may_be_down: 0, patience: limits::AGREE }
+        Brokers { endpoints, may_be_down: 0, patience: limits::AGREE, chunk: None }
     }
 
     /// The first of them.
@@ -56,6 +57,24 @@ impl Brokers {
     #[must_use]
     pub fn patience(&self) -> Duration {
         self.patience
+    }
+
+    /// Bytes of each chunk of what does not fit into a packet, if that was said.
+    #[must_use]
+    pub fn chunk(&self) -> Option<u64> {
+        self.chunk
+    }
+
+    /// The same ones, for which what does not fit into a packet is cut into chunks of so many bytes.
+    #[must_use]
+    pub fn in_chunks_of(self, chunk: u64) -> Brokers {
+        Brokers { chunk: Some(chunk), ..self }
+    }
+
+    /// The same ones, which take no larger packet than this, in bytes, whatever they say themselves.
+    #[must_use]
+    pub fn taking(self, packet: usize) -> Brokers {
+        self.map(|endpoint| endpoint.taking(packet))
     }
 
     /// The same ones, which may take so long until they agree.

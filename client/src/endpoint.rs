@@ -29,6 +29,8 @@ pub struct Endpoint {
     meter: Option<Arc<Meter>>,
     /// Bytes per second that a connection takes from the broker, if not all that come.
     rate: Option<NonZeroU64>,
+    /// The largest packet that it takes, in bytes, as far as we were told.
+    packet: Option<usize>,
 }
 
 #[derive(Clone)]
@@ -73,7 +75,7 @@ impl Endpoint {
                 None
             }
         };
-        Ok(Endpoint { url, tls, warnings, meter: None, rate: None })
+        Ok(Endpoint { url, tls, warnings, meter: None, rate: None, packet: None })
     }
 
     /// The same, of which `meter` counts what every connection carries.
@@ -86,6 +88,18 @@ impl Endpoint {
     #[must_use]
     pub fn paced(&self, rate: NonZeroU64) -> Endpoint {
         Endpoint { rate: Some(rate), ..self.clone() }
+    }
+
+    /// The same, which takes no larger packet than this, in bytes, whatever it says itself.
+    #[must_use]
+    pub fn taking(&self, packet: usize) -> Endpoint {
+        Endpoint { packet: Some(packet), ..self.clone() }
+    }
+
+    /// The largest packet that it takes, in bytes, as far as we were told.
+    #[must_use]
+    pub fn packet(&self) -> Option<usize> {
+        self.packet
     }
 
     /// Where it is.

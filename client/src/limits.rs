@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Most addresses of brokers at a time.
 pub const BROKERS: usize = 16;
 
+/// The smallest largest packet that a broker may be said to take, in bytes: a chunk of the smallest size, its topic and more fit in.
+pub const PACKET_LEAST: u64 = 2 * mpypi_protocol::limits::CHUNK_MIN;
+
 /// How long several brokers may take until they agree on what was published, unless told otherwise: longer than a cluster
 /// takes to choose who leads when a node is gone, and a node to come back.
 pub const AGREE: Duration = Duration::from_secs(60);

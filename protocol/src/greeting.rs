@@ -6,3 +6,6 @@ pub const SERVES: &str = "mpypi-serves";
 
 /// Devices that run Mpy-BLOX: each is served a list that it can take, whatever the channel holds.
 pub const MPY_BLOX: &str = "mpy-blox";
+
+/// The user property that says how large a package, or a chunk of one, may be, in bytes.
+pub const PACKAGE: &str = "mpypi-package";

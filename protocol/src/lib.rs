@@ -5,6 +5,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`chunk`] | packages in pieces, and their topics |
 //! | [`digest`] | SHA-256 names of packages |
 //! | [`path`] | file names that stay inside a device's root |
 //! | [`package`] | package ids and their topics |
@@ -24,6 +25,7 @@
 //! | [`limits`] | every limit of the wire, by name |
 
 pub mod address;
+pub mod chunk;
 pub mod digest;
 pub mod greeting;
 pub mod key;
@@ -42,6 +44,7 @@ pub mod topic;
 pub mod wheel;
 
 pub use address::BrokerUrl;
+pub use chunk::Chunks;
 pub use digest::Digest;
 pub use key::{KeyId, PublicKey};
 pub use list::{Entry, UpdateList};

@@ -12,6 +12,13 @@ pub const LIST_ENTRIES: usize = 16 * 1024;
 /// Largest package, in bytes.
 pub const PACKAGE: u64 = 8 * 1024 * 1024;
 
+/// Most chunks of one package.
+pub const CHUNKS: usize = 1024;
+
+/// Smallest size of a package's chunks, in bytes: below it there is more of topics and packets than of bytes. The
+/// largest is [`PACKAGE`]. The last chunk may be smaller.
+pub const CHUNK_MIN: u64 = 1024;
+
 /// Longest topic name or filter, in bytes of UTF-8.
 pub const TOPIC: usize = 1024;
 

@@ -3,13 +3,13 @@
 //! Open on the wire, closed in code: entries of unknown `type` and unknown keys of known entries survive a
 //! round trip; everything known is checked once, here.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::{
-    ChannelName, Digest, FilePath, PackageId, limits, path::PathError, topic::NameError,
+    ChannelName, Chunks, Digest, FilePath, PackageId, chunk, limits, path::PathError, topic::NameError,
     wheel::normalized_name,
 };
 
@@ -76,6 +76,8 @@ pub struct Wheel {
     pub size: Option<u64>,
     /// The compatibility tag of the wheel, as `py3-none-any` or `mpy6-bytecode-esp32`; see [`tag`](crate::tag).
     pub tag: Option<String>,
+    /// How it is cut, where it lies in chunks instead of as a whole.
+    pub chunks: Option<Chunks>,
     /// Other keys.
     pub extra: Map<String, Value>,
 }
@@ -89,6 +91,8 @@ pub struct Src {
     pub digest: Digest,
     /// The size of the file in bytes.
     pub size: Option<u64>,
+    /// How it is cut, where it lies in chunks instead of as a whole.
+    pub chunks: Option<Chunks>,
     /// Other keys.
     pub extra: Map<String, Value>,
 }
@@ -106,6 +110,8 @@ pub struct Firmware {
     pub digest: Digest,
     /// The size of the image in bytes.
     pub size: Option<u64>,
+    /// How it is cut, where it lies in chunks instead of as a whole.
+    pub chunks: Option<Chunks>,
     /// Other keys.
     pub extra: Map<String, Value>,
 }
@@ -226,6 +232,9 @@ pub enum Problem {
     /// Two entries for one file, or two for one package and tag: a device could satisfy only one.
     #[error("`{0}` is in the list twice")]
     Twice(String),
+    /// Two entries with the same bytes, cut in two ways: only one of them can be retained.
+    #[error("package {0} is in the list in other chunks, too")]
+    OtherChunks(Digest),
     /// A file where another entry needs a folder.
     #[error("`{0}` is a file in this list, so nothing can be below it")]
     BelowFile(String),
@@ -280,11 +289,12 @@ impl UpdateList {
         UpdateList::parse(&UpdateList { entries }.to_bytes())
     }
 
-    /// The list as a reader takes it who knows neither rollouts nor revoked releases, epochs nor optional packages: he
-    /// passes over what says so.
+    /// The list as a reader takes it who knows neither rollouts nor revoked releases, epochs, optional packages nor
+    /// chunks: he passes over what says so.
     #[must_use]
     pub fn to_old_readers(mut self) -> UpdateList {
         for entry in &mut self.entries {
+            entry.set_chunks(None);
             match entry {
                 Entry::Release(release) => {
                     release.extra.shift_remove(crate::rollout::KEY);
@@ -305,7 +315,7 @@ impl UpdateList {
                 _ => None,
             })
             .collect();
-        let mut seen = HashSet::new();
+        let (mut seen, mut cut) = (HashSet::new(), HashMap::new());
         for (index, entry) in entries.iter().enumerate() {
             let name = match entry {
                 Entry::Src(src) => Some(src.path.to_string()),
@@ -324,7 +334,12 @@ impl UpdateList {
                 }
                 _ => name
                     .filter(|name| !seen.insert((entry.kind().to_owned(), name.clone())))
-                    .map(Problem::Twice),
+                    .map(Problem::Twice)
+                    .or_else(|| {
+                        let ((id, _), chunks) = (entry.package()?, entry.chunks()?);
+                        let is_other = *cut.entry(*id.digest()).or_insert(chunks) != chunks;
+                        is_other.then(|| Problem::OtherChunks(*id.digest()))
+                    }),
             };
             if let Some(problem) = problem {
                 return Err(ListError::Entry { index, kind: Some(entry.kind().to_owned()), problem });
@@ -360,6 +375,22 @@ impl UpdateList {
     pub fn packages(&self) -> impl Iterator<Item = (PackageId, Option<u64>)> {
         self.entries.iter().filter_map(Entry::package)
     }
+
+    /// Every retained message that its readers need beside it.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+        self.entries.iter().flat_map(Entry::pieces)
+    }
+}
+
+/// A retained message that holds a package, or a chunk of one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Piece {
+    /// Where it is retained.
+    pub topic: String,
+    /// The digest of its payload.
+    pub digest: Digest,
+    /// Bytes of its payload, where the list says it.
+    pub size: Option<u64>,
 }
 
 impl Wheel {
@@ -407,6 +438,40 @@ impl Entry {
         }
     }
 
+    /// How the package is cut that the entry names, where it lies in chunks.
+    #[must_use]
+    pub fn chunks(&self) -> Option<&Chunks> {
+        match self {
+            Entry::Wheel(wheel) => wheel.chunks.as_ref(),
+            Entry::Src(src) => src.chunks.as_ref(),
+            Entry::Firmware(image) => image.chunks.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Says that its package lies in these chunks, or in none. An entry that names no package stays as it is.
+    pub fn set_chunks(&mut self, chunks: Option<Chunks>) {
+        match self {
+            Entry::Wheel(wheel) => wheel.chunks = chunks,
+            Entry::Src(src) => src.chunks = chunks,
+            Entry::Firmware(image) => image.chunks = chunks,
+            _ => {}
+        }
+    }
+
+    /// The retained messages that hold its package: one, or its chunks in order. The empty file has none, agents make
+    /// it from the digest of nothing.
+    #[must_use]
+    pub fn pieces(&self) -> Vec<Piece> {
+        let Some((id, size)) = self.package().filter(|(id, _)| *id.digest() != Digest::EMPTY) else {
+            return Vec::new();
+        };
+        match self.chunks() {
+            None => vec![Piece { topic: id.topic(), digest: *id.digest(), size }],
+            Some(chunks) => chunks.pieces(id.digest()).collect(),
+        }
+    }
+
     pub(crate) fn from_value(value: Value) -> Result<Entry, Problem> {
         let mut fields = match value {
             Value::Object(map) => Fields(map),
@@ -441,6 +506,7 @@ impl Entry {
                 name: fields.parsed("name", |text| package_name(&text))?,
                 version: fields.parsed("version", |text| package_version(&text))?,
                 digest: fields.digest()?,
+                chunks: fields.chunks()?,
                 size: fields.number("size")?,
                 tag: fields.optional_text("tag")?,
                 extra: fields.rest(),
@@ -452,6 +518,7 @@ impl Entry {
                         .map_err(|error: PathError| error.to_string())
                 })?,
                 digest: fields.digest()?,
+                chunks: fields.chunks()?,
                 size: fields.number("size")?,
                 extra: fields.rest(),
             }),
@@ -460,6 +527,7 @@ impl Entry {
                 version: fields.text("version")?,
                 target: fields.optional_text("target")?,
                 digest: fields.digest()?,
+                chunks: fields.chunks()?,
                 size: fields.number("size")?,
                 extra: fields.rest(),
             }),
@@ -509,12 +577,14 @@ impl Entry {
                 put("pkg_sha256", text(&wheel.digest));
                 put("size", wheel.size.map(Value::from));
                 put("tag", optional(&wheel.tag));
+                put(chunk::KEY, wheel.chunks.as_ref().map(Chunks::to_value));
                 &wheel.extra
             }
             Entry::Src(src) => {
                 put("path", text(&src.path));
                 put("pkg_sha256", text(&src.digest));
                 put("size", src.size.map(Value::from));
+                put(chunk::KEY, src.chunks.as_ref().map(Chunks::to_value));
                 &src.extra
             }
             Entry::Firmware(image) => {
@@ -523,6 +593,7 @@ impl Entry {
                 put("target", optional(&image.target));
                 put("pkg_sha256", text(&image.digest));
                 put("size", image.size.map(Value::from));
+                put(chunk::KEY, image.chunks.as_ref().map(Chunks::to_value));
                 &image.extra
             }
             Entry::Signature(signature) => {
@@ -600,6 +671,13 @@ impl Fields {
             |text: String| text.parse().map_err(|error: crate::digest::DigestError| error.to_string());
         let digest = self.string(key)?.map(parse).transpose();
         digest.map_err(|reason| Problem::Value { key, reason })
+    }
+
+    /// Has to be asked for before `size` is, which it needs.
+    fn chunks(&mut self) -> Result<Option<Chunks>, Problem> {
+        let total = self.0.get("size").and_then(Value::as_u64);
+        let value = self.0.shift_remove(chunk::KEY);
+        value.map(|value| Chunks::read(value, total)).transpose()
     }
 
     pub(crate) fn array(&mut self, key: &'static str, most: usize) -> Result<Option<Vec<Value>>, Problem> {
@@ -687,7 +765,7 @@ fn name_and_tag(name: &str, tag: Option<&str>) -> String {
     }
 }
 
-fn mismatch(key: &'static str, expected: &'static str, found: &Value) -> Problem {
+pub(crate) fn mismatch(key: &'static str, expected: &'static str, found: &Value) -> Problem {
     Problem::Type { key, expected, found: type_name(found) }
 }
 
@@ -724,6 +802,7 @@ mod tests {
                 target: target.map(str::to_owned),
                 digest: Digest::EMPTY,
                 size: None,
+                chunks: None,
                 extra: Map::new(),
             };
             assert_eq!(image.fits(own), fit, "{own:?} {target:?}");

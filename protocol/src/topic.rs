@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    Digest, FilePath, PackageId, limits,
+    Digest, FilePath, PackageId, chunk, limits,
     package::{LegacyId, PACKAGES},
     path::PathError,
 };
@@ -55,6 +55,8 @@ pub enum Topic {
     Rollout(ChannelName, RolloutSubject),
     /// `mpypi/packages/<id>` in the current layout.
     Package(PackageId),
+    /// `mpypi/chunks/<sha256>/<number>`: a piece of the package with this digest.
+    Chunk(Digest, u32),
     /// `mpypi/packages/<id>` in an earlier layout.
     Legacy(LegacyId),
     /// `mpypi/channels/<channel>/history/<sequence>`: a list that the channel had, or has.
@@ -163,6 +165,15 @@ pub enum TopicError {
     /// Below `mpypi/packages/`, with something other than a digest where one should be.
     #[error("topic `{topic}` should end in a digest of 64 lowercase hexadecimal digits")]
     Digest {
+        /// The topic as given.
+        topic: String,
+    },
+    /// Below `mpypi/chunks/`, with something other than a digest and a number below [`limits::CHUNKS`].
+    #[error(
+        "topic `{topic}` should end in a digest of 64 lowercase hexadecimal digits and a number below {}, without leading zeros",
+        limits::CHUNKS
+    )]
+    Chunk {
         /// The topic as given.
         topic: String,
     },
@@ -343,6 +354,9 @@ impl Topic {
         if let Some(id) = name.strip_prefix(PACKAGES) {
             return parse_package(name, id);
         }
+        if let Some(rest) = name.strip_prefix(chunk::CHUNKS) {
+            return parse_chunk(rest).ok_or(TopicError::Chunk { topic: name.to_owned() });
+        }
         if let Some((node, subject)) = name.strip_prefix(NODES).and_then(|rest| rest.split_once('/')) {
             let subject = match subject {
                 "info" => NodeSubject::Info,
@@ -371,6 +385,14 @@ impl Topic {
 fn number(topic: &str, text: &str) -> Result<u64, TopicError> {
     let number: Option<u64> = text.parse().ok();
     number.filter(|number| number.to_string() == text).ok_or(TopicError::Number { topic: topic.to_owned() })
+}
+
+fn parse_chunk(rest: &str) -> Option<Topic> {
+    let (package, digits) = rest.split_once('/')?;
+    let number: u32 = digits.parse().ok()?;
+    let is_good =
+        number.to_string() == digits && usize::try_from(number).is_ok_and(|number| number < limits::CHUNKS);
+    Some(Topic::Chunk(package.parse().ok()?, number)).filter(|_| is_good)
 }
 
 fn parse_package(topic: &str, id: &str) -> Result<Topic, TopicError> {
@@ -412,6 +434,7 @@ impl fmt::Display for Topic {
             Topic::Rollout(channel, subject) => f.write_str(&channel.rollout(*subject)),
             Topic::Package(id) => f.write_str(&id.topic()),
             Topic::Legacy(id) => f.write_str(&id.topic()),
+            Topic::Chunk(package, number) => f.write_str(&chunk::topic(package, *number)),
             Topic::History(channel, sequence) => f.write_str(&channel.history(*sequence)),
             Topic::Root(version) => f.write_str(&crate::root::topic(*version)),
             Topic::Node(node, subject) => f.write_str(&node.topic(*subject)),

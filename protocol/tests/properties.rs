@@ -5,8 +5,8 @@
 use std::path::{Component, Path};
 
 use mpypi_protocol::{
-    BrokerUrl, ChannelName, Digest, Entry, FilePath, NodeId, PackageId, Query, Runtime, Tag, Topic,
-    UpdateList,
+    BrokerUrl, ChannelName, Chunks, Digest, Entry, FilePath, NodeId, PackageId, Query, Runtime, Tag, Topic,
+    UpdateList, limits,
     list::{Command, Firmware, Release, Signature, Src, Wheel},
     node::{Info, Phase, State, Uname},
     package::LegacyId,
@@ -129,8 +129,17 @@ fn extra() -> impl Strategy<Value = Map<String, Value>> {
     vec(("x_[a-z]{1,6}", json()), 0..4).prop_map(|pairs| pairs.into_iter().collect())
 }
 
+/// The size of a package, and how it is cut.
+fn size() -> impl Strategy<Value = (Option<u64>, Option<Chunks>)> {
+    let cut = (limits::CHUNK_MIN..=limits::PACKAGE, vec(digest(), 1..6), any::<u64>());
+    let cut = cut.prop_map(|(size, digests, last)| {
+        let total = (digests.len() as u64 - 1) * size + last % size + 1;
+        (Some(total), Some(Chunks::new(total, size, digests).unwrap()))
+    });
+    prop_oneof![option::of(any::<u64>()).prop_map(|size| (size, None)), cut]
+}
+
 fn entry() -> impl Strategy<Value = Entry> {
-    let size = || option::of(any::<u64>());
     let unknown = ("later_[a-z]{0,5}", extra(), extra()).prop_map(|(kind, before, after)| {
         let mut map = before;
         map.insert("type".into(), kind.into());
@@ -142,15 +151,16 @@ fn entry() -> impl Strategy<Value = Entry> {
     let version = || "[A-Za-z0-9.!+_-]{1,12}";
     prop_oneof![
         (name(), version(), digest(), size(), option::of(short_text()), extra()).prop_map(
-            |(name, version, digest, size, tag, extra)| {
-                Entry::Wheel(Wheel { name, version, digest, size, tag, extra })
+            |(name, version, digest, (size, chunks), tag, extra)| {
+                Entry::Wheel(Wheel { name, version, digest, size, tag, chunks, extra })
             }
         ),
-        (topic_path(), digest(), size(), extra())
-            .prop_map(|(path, digest, size, extra)| { Entry::Src(Src { path, digest, size, extra }) }),
+        (topic_path(), digest(), size(), extra()).prop_map(|(path, digest, (size, chunks), extra)| {
+            Entry::Src(Src { path, digest, size, chunks, extra })
+        }),
         (short_text(), short_text(), option::of(short_text()), digest(), size(), extra()).prop_map(
-            |(name, version, target, digest, size, extra)| {
-                Entry::Firmware(Firmware { name, version, target, digest, size, extra })
+            |(name, version, target, digest, (size, chunks), extra)| {
+                Entry::Firmware(Firmware { name, version, target, digest, size, chunks, extra })
             }
         ),
         (command, extra()).prop_map(|(command, extra)| Entry::Command(command, extra)),
@@ -202,6 +212,7 @@ fn topic() -> impl Strategy<Value = Topic> {
         digest().prop_map(|digest| Topic::Package(PackageId::Firmware(digest))),
         (topic_path(), digest()).prop_map(|(path, digest)| Topic::Package(PackageId::Src(path, digest))),
         digest().prop_map(|digest| Topic::Legacy(LegacyId::Digest(digest))),
+        (digest(), 0..1024u32).prop_map(|(package, number)| Topic::Chunk(package, number)),
         topic_path().prop_map(|path| Topic::Legacy(LegacyId::Src(path))),
         topic_path().prop_map(|path| Topic::Legacy(LegacyId::Path(path))),
         node.clone().prop_map(Topic::Edge),
@@ -297,6 +308,9 @@ proptest! {
                 for (had, has) in entries.iter().zip(again.entries()) {
                     prop_assert_eq!(keys(had), keys(has));
                 }
+                for piece in again.pieces() {
+                    prop_assert!(matches!(Topic::parse(&piece.topic), Ok(Topic::Package(_) | Topic::Chunk(..))));
+                }
                 for (id, _) in again.packages() {
                     prop_assert_eq!(Topic::parse(&id.topic()), Ok(Topic::Package(id)));
                 }
@@ -311,7 +325,7 @@ proptest! {
     #[test]
     fn a_list_made_of_anything_can_be_read(map in extra(), known in extra(), kind in "release|wheel|src|check|[a-z]{0,3}", text in any::<String>()) {
         let mut wheel = Wheel {
-            name: text.clone(), version: text, digest: Digest::EMPTY, size: None, tag: None, extra: known,
+            name: text.clone(), version: text, digest: Digest::EMPTY, size: None, tag: None, chunks: None, extra: known,
         };
         wheel.extra.insert("size".into(), kind.clone().into());
         let mut unknown = map;

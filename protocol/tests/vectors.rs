@@ -92,6 +92,7 @@ fn topics() {
             Topic::Package(PackageId::Src(path, digest)) => {
                 json!({ "kind": "src", "path": path, "digest": digest })
             }
+            Topic::Chunk(package, number) => json!({ "kind": "chunk", "package": package, "number": number }),
             Topic::Legacy(LegacyId::Digest(digest)) => json!({ "kind": "legacy_digest", "digest": digest }),
             Topic::Legacy(LegacyId::Src(path)) => json!({ "kind": "legacy_src", "path": path }),
             Topic::Legacy(LegacyId::Path(path)) => json!({ "kind": "legacy_path", "path": path }),
@@ -151,6 +152,21 @@ fn lists() {
         let error = UpdateList::parse(&bytes(&case)).unwrap_err();
         assert_eq!(error.to_string(), text(&case, "error"), "{case}");
     }
+}
+
+#[test]
+fn chunks_in_lists() {
+    for case in cases("lists.json", "chunked") {
+        let list = parse_list(text(&case, "text")).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(String::from_utf8(list.to_bytes()).unwrap(), text(&case, "text"), "{}", case["name"]);
+        let pieces: Vec<Value> = list
+            .pieces()
+            .map(|piece| json!({ "topic": piece.topic, "sha256": piece.digest, "size": piece.size }))
+            .collect();
+        assert_eq!(json!(pieces), case["pieces"], "{}", case["name"]);
+    }
+    refused("lists.json", "invalid_chunks", "text", parse_list);
+    refused("lists.json", "invalid_chunks_for_hosts", "text", parse_list);
 }
 
 fn parse_list(text: &str) -> Result<UpdateList, ListError> {

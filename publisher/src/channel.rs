@@ -417,7 +417,15 @@ impl Reader<'_> {
                 return Err(ChannelError::SameImage { one, other, name, target });
             }
             let extra = Default::default();
-            let entry = Entry::Firmware(Firmware { name, version, target, digest, size: Some(size), extra });
+            let entry = Entry::Firmware(Firmware {
+                name,
+                version,
+                target,
+                digest,
+                size: Some(size),
+                chunks: None,
+                extra,
+            });
             let content = Content::File(file.path.clone());
             images.insert(key, (file, Package { id: PackageId::Firmware(digest), entry, size, content }));
         }
@@ -453,7 +461,13 @@ impl Reader<'_> {
             self.places.add(path.clone(), &file.name, None, digest);
             packages.push(Package {
                 id: PackageId::Src(path.clone(), digest),
-                entry: Entry::Src(Src { path, digest, size: Some(size), extra: Default::default() }),
+                entry: Entry::Src(Src {
+                    path,
+                    digest,
+                    size: Some(size),
+                    chunks: None,
+                    extra: Default::default(),
+                }),
                 size,
                 content: Content::File(file.path.clone()),
             });
@@ -622,6 +636,7 @@ impl From<Wheel> for Package {
                 digest,
                 size: Some(size),
                 tag: Some(wheel.tag),
+                chunks: None,
                 extra: Default::default(),
             }),
             size,

@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use mpypi_client::{BrokerArgs, args::parse_time};
+use mpypi_client::{
+    BrokerArgs, Brokers,
+    args::{parse_chunk, parse_packet, parse_time},
+};
 use mpypi_protocol::{ChannelName, KeyId};
 
 use crate::{
@@ -74,6 +77,8 @@ enum Command {
 pub(crate) struct Source {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) cut: CutArgs,
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) channel: Option<ChannelName>,
@@ -98,6 +103,29 @@ pub(crate) struct PlaceArgs {
     /// With several brokers, how long they may take until each has all of it, as 500ms or 2m
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
     pub(crate) agree_within: Duration,
+    /// The largest packet that the broker takes, as 131072, 128K or 1M: a package that does not fit in goes in chunks
+    /// [default: what the broker says, which only MQTT 5 lets it; at most 16M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_packet)]
+    pub(crate) max_packet: Option<usize>,
+}
+
+/// How what does not fit into a packet is cut.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CutArgs {
+    /// How large chunks of packages are that do not fit into a packet; packages that lie there in chunks keep them
+    /// [default: 64K, less where the broker takes less]
+    #[arg(long, value_name = "SIZE", value_parser = parse_chunk)]
+    chunk: Option<u64>,
+}
+
+impl CutArgs {
+    /// The same brokers, for which packages are cut so.
+    pub(crate) fn applied(&self, brokers: Brokers) -> Brokers {
+        match self.chunk {
+            Some(chunk) => brokers.in_chunks_of(chunk),
+            None => brokers,
+        }
+    }
 }
 
 /// Which channel of which broker is looked at, by `log` and `verify`.

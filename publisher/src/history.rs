@@ -34,7 +34,14 @@ pub async fn keep(
         old = kept.into_keys().filter(|kept| *kept != sequence).collect();
         old.truncate((old.len() + 1).saturating_sub(limits::HISTORY as usize));
     }
-    if let Err(refusal) = put(link, channel.history(sequence), payload.clone()).await? {
+    let topic = channel.history(sequence);
+    if !link.takes(&topic, payload.len() as u64) {
+        let most = link.packet();
+        return Ok(Some(format!(
+            "release {sequence} does not become part of the history: the broker takes no packet of more than {most} bytes"
+        )));
+    }
+    if let Err(refusal) = put(link, topic, payload.clone()).await? {
         return Ok(Some(format!("release {sequence} does not become part of the history: {refusal}")));
     }
     for sequence in old {

@@ -355,13 +355,15 @@ async fn send(link: &mut Link, package: &Package, observer: &mut impl Observer) 
     // A channel that nobody uses: our brokers answer it after everything asked before.
     let fence = ChannelName::new(format!("fence-{:08x}", fastrand::u32(..))).expect("letters and digits");
     let answers = link.adapts_for_mpyblox();
-    if !retained::packages(link, &fence, answers, std::slice::from_ref(&package.id)).await?.is_empty() {
+    let pieces = package.entry.pieces();
+    if !retained::pieces(link, &fence, answers, &pieces).await?.is_empty() {
         return Ok(0);
     }
     observer.event(Event::Sending { packages: 1, bytes: package.size });
     let number = link.publish(&package.id.topic(), package.bytes()?)?;
     acknowledged(link, number, "the wheel").await?;
-    observer.event(Event::Sent(package));
+    observer.event(Event::Taken(package.size));
+    observer.event(Event::Sent { package, bytes: package.size });
     Ok(package.size)
 }
 
@@ -450,6 +452,7 @@ mod tests {
             version: "1.1".into(),
             digest: Digest::EMPTY,
             size: Some(1),
+            chunks: None,
             tag: Some(tag.into()),
             extra: Default::default(),
         };

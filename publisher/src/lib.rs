@@ -15,6 +15,7 @@
 //! | [`lint`] | what a release would do to devices that run Mpy-BLOX. No I/O |
 //! | [`plan`] | packages and the present list → the new list and what it needs. No I/O, no clock |
 //! | [`retained`] | what a broker has |
+//! | [`cut`](mod@cut) | packages whole or, where a broker takes no large packets, in chunks |
 //! | [`git`] | a folder of a repository, at one commit |
 //! | [`publish`](mod@publish) | packages, then the list, then read back |
 //! | [`keys`], [`signing`] | who can sign, who may, and the chain of roots |
@@ -35,6 +36,7 @@ pub mod channel;
 pub mod cli;
 pub mod clock;
 pub mod compile;
+pub mod cut;
 pub mod firmware;
 pub mod git;
 pub mod history;

@@ -17,6 +17,9 @@ pub const WINDOW: usize = 4096;
 /// Most files that a channel folder may hold, those that end up inside wheels included.
 pub const FILES: usize = 2 * mpypi_protocol::limits::LIST_ENTRIES;
 
+/// Bytes of each chunk of a package that is larger than what a broker takes, unless told otherwise.
+pub const CHUNK: u64 = 64 * 1024;
+
 /// Most packages on their way without an acknowledgement. Mosquitto's receive maximum is 20.
 pub const IN_FLIGHT: usize = 16;
 

@@ -8,13 +8,13 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_client::{Brokers, ConnectError, Endpoint, Line, LineError, V4, V5, endpoint::Moment};
-use mpypi_protocol::{BrokerUrl, greeting, limits::PACKET};
+use mpypi_protocol::{BrokerUrl, greeting, limits::PACKET, topic::CHANNELS};
 use rumqttc::{
     self as four, Outgoing,
     v5::{
         Event, Request, StateError,
         mqttbytes::{
-            QoS,
+            Error as MqttError, QoS,
             v5::{
                 ConnAck, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter,
                 LastWill, Login, Packet, PubAckReason, Publish, Subscribe, SubscribeReasonCode, Unsubscribe,
@@ -34,8 +34,10 @@ const OVERHEAD: usize = 10;
 pub struct Link {
     url: BrokerUrl,
     wire: Wire,
-    /// The broker's largest packet.
+    /// The largest packet that the broker takes, in bytes: as it says, or we were told.
     packet: usize,
+    /// The largest package, or chunk of one, that it takes, in bytes.
+    package: u64,
     adapts: bool,
     /// Publishes that have no packet id yet, in order.
     submitted: VecDeque<u64>,
@@ -201,7 +203,7 @@ impl LinkError {
             LinkError::Refused { .. } => {
                 "give a user and password: `--broker mqtt://user:password@host:port`"
             }
-            LinkError::TooLarge { .. } => "raise the broker's packet limit, or split the package",
+            LinkError::TooLarge { .. } => "raise the broker's packet limit",
             LinkError::Closed { refusal, .. } => return refusal.hint(),
             _ => return None,
         };
@@ -215,7 +217,9 @@ impl Refusal {
     pub fn hint(&self) -> Option<String> {
         let hint = match self.code {
             0x87 => "log in as a user who may publish: `--broker mqtt://user:password@host:port`",
-            0x95 => "raise the broker's packet limit, or split the package",
+            0x95 => {
+                "say with `--max-packet SIZE` what the broker takes, and what is larger goes in chunks; or raise its limit"
+            }
             0x97 => {
                 "the broker is full, or a limit of it was reached: make room or raise the limit, then run again"
             }
@@ -325,13 +329,16 @@ impl Link {
         let properties = greeting.properties.as_ref();
         let limit = properties.and_then(|properties| properties.max_packet_size);
         let serves = (greeting::SERVES.to_owned(), greeting::MPY_BLOX.to_owned());
-        let adapts = properties.is_some_and(|properties| properties.user_properties.contains(&serves));
+        let said = properties.map(|properties| properties.user_properties.as_slice()).unwrap_or_default();
+        let adapts = said.contains(&serves);
+        let package = said.iter().find(|(key, _)| key == greeting::PACKAGE);
+        let package = package.and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(u64::MAX);
         // MQTT 5, 3.2.2.3.14: the broker's keep-alive takes the place of ours.
         let servers = properties.and_then(|properties| properties.server_keep_alive);
         let keep_alive = servers.map_or(keep_alive, |seconds| Duration::from_secs(seconds.into()));
         line.accept(Some(Packet::ConnAck(greeting)), keep_alive);
         let packet = limit.map_or(PACKET, |limit| PACKET.min(limit as usize));
-        Ok(Link::new(url, Wire::Five(Box::new(line)), packet, adapts))
+        Ok(Link { package, adapts, ..Link::new(endpoint, Wire::Five(Box::new(line)), packet) })
     }
 
     async fn open_four(
@@ -373,15 +380,16 @@ impl Link {
             other => return Err(not_mqtt(url, &other)),
         }
         line.accept(None, keep_alive);
-        Ok(Link::new(url, Wire::Four(Box::new(line)), PACKET, false))
+        Ok(Link::new(endpoint, Wire::Four(Box::new(line)), PACKET))
     }
 
-    fn new(url: &BrokerUrl, wire: Wire, packet: usize, adapts: bool) -> Link {
+    fn new(endpoint: &Endpoint, wire: Wire, packet: usize) -> Link {
         Link {
-            url: url.clone(),
+            url: endpoint.url().clone(),
             wire,
-            packet,
-            adapts,
+            packet: endpoint.packet().map_or(packet, |told| packet.min(told)),
+            package: u64::MAX,
+            adapts: false,
             submitted: VecDeque::new(),
             unacknowledged: HashMap::new(),
             next: 0,
@@ -398,6 +406,25 @@ impl Link {
     #[must_use]
     pub fn adapts_for_mpyblox(&self) -> bool {
         self.adapts
+    }
+
+    /// The largest packet that the broker takes, in bytes.
+    #[must_use]
+    pub fn packet(&self) -> usize {
+        self.packet
+    }
+
+    /// The largest payload that it takes on `topic`, in bytes. Brokers of ours say how large a package may be.
+    #[must_use]
+    pub fn room(&self, topic: &str) -> u64 {
+        let most = if topic.starts_with(CHANNELS) { u64::MAX } else { self.package };
+        most.min(self.packet.saturating_sub(topic.len() + OVERHEAD) as u64)
+    }
+
+    /// Whether it takes a payload of `size` bytes on `topic`.
+    #[must_use]
+    pub fn takes(&self, topic: &str, size: u64) -> bool {
+        size <= self.room(topic)
     }
 
     /// Subscribes at QoS 0; answered by [`Signal::Subscribed`].
@@ -600,6 +627,13 @@ impl Link {
                 LinkError::Closed { url: self.url.to_string(), refusal }
             }
             LineError::Mqtt(StateError::AwaitPingResp) => self.lost("no answer to a ping"),
+            // A PUBACK: mosquitto says so there, and the library does not know that it may.
+            LineError::Mqtt(StateError::Deserialization(MqttError::InvalidConnectReturnCode(
+                code @ 0x95,
+            ))) => {
+                let refusal = Refusal { code, meaning: "packet too large", reason: None };
+                LinkError::Closed { url: self.url.to_string(), refusal }
+            }
             error => self.lost(error.to_string()),
         }
     }

@@ -139,6 +139,8 @@ pub enum Rule {
     Wildcard,
     /// A package larger than the node's memory may take.
     Oversize,
+    /// A package that lies in chunks, which the node does not know: it waits for the whole.
+    InChunks,
     /// A package that the broker lost: the node waits for it.
     MissingPackage,
     /// A file in a new folder in a new folder: ota-promoter's client makes one at a time.
@@ -179,6 +181,9 @@ pub fn lint(ground: &Ground<'_>) -> Vec<Finding> {
                 ),
                 _ => {}
             }
+        }
+        for entry in ground.entries.iter().filter(|entry| entry.chunks().is_some()) {
+            subject.in_chunks(entry, &mut findings);
         }
         for package in ground.lost {
             findings.add(
@@ -452,6 +457,30 @@ impl Subject<'_> {
         }
     }
 
+    /// A package that is larger than what the broker takes. Of images, the node takes no notice.
+    fn in_chunks(&self, entry: &Entry, findings: &mut Findings) {
+        let name = match entry {
+            Entry::Wheel(wheel) if self.info.versions.get(&wheel.name) != Some(&wheel.version) => {
+                wheel_name(wheel, None)
+            }
+            Entry::Src(src) => format!("src {}", src.path),
+            _ => return,
+        };
+        let (severity, problem) = match self.ground.broker {
+            Broker::Plain => (
+                Severity::Refusal,
+                "is more than the broker takes at once and goes in chunks, which the node does not know: its boot waits \
+                 for ever",
+            ),
+            Broker::Adapting => (
+                Severity::Warning,
+                "is more than the broker takes at once and goes in chunks, which the node does not know: it does not get it",
+            ),
+        };
+        let remedy = "raise the broker's packet limit, or split the package";
+        findings.add(self.node, Rule::InChunks, severity, name, problem, remedy);
+    }
+
     /// The folders that the node has as far as anybody can know: of what the present list put there, and of
     /// packages that it has.
     fn folders(&self) -> BTreeSet<&str> {
@@ -605,6 +634,8 @@ fn normal_version(version: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mpypi_protocol::Chunks;
+
     use super::*;
 
     const OURS: Broker = Broker::Adapting;
@@ -616,6 +647,7 @@ mod tests {
             version: version.into(),
             digest: Digest::of(content.as_bytes()),
             size: Some(content.len() as u64),
+            chunks: None,
             tag: Some(tag.into()),
             extra: Default::default(),
         })
@@ -630,6 +662,7 @@ mod tests {
             path: FilePath::new(path).unwrap(),
             digest: Digest::of(content),
             size: Some(content.len() as u64),
+            chunks: None,
             extra: Default::default(),
         })
     }
@@ -709,6 +742,26 @@ mod tests {
         let nobody =
             Case { nodes: vec![], release: vec![src("empty", b""), demo("9", "x")], ..Case::default() };
         assert_eq!(nobody.findings(PLAIN), vec![]);
+    }
+
+    #[test]
+    fn what_goes_in_chunks_leaves_the_node_waiting() {
+        let cut = |mut entry: Entry| {
+            entry.set_chunks(Some(Chunks::cut(&[1; 3000], 1024).unwrap()));
+            entry
+        };
+        let case = Case {
+            release: vec![cut(demo("1.1", "b")), cut(src("data.bin", b"x"))],
+            inside: vec![("b", "demo", "1.1", &[])],
+            ..Case::default()
+        };
+        for (broker, severity) in [(PLAIN, Refusal), (OURS, Warning)] {
+            let expected =
+                ["wheel demo 1.1", "src data.bin"].map(|entry| (Rule::InChunks, severity, entry.to_owned()));
+            assert_eq!(case.found(broker), expected);
+        }
+        let same = Case { release: vec![cut(demo("1.0", "a"))], ..Case::default() };
+        assert_eq!(same.found(PLAIN), vec![], "it has it already");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What to publish: decided from what the broker retains and what the folder holds, without asking anybody.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, KeyId, PackageId, Rollout, UpdateList,
-    list::{COMMIT, ListError, Release},
+    ChannelName, Digest, Entry, KeyId, Rollout, UpdateList,
+    list::{COMMIT, ListError, Piece, Release},
     rollout,
 };
 use serde::Serialize;
@@ -65,9 +65,8 @@ pub struct Plan {
     pub release: Release,
     /// The list, as it is sent.
     pub list: Bytes,
-    /// Packages of the list that the broker may lack: those that the present list does not name, or all. None
-    /// is empty.
-    pub unknown: Vec<PackageId>,
+    /// What the broker may lack of the list's packages: what the present list does not name, or all.
+    pub unknown: Vec<Piece>,
     /// What changes for devices.
     pub diff: Diff,
 }
@@ -191,19 +190,14 @@ pub fn decide(
     all.extend(wanted.entries.iter().cloned());
     let list = UpdateList::new(all)?;
     let bytes = list.to_bytes();
-    let named: Vec<PackageId> = present
+    let named: HashSet<(String, Digest)> = present
         .filter(|_| trust == Trust::List)
         .into_iter()
-        .flat_map(UpdateList::packages)
-        .map(|(id, _)| id)
+        .flat_map(UpdateList::pieces)
+        .map(|piece| (piece.topic, piece.digest))
         .collect();
-    let named: std::collections::HashSet<&PackageId> = named.iter().collect();
-    let unknown = list
-        .packages()
-        .map(|(id, _)| id)
-        // An empty payload cannot be retained; devices make the file themselves.
-        .filter(|id| id.digest() != &Digest::EMPTY && !named.contains(id))
-        .collect();
+    let is_known = |piece: &Piece| named.contains(&(piece.topic.clone(), piece.digest));
+    let unknown = list.pieces().filter(|piece| !is_known(piece)).collect();
     let diff = diff(&old, &wanted.entries);
     Ok(Decision::Publish(Box::new(Plan { release, list: bytes.into(), unknown, diff })))
 }
@@ -312,13 +306,14 @@ fn change(entry: &Entry) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mpypi_protocol::{FilePath, list::Src};
+    use mpypi_protocol::{Chunks, FilePath, list::Src};
 
     fn src(path: &str, content: &str) -> Entry {
         Entry::Src(Src {
             path: FilePath::new(path).unwrap(),
             digest: Digest::of(content.as_bytes()),
             size: Some(content.len() as u64),
+            chunks: None,
             extra: Default::default(),
         })
     }
@@ -378,15 +373,32 @@ mod tests {
         let first = list(&plan(None, &wanted(vec![src("a.py", "a"), src("b.py", "b"), src("c.py", "c")])));
         let second = plan(Some(&first), &wanted(vec![src("a.py", "a"), src("b.py", "B"), src("d.py", "c")]));
         assert_eq!((second.release.sequence, second.release.version.as_str()), (2, "2"));
-        let unknown: Vec<_> = second.unknown.iter().map(ToString::to_string).collect();
-        let digest = |content: &[u8]| Digest::of(content);
-        assert_eq!(unknown, [format!("src/b.py/{}", digest(b"B")), format!("src/d.py/{}", digest(b"c"))]);
+        let unknown: Vec<_> = second.unknown.iter().map(|piece| piece.topic.clone()).collect();
+        let topic = |path: &str, content: &[u8]| format!("mpypi/packages/src/{path}/{}", Digest::of(content));
+        assert_eq!(unknown, [topic("b.py", b"B"), topic("d.py", b"c")]);
         let names = |changes: &[Change]| changes.iter().map(|c| c.name.clone()).collect::<Vec<_>>();
         let Diff { added, changed, removed } = &second.diff;
         assert_eq!(
             (names(added), names(changed), names(removed)),
             (vec!["d.py".into()], vec!["b.py".into()], vec!["c.py".into()])
         );
+    }
+
+    #[test]
+    fn of_a_package_in_other_chunks_than_before_the_chunks_are_unknown() {
+        let in_chunks = |size: u64| {
+            let mut entry = src("a.bin", &"x".repeat(5000));
+            entry.set_chunks(Some(Chunks::cut(&[b'x'; 5000], size).unwrap()));
+            wanted(vec![entry])
+        };
+        let whole = list(&plan(None, &wanted(vec![src("a.bin", &"x".repeat(5000))])));
+        let cut = plan(Some(&whole), &in_chunks(2048));
+        assert_eq!(cut.unknown.len(), 3);
+        let cut = list(&cut);
+        let again = decide(Some(&cut), &in_chunks(2048), Trust::List, at("2030-01-01T00:00:00Z")).unwrap();
+        assert!(matches!(again, Decision::UpToDate(_)));
+        let unknown = plan(Some(&cut), &in_chunks(4096)).unknown;
+        assert_eq!(unknown.iter().map(|piece| piece.size).collect::<Vec<_>>(), [Some(4096), Some(904)]);
     }
 
     #[test]

@@ -131,10 +131,15 @@ impl Observer for Progress {
             Event::Sending { packages, bytes } => {
                 self.line(&format!("sending {}, {}", count(packages, "package"), size(bytes)));
             }
-            Event::Sent(package) => match &self.bar {
-                Some(bar) => bar.inc(package.size),
-                None => self.line(&format!("sent {} ({})", named(&package.entry), size(package.size))),
-            },
+            Event::Taken(bytes) => {
+                if let Some(bar) = &self.bar {
+                    bar.inc(bytes);
+                }
+            }
+            Event::Sent { package, bytes } if self.bar.is_none() => {
+                self.line(&format!("sent {} ({})", named(&package.entry), size(bytes)));
+            }
+            Event::Sent { .. } => {}
         }
     }
 }

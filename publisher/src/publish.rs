@@ -20,11 +20,12 @@ use tokio::sync::mpsc;
 
 use crate::{
     channel::{Cache, Channel, ChannelError, Package},
+    cut::{CutError, Desk, Parcel, cut, parcels},
     history, limits,
     link::{Link, LinkError, Refusal, Signal},
     lint::{Broker, Finding, Ground, Inside, Severity, for_promoter, lint},
     plan::{Decision, Diff, Plan, PlanError, Trust, Wanted, decide},
-    report::count,
+    report::{count, size},
     retained::{self, AskError},
     settle::{self, Disagreement, End, Message, Stands, Verdict, settle},
     signing::{self, Authority, Signing, SigningError},
@@ -139,8 +140,15 @@ pub enum Event<'a> {
         /// Their bytes.
         bytes: u64,
     },
+    /// The broker has so many more bytes of them now.
+    Taken(u64),
     /// The broker has this package now.
-    Sent(&'a Package),
+    Sent {
+        /// Which.
+        package: &'a Package,
+        /// How many bytes of it were sent: where it lies in chunks, those that were missing.
+        bytes: u64,
+    },
     /// All packages are there; the list is being sent.
     Committing,
     /// The connection was lost; it is tried again after a pause.
@@ -177,6 +185,23 @@ pub enum PublishError {
     /// The list cannot be signed.
     #[error(transparent)]
     Signing(#[from] SigningError),
+    /// There is no way to cut a package so that the broker takes it.
+    #[error(transparent)]
+    Cut(#[from] CutError),
+    /// The broker takes no list of that size.
+    #[error(
+        "the list of release {sequence} on channel `{channel}` has {list} bytes, and the broker takes {room}"
+    )]
+    ListTooLarge {
+        /// The channel.
+        channel: ChannelName,
+        /// The release.
+        sequence: u64,
+        /// The list's size in bytes.
+        list: usize,
+        /// The largest that the broker takes there, in bytes.
+        room: u64,
+    },
     /// It would harm Mpy-BLOX nodes.
     #[error("release {sequence} of channel `{channel}` would harm {}", nodes(findings))]
     Harmful {
@@ -258,6 +283,8 @@ pub enum PublishError {
         attempts: u32,
         /// The last one.
         source: Box<LinkError>,
+        /// Bytes of the largest package, or chunk, that was on its way then.
+        largest: Option<u64>,
     },
 }
 
@@ -286,7 +313,21 @@ impl PublishError {
                 refusal.hint()
             }
             PublishError::Disagreement(error) => Some(error.hint()),
+            PublishError::Cut(_) => {
+                Some("raise the broker's packet limit, or leave the package out".to_owned())
+            }
+            PublishError::ListTooLarge { .. } => Some(
+                "put files into a wheel, which is one package however many it holds, or raise the broker's packet \
+                 limit; the fewer chunks, as with a larger `--chunk`, the shorter the list"
+                    .to_owned(),
+            ),
             PublishError::Raced { .. } => Some("run again to publish this folder on top of it".to_owned()),
+            // Brokers that cannot say what they take hang up.
+            PublishError::GaveUp { largest: Some(largest), .. } if *largest > limits::CHUNK => Some(format!(
+                "run again: what the broker acknowledged is not sent again; if it is that it takes nothing as large as \
+                 {}, which was on its way, say with `--max-packet SIZE` what it takes",
+                size(*largest)
+            )),
             PublishError::GaveUp { .. } => {
                 Some("run again: what the broker acknowledged is not sent again".to_owned())
             }
@@ -345,6 +386,13 @@ impl AskError {
             }
         }
     }
+}
+
+/// The packages of parcels, those of one package in a row.
+fn whole(parcels: &[Parcel<'_>]) -> Vec<PackageId> {
+    let mut packages: Vec<PackageId> = parcels.iter().map(|parcel| parcel.package.id.clone()).collect();
+    packages.dedup();
+    packages
 }
 
 /// The nodes of the findings that refuse, counted.
@@ -428,7 +476,9 @@ pub async fn publish_channel(
         lint: Vec::new(),
         agreed: None,
         stands: None,
+        entries: None,
         sent: HashSet::new(),
+        on_its_way: None,
         bytes: 0,
         connected: false,
     };
@@ -443,7 +493,8 @@ pub async fn publish_channel(
         };
         losses = if run.sent.len() > sent { 1 } else { losses + 1 };
         if losses == limits::ATTEMPTS {
-            return Err(PublishError::GaveUp { attempts: losses, source: Box::new(error) });
+            let largest = run.on_its_way;
+            return Err(PublishError::GaveUp { attempts: losses, source: Box::new(error), largest });
         }
         let pause = backoff(losses);
         run.observer.event(Event::Lost { error: &error, pause });
@@ -479,8 +530,12 @@ struct Run<'a, O> {
     agreed: Option<Verdict>,
     /// The release that stands and is what the folder holds: the plan is needed only if packages of it are lost.
     stands: Option<Release>,
-    /// What the broker acknowledged.
-    sent: HashSet<PackageId>,
+    /// What the list says of each package, once it is known what the broker takes.
+    entries: Option<Vec<Entry>>,
+    /// The topics of what the broker acknowledged.
+    sent: HashSet<String>,
+    /// Bytes of the largest that is not acknowledged yet.
+    on_its_way: Option<u64>,
     bytes: u64,
     connected: bool,
 }
@@ -500,13 +555,18 @@ impl<O: Observer> Run<'_, O> {
         let mut link = settle::connect(&self.options.brokers, &self.channel.name).await?;
         self.connected = true;
         let (present, roots) = retained::channel(&mut link, &self.channel.name).await?;
+        let list = present.as_ref().and_then(|payload| UpdateList::parse(payload).ok());
         if self.authority.is_none() {
-            let list = present.as_ref().and_then(|payload| UpdateList::parse(payload).ok());
             let (named, name) = (self.channel.settings.key.as_ref(), &self.channel.name);
             let signing = &self.options.signing;
             let authority = Authority::find(signing, named, name, list.as_ref(), &roots, self.now)?;
             self.authority = Some(authority);
         }
+        if self.entries.is_none() {
+            let wish = self.options.brokers.chunk();
+            self.entries = Some(cut(&mut link, &self.channel.packages, list.as_ref(), wish).await?);
+        }
+        let all = parcels(&self.channel.packages, self.entries());
         let answers = present.is_some();
         if self.ground.is_none() {
             self.ground = Some(self.nodes(&mut link, answers).await?);
@@ -516,7 +576,7 @@ impl<O: Observer> Run<'_, O> {
                 Decision::UpToDate(release) => {
                     link.close().await;
                     self.judge(present.as_ref(), &[]);
-                    self.agree(present.as_ref(), &self.channel.packages.iter().collect::<Vec<_>>()).await?;
+                    self.agree(present.as_ref(), &all).await?;
                     return Ok(self.up_to_date(*release));
                 }
                 Decision::Publish(plan) => self.plan.insert((present.clone(), *plan)).1.clone(),
@@ -525,7 +585,7 @@ impl<O: Observer> Run<'_, O> {
             Some((_, plan)) if present.as_ref() == Some(&plan.list) => {
                 link.close().await;
                 let plan = plan.clone();
-                self.agree(Some(&plan.list), &self.channel.packages.iter().collect::<Vec<_>>()).await?;
+                self.agree(Some(&plan.list), &all).await?;
                 return Ok(self.published(&plan));
             }
             // Nobody who has what it was answers: others may.
@@ -537,27 +597,29 @@ impl<O: Observer> Run<'_, O> {
             Some((_, plan)) => plan.clone(),
         };
 
+        self.list_fits(&link, &plan)?;
         // After a lost connection everything is asked for again: not every broker still has, after a
         // restart, what it acknowledged before.
-        let found = retained::packages(&mut link, &self.channel.name, answers, &plan.unknown).await?;
-        let missing: HashSet<&PackageId> = plan.unknown.iter().filter(|id| !found.contains(id)).collect();
-        let lacking: Vec<PackageId> = missing.iter().map(|id| (*id).clone()).collect();
+        let found = retained::pieces(&mut link, &self.channel.name, answers, &plan.unknown).await?;
+        let unknown: HashSet<&str> = plan.unknown.iter().map(|piece| piece.topic.as_str()).collect();
+        let is_missing = |topic: &String| unknown.contains(topic.as_str()) && !found.contains(topic);
+        let missing: Vec<Parcel<'_>> =
+            all.iter().filter(|parcel| is_missing(&parcel.piece.topic)).cloned().collect();
+        let lacking = whole(&missing);
         let harm = self.judge(present.as_ref(), &lacking);
-        let missing: VecDeque<&Package> =
-            self.channel.packages.iter().filter(|package| missing.contains(&package.id)).collect();
         if missing.is_empty()
             && self.sent.is_empty()
             && let Some(release) = self.stands.take()
         {
             link.close().await;
-            self.agree(present.as_ref(), &self.channel.packages.iter().collect::<Vec<_>>()).await?;
+            self.agree(present.as_ref(), &all).await?;
             return Ok(self.up_to_date(release));
         }
-        let bytes = missing.iter().map(|package| package.size).sum();
+        let (packages, bytes) = (lacking.len(), missing.iter().map(Parcel::size).sum());
         if self.options.mode == Mode::DryRun {
             link.close().await;
             let done = if harm == Severity::Refusal { Done::WouldRefuse } else { Done::WouldPublish };
-            return Ok(self.outcome(&plan.release, done, (missing.len(), bytes), plan.diff));
+            return Ok(self.outcome(&plan.release, done, (packages, bytes), plan.diff));
         }
         if harm == Severity::Refusal {
             link.close().await;
@@ -568,13 +630,14 @@ impl<O: Observer> Run<'_, O> {
             });
         }
         let plan = self.signed(plan).await?;
+        self.list_fits(&link, &plan)?;
         if !missing.is_empty() {
-            self.observer.event(Event::Sending { packages: missing.len(), bytes });
-            self.send(&mut link, missing).await?;
+            self.observer.event(Event::Sending { packages, bytes });
+            self.send(&mut link, missing.into()).await?;
         }
         // The list names nothing that a node has lost already.
-        let sent: Vec<&Package> =
-            self.channel.packages.iter().filter(|package| self.sent.contains(&package.id)).collect();
+        let sent: Vec<Parcel<'_>> =
+            all.iter().filter(|parcel| self.sent.contains(&parcel.piece.topic)).cloned().collect();
         if self.options.brokers.are_several() {
             self.agree_before(present.as_ref(), &sent, &plan).await?;
         }
@@ -591,10 +654,7 @@ impl<O: Observer> Run<'_, O> {
             Some(list) if *list == plan.list => {
                 // Our broker takes no list that names a package it lacks. Others are asked for what they were sent.
                 match (several, is_ours) {
-                    (true, _) => {
-                        let all: Vec<&Package> = self.channel.packages.iter().collect();
-                        self.agree(Some(&plan.list), &all).await?;
-                    }
+                    (true, _) => self.agree(Some(&plan.list), &all).await?,
                     (false, false) if !sent.is_empty() => self.agree(Some(&plan.list), &sent).await?,
                     (false, _) => {}
                 }
@@ -602,7 +662,6 @@ impl<O: Observer> Run<'_, O> {
             }
             // A node that lags behind the one that acknowledged it; what becomes of it is looked at through all.
             same if several && same == base => {
-                let all: Vec<&Package> = self.channel.packages.iter().collect();
                 self.agree(Some(&plan.list), &all).await?;
                 Ok(self.published(&plan))
             }
@@ -618,7 +677,7 @@ impl<O: Observer> Run<'_, O> {
     async fn agree_before(
         &mut self,
         base: Option<&Bytes>,
-        sent: &[&Package],
+        sent: &[Parcel<'_>],
         plan: &Plan,
     ) -> Result<(), PublishError> {
         let verdict = self.settle(base, sent).await;
@@ -636,7 +695,7 @@ impl<O: Observer> Run<'_, O> {
     }
 
     /// Makes sure that every broker has the list, and packages.
-    async fn agree(&mut self, list: Option<&Bytes>, packages: &[&Package]) -> Result<(), PublishError> {
+    async fn agree(&mut self, list: Option<&Bytes>, packages: &[Parcel<'_>]) -> Result<(), PublishError> {
         if self.options.mode == Mode::DryRun {
             return Ok(());
         }
@@ -663,16 +722,10 @@ impl<O: Observer> Run<'_, O> {
         }
     }
 
-    async fn settle(&mut self, list: Option<&Bytes>, packages: &[&Package]) -> Verdict {
+    async fn settle(&mut self, list: Option<&Bytes>, packages: &[Parcel<'_>]) -> Verdict {
         let Run { channel, observer, options, plan, .. } = self;
-        let message = |package: &&Package| Message {
-            topic: package.id.topic(),
-            digest: *package.id.digest(),
-            payload: None,
-        };
-        // An empty file has no package.
-        let packages: Vec<&&Package> = packages.iter().filter(|package| package.size > 0).collect();
-        let mut messages: Vec<Message> = packages.iter().map(|package| message(package)).collect();
+        let mut messages: Vec<Message> =
+            packages.iter().map(|parcel| Message::piece(parcel.piece.clone())).collect();
         messages.extend(list.map(|list| Message::of(channel.name.topic(), list.clone())));
         // The list that this one replaced is part of the history.
         let base = plan.as_ref().and_then(|(base, _)| base.as_ref()).filter(|base| Some(*base) != list);
@@ -682,9 +735,25 @@ impl<O: Observer> Run<'_, O> {
         {
             messages.push(Message::of(channel.name.history(release.sequence), base.clone()));
         }
-        let source = |number: usize| packages.get(number).and_then(|package| package.bytes().ok());
+        let mut desk = Desk::default();
+        let source = |number: usize| packages.get(number).and_then(|parcel| parcel.bytes(&mut desk).ok());
         let tell = |text: &str| observer.event(Event::Note(text));
         settle(&options.brokers, Some(&channel.name), &messages, source, tell).await
+    }
+
+    /// What the list says of each package.
+    fn entries(&self) -> &[Entry] {
+        self.entries.as_deref().unwrap_or_default()
+    }
+
+    /// Whether the broker takes the list, also as a part of the history, which comes when it is replaced.
+    fn list_fits(&self, link: &Link, plan: &Plan) -> Result<(), PublishError> {
+        let (channel, sequence) = (self.channel.name.clone(), plan.release.sequence);
+        let room = link.room(&channel.history(sequence));
+        match plan.list.len() {
+            list if list as u64 > room => Err(PublishError::ListTooLarge { channel, sequence, list, room }),
+            _ => Ok(()),
+        }
     }
 
     /// The plan with its list signed. It is signed once: after a lost connection, the same bytes go out.
@@ -746,21 +815,15 @@ impl<O: Observer> Run<'_, O> {
             return harm;
         }
         let Some(Nodes { nodes, broker, inside, binary }) = &self.ground else { return Severity::Note };
-        let entries: Vec<Entry> = self.channel.packages.iter().map(|package| package.entry.clone()).collect();
+        let entries = self.entries.as_deref().unwrap_or_default();
         let before = present.and_then(|payload| UpdateList::parse(payload).ok());
         let had: HashSet<PackageId> =
             before.iter().flat_map(UpdateList::packages).map(|(package, _)| package).collect();
         let lost: Vec<PackageId> = missing.iter().filter(|package| had.contains(package)).cloned().collect();
-        self.lint = lint(&Ground {
-            entries: &entries,
-            inside,
-            before: before.as_ref(),
-            nodes,
-            broker: *broker,
-            lost: &lost,
-        });
+        self.lint =
+            lint(&Ground { entries, inside, before: before.as_ref(), nodes, broker: *broker, lost: &lost });
         if self.channel.for_promoter {
-            let mut more = for_promoter(&entries, before.as_ref(), binary);
+            let mut more = for_promoter(entries, before.as_ref(), binary);
             self.lint.append(&mut more);
             self.lint.sort_by_key(|finding| finding.severity);
         }
@@ -812,7 +875,7 @@ impl<O: Observer> Run<'_, O> {
             previous,
             revoked: Vec::new(),
             signer,
-            entries: self.channel.packages.iter().map(|package| package.entry.clone()).collect(),
+            entries: self.entries().to_vec(),
             rollout: self.options.rollout.clone(),
             commit: self.options.commit.clone(),
         };
@@ -840,26 +903,34 @@ impl<O: Observer> Run<'_, O> {
 
     /// Sends packages, a bounded number of packets and bytes ahead of the acknowledgements. Meanwhile nobody
     /// else may publish to the channel.
-    async fn send(&mut self, link: &mut Link, mut queue: VecDeque<&Package>) -> Result<(), PublishError> {
+    async fn send(&mut self, link: &mut Link, mut queue: VecDeque<Parcel<'_>>) -> Result<(), PublishError> {
         let channel = self.channel.name.topic();
         link.subscribe(std::slice::from_ref(&channel));
-        let mut in_flight: HashMap<u64, &Package> = HashMap::new();
+        let mut in_flight: HashMap<u64, Parcel<'_>> = HashMap::new();
+        // How many parcels of each package, and bytes, are still to be acknowledged.
+        let mut owed: HashMap<PackageId, (usize, u64)> = HashMap::new();
+        for parcel in &queue {
+            let (parcels, bytes) = owed.entry(parcel.package.id.clone()).or_default();
+            (*parcels, *bytes) = (*parcels + 1, *bytes + parcel.size());
+        }
+        let mut desk = Desk::default();
         let mut bytes = 0;
         let mut left = false;
         loop {
-            while let Some(package) = queue.front().copied()
-                && in_flight.len() < limits::IN_FLIGHT
-                && (in_flight.is_empty() || bytes + package.size <= limits::IN_FLIGHT_BYTES)
+            while in_flight.len() < limits::IN_FLIGHT
+                && let Some(parcel) = queue.pop_front_if(|parcel| {
+                    in_flight.is_empty() || bytes + parcel.size() <= limits::IN_FLIGHT_BYTES
+                })
             {
-                let number = link.publish(&package.id.topic(), package.bytes()?)?;
-                in_flight.insert(number, package);
-                bytes += package.size;
-                queue.pop_front();
+                let number = link.publish(&parcel.piece.topic, parcel.bytes(&mut desk)?)?;
+                bytes += parcel.size();
+                in_flight.insert(number, parcel);
             }
             if in_flight.is_empty() && !left {
                 link.unsubscribe(&channel);
                 left = true;
             }
+            self.on_its_way = in_flight.values().map(Parcel::size).max();
             let (number, result) = match link.next().await? {
                 Signal::Acknowledged(number, result) => (number, result),
                 Signal::Message { topic, payload } if topic == channel => match self.is_base(&payload) {
@@ -869,14 +940,21 @@ impl<O: Observer> Run<'_, O> {
                 Signal::Unsubscribed => return Ok(()),
                 _ => continue,
             };
-            let Some(package) = in_flight.remove(&number) else { continue };
+            let Some(parcel) = in_flight.remove(&number) else { continue };
+            let package = parcel.package;
             if let Err(refusal) = result {
                 return Err(PublishError::PackageRefused { package: package.id.clone(), refusal });
             }
-            bytes -= package.size;
-            self.bytes += package.size;
-            self.sent.insert(package.id.clone());
-            self.observer.event(Event::Sent(package));
+            bytes -= parcel.size();
+            self.bytes += parcel.size();
+            self.observer.event(Event::Taken(parcel.size()));
+            self.sent.insert(parcel.piece.topic);
+            if let Some((parcels, bytes)) = owed.get_mut(&package.id) {
+                *parcels -= 1;
+                if *parcels == 0 {
+                    self.observer.event(Event::Sent { package, bytes: *bytes });
+                }
+            }
         }
     }
 
@@ -917,7 +995,9 @@ impl<O: Observer> Run<'_, O> {
     }
 
     fn published(&self, plan: &Plan) -> Outcome {
-        self.outcome(&plan.release, Done::Published, (self.sent.len(), self.bytes), plan.diff.clone())
+        let mut all = parcels(&self.channel.packages, self.entries());
+        all.retain(|parcel| self.sent.contains(&parcel.piece.topic));
+        self.outcome(&plan.release, Done::Published, (whole(&all).len(), self.bytes), plan.diff.clone())
     }
 
     fn outcome(

@@ -1,12 +1,15 @@
 //! Publishes again what a broker has: an earlier list of the same channel, or the list of another one. Not a package is
 //! sent; the very same digests get a new sequence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::Brokers;
-use mpypi_protocol::{ChannelName, Digest, Entry, PackageId, Root, Trust, UpdateList, list::Release};
+use mpypi_protocol::{
+    ChannelName, Digest, Entry, PackageId, Root, Trust, UpdateList,
+    list::{Piece, Release},
+};
 
 use crate::{
     history,
@@ -124,8 +127,11 @@ pub async fn reissue(options: &Options) -> Result<Reissued, PublishError> {
         // What one of them lacks, another may have.
         agree(options, &plan, Stands::Nothing, present.as_ref(), &wanted.entries).await?;
     } else {
-        let found = retained::packages(&mut link, channel, present.is_some(), &plan.unknown).await?;
-        let lost: Vec<PackageId> = plan.unknown.iter().filter(|id| !found.contains(id)).cloned().collect();
+        let found = retained::pieces(&mut link, channel, present.is_some(), &plan.unknown).await?;
+        let unknown: HashSet<&str> = plan.unknown.iter().map(|piece| piece.topic.as_str()).collect();
+        let is_lost = |piece: &Piece| unknown.contains(piece.topic.as_str()) && !found.contains(&piece.topic);
+        let lost = wanted.entries.iter().filter(|entry| entry.pieces().iter().any(is_lost));
+        let lost: Vec<PackageId> = lost.filter_map(|entry| Some(entry.package()?.0)).collect();
         if !lost.is_empty() {
             return Err(PublishError::Lost { packages: lost });
         }
@@ -163,13 +169,7 @@ async fn agree(
     entries: &[Entry],
 ) -> Result<(), PublishError> {
     let channel = &options.channel;
-    let packages = entries.iter().filter_map(Entry::package).filter(|(id, _)| *id.digest() != Digest::EMPTY);
-    let package = |(id, _): (PackageId, Option<u64>)| Message {
-        topic: id.topic(),
-        digest: *id.digest(),
-        payload: None,
-    };
-    let mut messages: Vec<Message> = packages.map(package).collect();
+    let mut messages: Vec<Message> = entries.iter().flat_map(Entry::pieces).map(Message::piece).collect();
     let before = present.and_then(|payload| UpdateList::parse(payload).ok());
     match (stands, present, before.as_ref().and_then(UpdateList::release)) {
         (Stands::Nothing, Some(payload), _) => messages.push(Message::of(channel.topic(), payload.clone())),

@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Digest, NodeId, PackageId, Topic,
+    ChannelName, Chunks, Digest, NodeId, Topic,
+    digest::Hasher,
     limits::{ROOT, SUBSCRIBE_FILTERS},
+    list::Piece,
     node::{Info, State},
     topic::{NodeSubject, ROOTS},
 };
@@ -117,27 +119,28 @@ fn note_root(roots: &mut BTreeMap<u64, Bytes>, topic: &str, payload: Bytes) {
     }
 }
 
-/// Which of `ids` the broker retains, with the right bytes. `answers` says that it retains a list for
-/// `channel`, and so has an answer to end with.
+/// The topics of those of `pieces` that the broker retains, with the right bytes. `answers` says that it retains a list
+/// for `channel`, and so has an answer to end with.
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn packages(
+pub async fn pieces(
     link: &mut Link,
     channel: &ChannelName,
     answers: bool,
-    ids: &[PackageId],
-) -> Result<HashSet<PackageId>, AskError> {
+    pieces: &[Piece],
+) -> Result<HashSet<String>, AskError> {
     let mut found = HashSet::new();
-    for batch in ids.chunks(limits::ASK_BATCH) {
-        let topics: Vec<String> = batch.iter().map(PackageId::topic).collect();
-        let wanted: HashMap<&str, &PackageId> = topics.iter().map(String::as_str).zip(batch).collect();
+    for batch in pieces.chunks(limits::ASK_BATCH) {
+        let topics: Vec<String> = batch.iter().map(|piece| piece.topic.clone()).collect();
+        let wanted: HashMap<&str, Digest> =
+            batch.iter().map(|piece| (piece.topic.as_str(), piece.digest)).collect();
         let fence = channel.topic();
         let mut ended = !answers;
         let mut take = |signal: &Signal| {
             if let Signal::Message { topic, payload } = signal {
                 match wanted.get(topic.as_str()) {
-                    Some(id) if Digest::of(payload) == *id.digest() => drop(found.insert((*id).clone())),
+                    Some(digest) if Digest::of(payload) == *digest => drop(found.insert(topic.clone())),
                     Some(_) => {}
                     None => ended |= *topic == fence,
                 }
@@ -196,14 +199,40 @@ pub async fn digests(link: &mut Link, topics: &[String]) -> Result<HashMap<Strin
     Ok(found)
 }
 
+/// What the broker retains on `topics`, by topic: asked for likewise.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn some(link: &mut Link, topics: &[String]) -> Result<HashMap<String, Bytes>, AskError> {
+    let mut found = HashMap::new();
+    read(link, topics, |topic, payload| _ = found.insert(topic, payload)).await?;
+    Ok(found)
+}
+
+/// The digest of what the chunks of a package are together, as the broker retains them; `None` if one is missing.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn joined(link: &mut Link, package: &Digest, chunks: &Chunks) -> Result<Option<Digest>, AskError> {
+    let topics: Vec<String> = chunks.pieces(package).map(|piece| piece.topic).collect();
+    let mut hasher = Hasher::default();
+    // In their order, and few at a time.
+    for topics in topics.chunks(SUBSCRIBE_FILTERS) {
+        let found = some(link, topics).await?;
+        for topic in topics {
+            let Some(part) = found.get(topic) else { return Ok(None) };
+            hasher.update(part);
+        }
+    }
+    Ok(Some(hasher.finish()))
+}
+
 /// What the broker retains on `topic`.
 ///
 /// # Errors
 /// See [`AskError`].
 pub async fn one(link: &mut Link, topic: &str) -> Result<Option<Bytes>, AskError> {
-    let mut found = None;
-    read(link, &[topic.to_owned()], |_, payload| found = Some(payload)).await?;
-    Ok(found)
+    Ok(some(link, &[topic.to_owned()]).await?.remove(topic))
 }
 
 async fn read(

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_client::{Brokers, Endpoint};
-use mpypi_protocol::{ChannelName, Digest, UpdateList};
+use mpypi_protocol::{ChannelName, Digest, UpdateList, list::Piece};
 use serde_json::{Value, json};
 use tokio::{
     task::JoinSet,
@@ -37,6 +37,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// A package, or a chunk of one, that was published.
+    #[must_use]
+    pub fn piece(piece: Piece) -> Message {
+        Message { topic: piece.topic, digest: piece.digest, payload: None }
+    }
+
     /// A message whose payload is at hand.
     #[must_use]
     pub fn of(topic: String, payload: Bytes) -> Message {

@@ -1,10 +1,8 @@
 //! Everything about a channel, checked on any broker.
 
-use std::collections::HashSet;
-
 use jiff::Timestamp;
 use mpypi_client::Brokers;
-use mpypi_protocol::{ChannelName, Digest, PackageId, Trust, UpdateList};
+use mpypi_protocol::{ChannelName, Chunks, Digest, PackageId, Trust, UpdateList, list::Piece};
 
 use crate::{
     keys::Keys,
@@ -96,16 +94,42 @@ pub async fn verify(
         check(format!("release {} says that it was made of commit {commit}", release.sequence), None);
     }
     if let Some(list) = &list {
-        let all: Vec<PackageId> =
-            list.packages().map(|(id, _)| id).filter(|id| *id.digest() != Digest::EMPTY).collect();
+        let all: Vec<Piece> = list.pieces().collect();
         // Each is fetched, and its bytes are hashed.
-        let found: HashSet<PackageId> = retained::packages(&mut link, channel, true, &all).await?;
-        let lost: Vec<_> = all.iter().filter(|id| !found.contains(id)).collect();
-        check(
-            format!("the bytes of {}", count(all.len(), "package")),
-            lost.first()
-                .map(|first| format!("{} missing, `{first}` among them", count(lost.len(), "package"))),
-        );
+        let found = retained::pieces(&mut link, channel, true, &all).await?;
+        let mut lost = Vec::new();
+        for entry in list.entries() {
+            let pieces = entry.pieces();
+            let missing = pieces.iter().position(|piece| !found.contains(&piece.topic));
+            match (missing, entry.package(), entry.chunks()) {
+                (Some(_), Some((id, _)), None) => lost.push(format!("`{id}`")),
+                (Some(number), Some((id, _)), Some(_)) => {
+                    lost.push(format!("chunk {number} of the {} of `{id}`", pieces.len()));
+                }
+                _ => {}
+            }
+        }
+        let trouble =
+            |first: &String| format!("{} missing, {first} among them", count(lost.len(), "package"));
+        let packages = list.packages().filter(|(id, _)| *id.digest() != Digest::EMPTY).count();
+        check(format!("the bytes of {}", count(packages, "package")), lost.first().map(trouble));
+        let cut: Vec<(PackageId, &Chunks)> = list
+            .entries()
+            .iter()
+            .filter(|entry| entry.pieces().iter().all(|piece| found.contains(&piece.topic)))
+            .filter_map(|entry| Some((entry.package()?.0, entry.chunks()?)))
+            .collect();
+        if !cut.is_empty() {
+            let mut wrong = None;
+            for (id, chunks) in &cut {
+                if retained::joined(&mut link, id.digest(), chunks).await? != Some(*id.digest()) {
+                    wrong.get_or_insert_with(|| format!("those of `{id}` are another one together"));
+                }
+            }
+            let chunks = cut.iter().map(|(_, chunks)| u64::from(chunks.count())).sum::<u64>();
+            let what = format!("{chunks} chunks make {}", count(cut.len(), "package"));
+            check(what, wrong);
+        }
     }
     link.close().await;
     let pages = log(brokers, channel, keys).await?;

@@ -7,6 +7,7 @@ mod api;
 mod appstore;
 mod broker;
 mod bytecode;
+mod chunks;
 mod cluster;
 mod dashboard;
 mod device;

@@ -96,6 +96,7 @@ fn a_member_that_record_does_not_name_is_not_installed() {
         version: "1.0".into(),
         digest: Digest::of(&bytes),
         size: None,
+        chunks: None,
         tag: None,
         extra: serde_json::Map::new(),
     };

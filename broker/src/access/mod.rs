@@ -3,11 +3,11 @@
 //! | role | reads | writes |
 //! |---|---|---|
 //! | `admin` | everything | everything |
-//! | `publisher` | everything below `mpypi/` and `homeassistant/` | channels, their history and rollouts, packages, roots, every node's `cmd` and `time`, `homeassistant/status` |
+//! | `publisher` | everything below `mpypi/` and `homeassistant/` | channels, their history and rollouts, packages, chunks of them, roots, every node's `cmd` and `time`, `homeassistant/status` |
 //! | `viewer` | everything below `mpypi/`, `homeassistant/` and `$SYS/` | nothing |
-//! | `edge` | channels, their history, packages, roots, every node's `cmd` and `time` | every node's `info`, `state`, `online`, `log`, `challenge`; what edges say of themselves |
-//! | `node` | channels, packages, roots, its own topics | its own `info`, `state`, `online`, `log`, `challenge` |
-//! | guest over HTTP | one channel, packages by their digest | nothing |
+//! | `edge` | channels, their history, packages, chunks, roots, every node's `cmd` and `time` | every node's `info`, `state`, `online`, `log`, `challenge`; what edges say of themselves |
+//! | `node` | channels, packages, chunks, roots, its own topics | its own `info`, `state`, `online`, `log`, `challenge` |
+//! | guest over HTTP | one channel, packages and chunks by their digest | nothing |
 //!
 //! A rule file may narrow which channels a node reads.
 
@@ -86,6 +86,7 @@ impl Identity {
                         | Topic::History(..)
                         | Topic::Rollout(..)
                         | Topic::Package(_)
+                        | Topic::Chunk(..)
                         | Topic::Legacy(_)
                         | Topic::Root(_)
                         | Topic::Node(_, NodeSubject::Cmd | NodeSubject::Time)
@@ -114,6 +115,7 @@ impl Identity {
                 "mpypi/channels/+",
                 "mpypi/channels/+/history/+",
                 "mpypi/packages/#",
+                "mpypi/chunks/#",
                 "mpypi/keys/root/+",
                 "mpypi/nodes/+/cmd",
                 "mpypi/nodes/+/time",
@@ -127,8 +129,8 @@ impl Identity {
                 };
                 // Under a wildcard, packages of other channels would show themselves.
                 let package = match channels {
-                    Channels::All => covers("mpypi/packages/#", filter),
-                    Channels::Only(_) => covers("mpypi/packages/#", filter) && !filter.contains(['+', '#']),
+                    Channels::All => of_a_package(filter),
+                    Channels::Only(_) => of_a_package(filter) && !filter.contains(['+', '#']),
                 };
                 // What a channel had before is read by those who may read the channel.
                 let history = match channels {
@@ -141,8 +143,7 @@ impl Identity {
                 channel || history || package || root || covers(&format!("mpypi/nodes/{own}/#"), filter)
             }
             Identity::Guest(channel) => {
-                channel.topic() == filter
-                    || (covers("mpypi/packages/#", filter) && !filter.contains(['+', '#']))
+                channel.topic() == filter || (of_a_package(filter) && !filter.contains(['+', '#']))
             }
         }
     }
@@ -170,6 +171,11 @@ impl fmt::Display for Identity {
             Identity::Guest(_) => f.write_str("who is not logged in"),
         }
     }
+}
+
+/// Whether `filter` is for packages, or chunks of them, alone.
+fn of_a_package(filter: &str) -> bool {
+    covers("mpypi/packages/#", filter) || covers("mpypi/chunks/#", filter)
 }
 
 /// Whether `pattern` matches every topic that `filter` matches.
@@ -201,6 +207,7 @@ mod tests {
     fn each_role_writes_what_it_must_and_nothing_else() {
         let package =
             "mpypi/packages/src/main.py/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let chunk = "mpypi/chunks/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855/7";
         // Topic: admin, publisher, viewer, edge, node.
         let table: &[(&str, [bool; 5])] = &[
             ("mpypi/channels/dev", [true, true, false, false, false]),
@@ -208,6 +215,8 @@ mod tests {
             ("mpypi/channels/dev/rollout/lease", [true, true, false, false, false]),
             ("mpypi/channels/dev/rollout/order", [true, true, false, false, false]),
             (package, [true, true, false, false, false]),
+            (chunk, [true, true, false, false, false]),
+            ("mpypi/chunks/else", [true, false, false, false, false]),
             ("mpypi/nodes/kitchen/info", [true, false, false, true, true]),
             ("mpypi/nodes/kitchen/state", [true, false, false, true, true]),
             ("mpypi/nodes/kitchen/online", [true, false, false, true, true]),
@@ -252,6 +261,8 @@ mod tests {
             ("mpypi/channels/#", [true, true, true, false, false, false]),
             ("mpypi/packages/wheel/x", [true, true, true, true, true, true]),
             ("mpypi/packages/#", [true, true, true, true, true, false]),
+            ("mpypi/chunks/x/7", [true, true, true, true, true, true]),
+            ("mpypi/chunks/#", [true, true, true, true, true, false]),
             ("mpypi/nodes/kitchen/cmd", [true, true, true, true, true, true]),
             ("mpypi/nodes/kitchen/#", [true, true, true, false, true, true]),
             ("mpypi/nodes/cellar/cmd", [true, true, true, true, false, false]),

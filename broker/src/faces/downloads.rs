@@ -183,6 +183,7 @@ mod tests {
             target: Some("esp32-eth".into()),
             digest: Digest::EMPTY,
             size: None,
+            chunks: None,
             extra: Default::default(),
         };
         for name in [

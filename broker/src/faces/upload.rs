@@ -110,6 +110,7 @@ async fn upload(
         version: contents.version.clone(),
         digest,
         size: Some(content.len() as u64),
+        chunks: None,
         tag: contents.tags.last().cloned(),
         extra: Default::default(),
     };

@@ -97,10 +97,18 @@ impl Index {
             if let Ok(Topic::Channel(_)) = Topic::parse(topic) {
                 match self.bytes(&record.body).map(|bytes| UpdateList::parse(&bytes)) {
                     Ok(Ok(list)) => {
-                        for (id, _) in list.packages() {
-                            if *id.digest() != Digest::EMPTY && records.get(&*id.topic())?.is_none() {
-                                problems.push(format!("its list names `{id}`, which is not there"));
-                            }
+                        for piece in list.pieces() {
+                            let at = &piece.topic;
+                            let text = match records.get(at.as_str())? {
+                                None => format!("its list names `{at}`, which is not there"),
+                                Some(value) => match Record::read(at, value.value()) {
+                                    Ok(record) if record.body.digest() != piece.digest => {
+                                        format!("its list names `{at}`, which has other bytes")
+                                    }
+                                    _ => continue, // said of the record, if it is damaged
+                                },
+                            };
+                            problems.push(text);
                         }
                     }
                     Ok(Err(error)) => problems.push(format!("its list is damaged: {error}")),

@@ -1,4 +1,4 @@
-//! Garbage: packages that none of the last lists of any channel names.
+//! Garbage: packages, and chunks of packages, that none of the last lists of any channel names.
 //!
 //! The writer notes which packages each list of a channel named (`HISTORY`), and when a package was last
 //! uploaded or in a list that came or went (`SEEN`). A package is garbage if none of the last lists of any
@@ -9,6 +9,7 @@ use std::collections::HashSet;
 
 use mpypi_protocol::{
     ChannelName, Digest, FilePath, PackageId, Topic, UpdateList,
+    chunk::CHUNKS,
     package::{LegacyId, PACKAGES},
     topic::CHANNELS,
 };
@@ -22,7 +23,7 @@ use super::{
 
 /// Channel and version of a list → the topics of the packages it named, as postcard.
 const HISTORY: TableDefinition<'static, (&str, u64), &[u8]> = TableDefinition::new("history");
-/// Topic of a package → when it was last uploaded or named, in milliseconds since 1970.
+/// Topic of a package or chunk → when it was last uploaded or named, in milliseconds since 1970.
 const SEEN: TableDefinition<'static, &str, u64> = TableDefinition::new("seen");
 /// A key in [`META`]: when garbage was last collected, in milliseconds since 1970.
 pub(super) const COLLECTED: &str = "collected";
@@ -32,7 +33,7 @@ const SEEN_SINCE: &str = "seen-since";
 /// Lists of a channel that are remembered: the most that can be asked to be kept.
 pub const REMEMBERED: usize = 100;
 
-/// A package that may go.
+/// A package, or a chunk of one, that may go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Garbage {
     /// Its topic.
@@ -53,7 +54,7 @@ pub struct Rules {
 }
 
 impl Index {
-    /// Packages that may go.
+    /// Packages and chunks that may go.
     ///
     /// # Errors
     /// The database fails.
@@ -92,7 +93,7 @@ impl Index {
             }
         }
         let mut garbage = Vec::new();
-        for item in below(&records, PACKAGES)? {
+        for item in below(&records, CHUNKS)?.chain(below(&records, PACKAGES)?) {
             let (key, value) = item?;
             let topic = key.value();
             let Some(record) = Record::read_or_skip(topic, value.value()) else { continue };
@@ -155,6 +156,7 @@ impl Named {
     fn has(&self, topic: &str) -> bool {
         match Topic::parse(topic) {
             Ok(Topic::Package(_)) => self.topics.contains(topic),
+            Ok(Topic::Chunk(package, _)) => self.digests.contains(&package),
             Ok(Topic::Legacy(LegacyId::Digest(digest))) => self.digests.contains(&digest),
             Ok(Topic::Legacy(LegacyId::Src(path) | LegacyId::Path(path))) => self.paths.contains(&path),
             _ => true, // not ours to remove
@@ -181,7 +183,8 @@ impl<'t> Notes<'t> {
             return Ok(());
         }
         meta.insert(SEEN_SINCE, now_ms)?;
-        for item in below(&transaction.open_table(RECORDS)?, PACKAGES)? {
+        let records = transaction.open_table(RECORDS)?;
+        for item in below(&records, CHUNKS)?.chain(below(&records, PACKAGES)?) {
             let (key, _) = item?;
             notes.saw(key.value(), now_ms)?;
         }
@@ -190,7 +193,7 @@ impl<'t> Notes<'t> {
 
     /// Notes that a package was uploaded or named.
     pub(super) fn saw(&mut self, topic: &str, now_ms: u64) -> Result<(), IndexError> {
-        if topic.starts_with(PACKAGES) {
+        if topic.starts_with(PACKAGES) || topic.starts_with(CHUNKS) {
             self.seen.insert(topic, now_ms)?;
         }
         Ok(())

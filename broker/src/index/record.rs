@@ -61,6 +61,16 @@ pub(super) enum Body {
     Blob { digest: [u8; 32], len: u64 },
 }
 
+impl Body {
+    /// The digest of the payload.
+    pub(super) fn digest(&self) -> Digest {
+        match self {
+            Body::Inline(bytes) => Digest::of(bytes),
+            Body::Blob { digest, .. } => Digest::from(*digest),
+        }
+    }
+}
+
 impl Record {
     pub(super) fn read(topic: &str, bytes: &[u8]) -> Result<Record, IndexError> {
         postcard::from_bytes(bytes).map_err(|source| IndexError::Damaged { topic: topic.to_owned(), source })

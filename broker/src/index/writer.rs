@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList, root::SignedRoot,
-    topic::CHANNELS,
+    ChannelName, Chunks, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList, list::Piece,
+    root::SignedRoot, topic::CHANNELS,
 };
 use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -175,6 +175,8 @@ struct ChannelState {
     sequence: Option<u64>,
     digest: Digest,
     packages: HashSet<PackageId>,
+    /// How packages are cut, by their digests.
+    chunks: HashMap<Digest, Chunks>,
 }
 
 impl ChannelState {
@@ -184,7 +186,19 @@ impl ChannelState {
             sequence: list.release().map(|release| release.sequence),
             digest,
             packages: list.packages().map(|(id, _)| id).collect(),
+            chunks: list
+                .entries()
+                .iter()
+                .filter_map(|entry| Some((*entry.package()?.0.digest(), entry.chunks()?.clone())))
+                .collect(),
         }
+    }
+
+    /// Where everything is retained that the list names.
+    fn topics(&self) -> impl Iterator<Item = String> {
+        let whole = self.packages.iter().map(PackageId::topic);
+        let pieces = self.chunks.iter().flat_map(|(package, chunks)| chunks.pieces(package));
+        whole.chain(pieces.map(|piece| piece.topic))
     }
 }
 
@@ -683,7 +697,7 @@ impl Writer {
                         sequence: present.sequence,
                         digest: &present.digest,
                     }),
-                    |id| match tables.has(&id.topic(), now) {
+                    |piece| match tables.has(piece, now) {
                         Ok(has) => Ok(has),
                         Err(error) => {
                             failure = Some(error);
@@ -701,6 +715,19 @@ impl Writer {
             Kind::ForgetPackage(id) => {
                 if self.is_named(id) {
                     let text = "a channel names this package: publish a list without it first";
+                    return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+                }
+            }
+            Kind::ForgetChunk(package, number) => {
+                if self.named_chunk(package, *number).is_some() {
+                    let text = "a channel names this chunk: publish a list without its package first";
+                    return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+                }
+            }
+            Kind::Chunk(package, number) => {
+                let named = self.named_chunk(package, *number);
+                if named.is_some_and(|named| Some(named) != *digest) {
+                    let text = "a channel names other bytes for this chunk: publish a list without its package first";
                     return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
                 }
             }
@@ -738,7 +765,12 @@ impl Writer {
         let old = tables.read(&publish.topic)?;
         let mut properties = publish.properties.clone();
         // Mpy-BLOX's tools publish packages with an expiry; but a package that a list names has to stay.
-        if matches!(kind, Kind::Package(id) if self.is_named(id)) {
+        let is_named = match kind {
+            Kind::Package(id) => self.is_named(id),
+            Kind::Chunk(package, number) => self.named_chunk(package, *number).is_some(),
+            _ => false,
+        };
+        if is_named {
             properties.expiry = None;
         }
         let expires_ms = expiry(properties.expiry, now);
@@ -795,13 +827,14 @@ impl Writer {
                     tables.name(&src.path, &src.digest)?;
                 }
             }
-            let before = self.channels.get(channel).into_iter().flat_map(|state| &state.packages);
-            for id in before.cloned().chain(list.packages().map(|(id, _)| id)) {
-                tables.keep(&id.topic())?;
-                tables.saw(&id.topic(), now)?;
+            let state = ChannelState::of(list, *digest);
+            let before = self.channels.get(channel).into_iter().flat_map(ChannelState::topics);
+            for topic in before.chain(state.topics()) {
+                tables.keep(&topic)?;
+                tables.saw(&topic, now)?;
             }
             tables.notes.list(channel.as_str(), self.version, list.packages().map(|(id, _)| id))?;
-            self.channels.insert(channel.clone(), ChannelState::of(list, *digest));
+            self.channels.insert(channel.clone(), state);
         }
         Ok(Ok(self.version))
     }
@@ -809,6 +842,12 @@ impl Writer {
     /// Whether the present list of any channel names a package.
     fn is_named(&self, id: &PackageId) -> bool {
         self.channels.values().any(|state| state.packages.contains(id))
+    }
+
+    /// The digest of a chunk that the present list of any channel names.
+    fn named_chunk(&self, package: &Digest, number: u32) -> Option<Digest> {
+        let mut cut = self.channels.values().filter_map(|state| state.chunks.get(package));
+        cut.find_map(|chunks| Some(chunks.chunk(number)?.digest))
     }
 
     /// Counts one record less for the blob of `body`, and remembers it for removal if it was the last.
@@ -831,7 +870,11 @@ impl Writer {
         let mut collected = Collected::default();
         for topic in &collect.topics {
             let is_old = tables.notes.seen(topic)?.is_some_and(|seen| seen < collect.since_ms);
-            let is_named = matches!(Topic::parse(topic), Ok(Topic::Package(id)) if self.is_named(&id));
+            let is_named = match Topic::parse(topic) {
+                Ok(Topic::Package(id)) => self.is_named(&id),
+                Ok(Topic::Chunk(package, number)) => self.named_chunk(&package, number).is_some(),
+                _ => false,
+            };
             if is_old
                 && !is_named
                 && let Some(old) = tables.remove(topic)?
@@ -1017,11 +1060,13 @@ impl<'t> Tables<'t> {
         })
     }
 
-    fn has(&self, topic: &str, now: Now) -> Result<bool, IndexError> {
-        Ok(self.read(topic)?.is_some_and(|record| !record.is_expired(now.unix_ms)))
+    /// Whether a package or chunk is there, with the right bytes.
+    fn has(&self, piece: &Piece, now: Now) -> Result<bool, IndexError> {
+        let is_it = |record: &Record| !record.is_expired(now.unix_ms) && record.body.digest() == piece.digest;
+        Ok(self.read(&piece.topic)?.as_ref().is_some_and(is_it))
     }
 
-    /// Notes that a package was named, if it is there.
+    /// Notes that a package or chunk was named, if it is there.
     fn saw(&mut self, topic: &str, now: Now) -> Result<(), IndexError> {
         match self.records.get(topic)?.is_some() {
             true => self.notes.saw(topic, now.unix_ms),

@@ -134,12 +134,14 @@ pub fn plan(survey: &Survey, device: &Device, history: &History, known: &Known, 
     }
     let mut left_out = Vec::new();
     for (at, entry) in survey.list.entries().iter().enumerate() {
-        if let Entry::Src(src) = entry
-            && src.digest == Digest::EMPTY
-        {
-            left_out.push(format!("`{}` is empty, and an empty file cannot be sent", src.path));
-            choice.skip.push(at);
-        }
+        let Entry::Src(src) = entry else { continue };
+        let why = match &src.chunks {
+            _ if src.digest == Digest::EMPTY => "is empty, and an empty file cannot be sent",
+            Some(_) => "lies in chunks, which such a node does not know",
+            None => continue,
+        };
+        left_out.push(format!("`{}` {why}", src.path));
+        choice.skip.push(at);
     }
     let serve = match choice.skip.is_empty() {
         true => Serve::AsItIs,
@@ -286,6 +288,7 @@ fn first_install(wheel: &Wheel, carrier: &str, version: &str) -> Errand {
         version: other.to_owned(),
         digest: wheel.digest,
         size: wheel.size,
+        chunks: None,
         tag: None,
         extra: Map::new(),
     });
@@ -335,7 +338,7 @@ fn files(old: &Facts, texts: &[(&str, String)], text: String) -> Errand {
         let digest = Digest::of(content.as_bytes());
         files.push((PackageId::Src(path.clone(), digest).topic(), Bytes::from(content.clone())));
         let size = Some(content.len() as u64);
-        entries.push(Entry::Src(Src { path, digest, size, extra: Map::new() }));
+        entries.push(Entry::Src(Src { path, digest, size, chunks: None, extra: Map::new() }));
     }
     let list = payload(entries);
     Errand { key: Digest::of(&list), list, files, text }
@@ -624,6 +627,17 @@ mod tests {
         let all = survey(&both[..1], &src("main.py", OLD));
         let plan = planned(&all, &device(&[("core", "1")]), &Known::new());
         assert_eq!((served(&plan), plan.verdict), (vec!["main.py".to_owned()], Verdict::Served));
+    }
+
+    #[test]
+    fn a_file_in_chunks_is_left_out_and_the_rest_is_served() {
+        let chunked = format!(
+            r#"{{"type":"src","path":"data.bin","pkg_sha256":"{OLD}","size":9,"chunks":{{"size":1024,"sha256":["{OLD}"]}}}}"#
+        );
+        let all = survey(&[], &format!("{chunked},{}", src("main.py", OLD)));
+        let plan = planned(&all, &device(&[("core", "0.6")]), &Known::new());
+        assert_eq!(served(&plan), ["main.py"]);
+        assert!(matches!(&plan.verdict, Verdict::LeftOut(why) if why[0].contains("data.bin")));
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub fn accept(version: Version, limits: &Limits, welcome: &Welcome) -> Bytes {
         properties.put_u8(property::USER);
         put_text(&mut properties, greeting::SERVES);
         put_text(&mut properties, greeting::MPY_BLOX);
+        properties.put_u8(property::USER);
+        put_text(&mut properties, greeting::PACKAGE);
+        put_text(&mut properties, &limits.package.to_string());
     }
     connack(present, Reason::Success, &properties)
 }

@@ -213,9 +213,12 @@ fn rumqttc_reads_the_limits_in_our_connack() {
     assert!(ack.session_present);
     assert_eq!(properties.session_expiry_interval, Some(7));
     assert_eq!(properties.topic_alias_max, Some(limits.topic_aliases));
-    assert_eq!(properties.user_properties, [("mpypi-serves".to_owned(), "mpy-blox".to_owned())]);
+    let said = [("mpypi-serves", "mpy-blox".to_owned()), ("mpypi-package", limits.package.to_string())];
+    let said = said.map(|(key, value): (&str, _)| (key.to_owned(), value));
+    assert_eq!(properties.user_properties, said);
     let bare = accept(Version::V5, &limits, &Welcome { has_room: false, ..welcome.clone() });
-    assert_eq!(bare.len() + 5 + "mpypi-serves".len() + "mpy-blox".len(), bytes.len());
+    let length = |(key, value): &(String, String)| 5 + key.len() + value.len();
+    assert_eq!(bare.len() + said.iter().map(length).sum::<usize>(), bytes.len());
     assert_eq!(&accept(Version::V3, &limits, &welcome)[..], [0x20, 2, 1, 0]);
 }
 

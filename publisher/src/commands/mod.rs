@@ -74,7 +74,11 @@ fn places(args: PlaceArgs) -> anyhow::Result<Brokers> {
             count(brokers.count(), "broker")
         );
     }
-    Ok(brokers.with_down(args.may_be_down).within(args.agree_within))
+    let brokers = brokers.with_down(args.may_be_down).within(args.agree_within);
+    Ok(match args.max_packet {
+        Some(packet) => brokers.taking(packet),
+        None => brokers,
+    })
 }
 
 /// Writes to stdout. A reader that went away (`mpypi status | head`) is no error.

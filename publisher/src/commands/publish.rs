@@ -35,6 +35,10 @@ cache. A repository that is private is logged in to, over https alone, with the 
 MPYPI_GIT_TOKEN, or what ~/.netrc or git's credential helpers say. Symbolic links and submodules are left out, and named; \
 files of git LFS are refused.
 
+A package that is larger than what the broker takes goes in chunks, each of which devices check by itself: those with an \
+agent of ours fetch them, Mpy-BLOX knows none. A broker says by MQTT 5 what it takes; for others, as NATS, say it with \
+--max-packet, or `max-packet = \"1M\"` below `[brokers]` in the file of --config, where `chunk` may stand, too.
+
 What would leave devices that run Mpy-BLOX waiting or starting again for ever is refused, if they said what they \
 are and have; see --force.
 
@@ -81,7 +85,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        brokers: places(args.source.place)?,
+        brokers: args.source.cut.applied(places(args.source.place)?),
         channel: args.source.channel,
         mode: if args.dry_run { Mode::DryRun } else { Mode::Publish },
         trust: if args.repair { Trust::Nothing } else { Trust::List },

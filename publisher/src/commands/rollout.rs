@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{Stopped, interrupted, places, print, reading};
 use crate::{
-    cli::{KeyArgs, PlaceArgs, SignArgs},
+    cli::{CutArgs, KeyArgs, PlaceArgs, SignArgs},
     progress::{Lines, Progress},
     publish::Harm,
     report::{count, painted, say, wants_color},
@@ -100,6 +100,8 @@ struct Begin {
     target: Option<PathBuf>,
     #[command(flatten)]
     place: PlaceArgs,
+    #[command(flatten)]
+    cut: CutArgs,
     /// The channel's name [default: `name` in channel.toml, or the folder's name]
     #[arg(long, value_name = "NAME")]
     channel: Option<ChannelName>,
@@ -234,7 +236,7 @@ async fn roll_out(begin: Begin) -> anyhow::Result<()> {
         settings = settings.or(Settings::load(folder)?.rollout);
     }
     let policy = settings.policy().map_err(RolloutFailure::Policy)?;
-    let brokers = places(begin.place)?;
+    let brokers = begin.cut.applied(places(begin.place)?);
     let signer = match &target {
         Target::Folder(folder) => begin.signer.or(Settings::load(folder)?.key),
         Target::Present(_) => begin.signer,

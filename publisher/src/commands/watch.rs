@@ -39,7 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let harm = args.source.harm();
     let signing = args.source.keys.signing(args.source.signer.clone());
     let options = Options {
-        brokers: places(args.source.place)?,
+        brokers: args.source.cut.applied(places(args.source.place)?),
         channel: args.source.channel,
         mode: Mode::Publish,
         trust: Trust::List,

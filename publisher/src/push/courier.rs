@@ -192,6 +192,7 @@ mod tests {
             target: target.map(str::to_owned),
             digest: mpypi_protocol::Digest::EMPTY,
             size: None,
+            chunks: None,
             extra: Map::new(),
         }
     }

@@ -92,8 +92,10 @@ pub(super) async fn publish(
                 })?;
                 let bytes = content(&mut field).await?;
                 let (digest, size) = (Digest::of(&bytes), Some(bytes.len() as u64));
-                packages
-                    .push((Entry::Src(list::Src { path, digest, size, extra: Default::default() }), bytes));
+                packages.push((
+                    Entry::Src(list::Src { path, digest, size, chunks: None, extra: Default::default() }),
+                    bytes,
+                ));
             }
             "version" => version = Some(value(&mut field).await?),
             other => {
@@ -127,6 +129,7 @@ async fn wheel(gateway: &Arc<Gateway>, bytes: Bytes) -> Result<Entry, Problem> {
         version: contents.version,
         digest,
         size: Some(size),
+        chunks: None,
         tag: contents.tags.last().cloned(),
         extra: Default::default(),
     }))

@@ -730,3 +730,57 @@ mod kept {
         assert_eq!(shelf.writer().sessions.take_wills().len(), 1);
     }
 }
+
+#[test]
+fn a_list_waits_for_its_chunks_and_then_nobody_takes_or_changes_one() {
+    let mut shelf = Shelf::new();
+    let package = bytes(7, 5000);
+    let (digest, chunks) = (Digest::of(&package), Chunks::cut(&package, 2048).unwrap());
+    let pieces: Vec<_> = chunks.pieces(&digest).map(|piece| piece.topic).zip(package.chunks(2048)).collect();
+    let list = |sequence: u32, chunks: Option<Chunks>| {
+        let release = format!(r#"{{"type":"release","channel":"dev","sequence":{sequence},"version":"1"}}"#);
+        let image = format!(
+            r#"{{"type":"firmware","name":"a","version":"1","pkg_sha256":"{digest}","size":{}}}"#,
+            package.len()
+        );
+        let both = format!("[{release},{image}]");
+        let mut entries = UpdateList::parse(both.as_bytes()).unwrap().entries().to_vec();
+        entries[1].set_chunks(chunks.clone());
+        entries.truncate(if chunks.is_some() { 2 } else { 1 });
+        publish("mpypi/channels/dev", &UpdateList::new(entries).unwrap().to_bytes(), None)
+    };
+    let refused = [Err(Reason::PayloadFormatInvalid)];
+    for (topic, bytes) in &pieces[..2] {
+        shelf.keep(topic, bytes);
+    }
+    assert_eq!(shelf.settle(&[list(1, Some(chunks.clone()))]), refused, "one is missing");
+    shelf.keep(&pieces[2].0, b"something else");
+    assert_eq!(shelf.settle(&[list(1, Some(chunks.clone()))]), refused, "one has other bytes");
+    assert_eq!(shelf.settle(&[publish(&pieces[2].0, pieces[2].1, Some(60))]), [Ok(())]);
+    assert_eq!(shelf.settle(&[list(1, Some(chunks.clone()))]), [Ok(())]);
+    shelf.sweep_after(3600);
+    shelf.reopen();
+    for (topic, bytes) in &pieces {
+        assert_eq!(shelf.settle(&[publish(topic, b"other", None)]), refused);
+        assert_eq!(shelf.settle(&[publish(topic, b"", None)]), refused);
+        assert_eq!(shelf.settle(&[publish(topic, bytes, Some(1))]), [Ok(())]);
+    }
+    shelf.sweep_after(3600);
+    for (topic, bytes) in &pieces {
+        assert_eq!(shelf.read(topic).as_deref(), Some(*bytes), "what a list names does not expire");
+    }
+    // As long as a list that is kept names the package, none of its chunks is garbage.
+    let garbage = |shelf: &mut Shelf, lists| {
+        let rules = crate::index::collect::Rules { lists, since_ms: u64::MAX };
+        let garbage = shelf.writer().index.garbage(rules).unwrap();
+        garbage.into_iter().map(|garbage| garbage.topic).collect::<Vec<_>>()
+    };
+    assert_eq!(garbage(&mut shelf, 1), [""; 0]);
+    assert_eq!(shelf.settle(&[list(2, None)]), [Ok(())]);
+    assert_eq!(garbage(&mut shelf, 2), [""; 0]);
+    let topics: Vec<_> = pieces.iter().map(|(topic, _)| topic.clone()).collect();
+    assert_eq!(garbage(&mut shelf, 1), topics);
+    let (now, collect) = (shelf.now, Collect { topics, since_ms: u64::MAX, reply: oneshot::channel().0 });
+    shelf.writer().settle(vec![Op::Collect(collect)], now).unwrap();
+    assert_eq!(shelf.read(&pieces[0].0), None);
+}

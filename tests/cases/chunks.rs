@@ -1,0 +1,240 @@
+//! Packages that are larger than what a broker takes, in pieces.
+
+use std::collections::BTreeMap;
+
+use mpypi_protocol::{ChannelName, Digest, Entry, UpdateList, list::Piece};
+use mpypi_tests::{Client, Kind, Output, Server, World, bytes, run};
+use serde_json::Value;
+
+/// The largest packet that a small broker takes, in bytes.
+const PACKET: usize = 100_000;
+
+/// Bytes of the image that is too large for it.
+const IMAGE: usize = 300_000;
+
+/// A broker that takes no packet of more than [`PACKET`] bytes, and says so.
+fn small(kind: Kind, world: &World) -> Server {
+    match kind {
+        Kind::Mosquitto => {
+            Server::mosquitto_with(world, &format!("persistence false\nmax_packet_size {PACKET}\n"))
+        }
+        Kind::Ours => {
+            let limits = format!("[limits]\npacket = {PACKET}\npackage = {}\n", PACKET - 65_536);
+            world.write("data/broker.toml", limits);
+            Server::start(world)
+        }
+    }
+}
+
+/// A channel with an image that is too large, and a file that is not.
+fn release(world: &World, seed: u64) -> Vec<u8> {
+    let image = bytes(seed, IMAGE);
+    world.write("dev/firmware/firmware-board-v1.0.bin", &image);
+    world.write("dev/src/main.py", format!("RELEASE = {seed}\n"));
+    image
+}
+
+fn mpypi(world: &World, arguments: &[&str], broker: &str) -> Output {
+    let folder = world.text("dev");
+    let arguments: Vec<&str> = arguments
+        .iter()
+        .map(|argument| if *argument == "dev/" { folder.as_str() } else { argument })
+        .collect();
+    run("mpypi", &[&arguments[..], &["--broker", broker]].concat())
+}
+
+fn publish(world: &World, more: &[&str], broker: &str) -> Value {
+    mpypi(world, &[&["publish", "dev/", "--json"], more].concat(), broker).expect_code(0).json()
+}
+
+/// What was sent: packages and bytes.
+fn sent(outcome: &Value) -> (u64, u64) {
+    (outcome["packages"]["sent"].as_u64().unwrap(), outcome["bytes_sent"].as_u64().unwrap())
+}
+
+fn list(client: &mut Client, channel: &str) -> UpdateList {
+    let topic = ChannelName::new(channel).unwrap().topic();
+    UpdateList::parse(&client.retained(&topic).unwrap().payload).unwrap()
+}
+
+/// The chunks of the list's image.
+fn chunks(list: &UpdateList) -> Vec<Piece> {
+    let image = list.entries().iter().find(|entry| matches!(entry, Entry::Firmware(_))).unwrap();
+    assert!(image.chunks().is_some(), "it is whole: {image:?}");
+    image.pieces()
+}
+
+/// All of `pieces` as they are retained, joined.
+fn joined(client: &mut Client, pieces: &[Piece]) -> Vec<u8> {
+    pieces
+        .iter()
+        .flat_map(|piece| {
+            let payload = client.retained(&piece.topic).unwrap().payload;
+            assert_eq!((Digest::of(&payload), Some(payload.len() as u64)), (piece.digest, piece.size));
+            payload
+        })
+        .collect()
+}
+
+#[test]
+fn what_a_broker_takes_no_packet_of_goes_in_chunks_and_the_second_publish_sends_nothing() {
+    for kind in [Kind::Mosquitto, Kind::Ours] {
+        let world = World::new();
+        let server = small(kind, &world);
+        let image = release(&world, 1);
+        let outcome = publish(&world, &[], &server.url());
+        assert_eq!(sent(&outcome), (2, IMAGE as u64 + 12), "{kind:?}");
+        let mut client = Client::connect(server.address, "checker");
+        let pieces = chunks(&list(&mut client, "dev"));
+        let largest = pieces.iter().filter_map(|piece| piece.size).max().unwrap();
+        match kind {
+            Kind::Mosquitto => assert_eq!(largest, 65_536),
+            // What it takes of a package it says itself.
+            Kind::Ours => assert_eq!(largest, 33 * 1024),
+        }
+        assert_eq!(joined(&mut client, &pieces), image);
+        let whole = format!("mpypi/packages/firmware/{}", Digest::of(&image));
+        assert_eq!(client.retained(&whole), None);
+        for more in [&[][..], &["--repair"], &["--chunk", "16K"]] {
+            let again = publish(&world, more, &server.url());
+            assert_eq!((&again["unchanged"], sent(&again)), (&true.into(), (0, 0)), "{kind:?} {more:?}");
+        }
+        // Of a release with the same image, that is not sent again.
+        world.write("dev/src/main.py", "RELEASE = 1.1\n");
+        assert_eq!(sent(&publish(&world, &[], &server.url())), (1, 14), "{kind:?}");
+        assert_eq!(chunks(&list(&mut client, "dev")), pieces);
+        mpypi(&world, &["verify", "dev"], &server.url()).expect_code(0);
+    }
+}
+
+#[test]
+fn a_lost_chunk_is_sent_again_alone_and_one_with_other_bytes_is_named_and_replaced() {
+    let world = World::new();
+    let server = small(Kind::Mosquitto, &world);
+    let image = release(&world, 2);
+    publish(&world, &["--chunk", "32K"], &server.url());
+    let mut client = Client::connect(server.address, "checker");
+    let pieces = chunks(&list(&mut client, "dev"));
+    assert_eq!(pieces.len(), 10);
+    for (number, payload) in [(3, &b""[..]), (9, b"something else")] {
+        assert!(client.retain(&pieces[number].topic, payload));
+        let report = mpypi(&world, &["verify", "dev"], &server.url()).expect_code(1);
+        let named = format!("1 package missing, chunk {number} of the 10 of `firmware/");
+        assert!(report.stdout.contains(&named), "{}", report.stdout);
+        let outcome = publish(&world, &["--repair"], &server.url());
+        assert_eq!(sent(&outcome), (1, pieces[number].size.unwrap()));
+        assert_eq!(chunks(&list(&mut client, "dev")), pieces);
+        assert_eq!(joined(&mut client, &pieces), image);
+        mpypi(&world, &["verify", "dev"], &server.url()).expect_code(0);
+    }
+}
+
+#[test]
+fn our_broker_takes_no_list_without_its_chunks_and_no_other_bytes_for_one_that_is_named() {
+    let world = World::new();
+    let server = small(Kind::Ours, &world);
+    release(&world, 3);
+    publish(&world, &[], &server.url());
+    let mut client = Client::connect(server.address, "thief");
+    let pieces = chunks(&list(&mut client, "dev"));
+    // By MQTT 3.1.1, a refusal ends the connection.
+    assert!(!client.retain(&pieces[1].topic, b"something else"));
+    let mut client = Client::connect(server.address, "thief");
+    assert!(!client.retain(&pieces[1].topic, b""));
+    let mut client = Client::connect(server.address, "checker");
+    assert!(client.retained(&pieces[1].topic).is_some());
+    let topic = mpypi_protocol::chunk::topic(&Digest::of(b"never sent"), 0);
+    let text = format!(
+        r#"[{{"type":"release","channel":"new","sequence":1,"version":"1"}},{{"type":"src","path":"a","pkg_sha256":"{}","size":2000,"chunks":{{"size":2048,"sha256":["{}"]}}}}]"#,
+        Digest::of(b"never sent"),
+        Digest::of(b"nor this"),
+    );
+    assert!(!client.retain("mpypi/channels/new", text.as_bytes()), "`{topic}` is not there");
+}
+
+#[test]
+fn another_channel_with_the_same_image_keeps_it_in_the_chunks_that_are_there() {
+    let world = World::new();
+    let server = small(Kind::Mosquitto, &world);
+    release(&world, 4);
+    publish(&world, &["--chunk", "20K"], &server.url());
+    let outcome = publish(&world, &["--channel", "other", "--chunk", "50K"], &server.url());
+    assert_eq!(sent(&outcome), (0, 0));
+    let mut client = Client::connect(server.address, "checker");
+    let pieces = chunks(&list(&mut client, "other"));
+    assert_eq!(pieces, chunks(&list(&mut client, "dev")));
+    assert_eq!(pieces[0].size, Some(20 * 1024));
+    // The very same bytes: nothing is cut anew.
+    mpypi(&world, &["promote", "dev", "stable"], &server.url()).expect_code(0);
+    assert_eq!(pieces, chunks(&list(&mut client, "stable")));
+}
+
+#[test]
+fn a_list_that_is_larger_than_what_a_broker_takes_is_an_error_before_anything_is_sent() {
+    let world = World::new();
+    let server = Server::mosquitto_with(&world, "persistence false\nmax_packet_size 5000\n");
+    for number in 0..50 {
+        world.write(&format!("dev/src/file-{number}.py"), format!("FILE = {number}\n"));
+    }
+    for more in [&["--dry-run"][..], &[]] {
+        let failed = mpypi(&world, &[&["publish", "dev/"], more].concat(), &server.url()).expect_code(1);
+        assert!(failed.stderr.contains("the list of release 1 on channel `dev` has"), "{}", failed.stderr);
+        assert!(failed.stderr.contains("hint: put files into a wheel"), "{}", failed.stderr);
+    }
+    let mut client = Client::connect(server.address, "checker");
+    client.subscribe("mpypi/#", 0);
+    client.fence();
+    assert!(!client.waits());
+    // Likewise what would be too many chunks.
+    let world = World::new();
+    let server = Server::mosquitto_with(&world, "persistence false\nmax_packet_size 2048\n");
+    world.write("dev/src/large.bin", bytes(5, 2_000_000));
+    let failed = mpypi(&world, &["publish", "dev/"], &server.url()).expect_code(1);
+    let text = "of 1.9 MiB does not fit into 1024 packets of 2.0 KiB, the largest that the broker takes";
+    assert!(failed.stderr.contains(text), "{}", failed.stderr);
+}
+
+#[test]
+fn what_a_broker_takes_and_does_not_say_is_said_on_the_command_line_or_in_a_file() {
+    let world = World::new();
+    // Of payloads: nobody is told.
+    let server = Server::mosquitto_with(&world, "persistence false\nmessage_size_limit 90000\n");
+    let image = release(&world, 6);
+    let failed = mpypi(&world, &["publish", "dev/"], &server.url()).expect_code(1);
+    assert!(failed.stderr.contains("hint: say with `--max-packet SIZE`"), "{}", failed.stderr);
+    let url = server.url();
+    let config = world.write(
+        "mpypi.toml",
+        format!("[brokers]\nurls = [\"{url}\"]\nmax-packet = \"64K\"\nchunk = \"24K\"\n"),
+    );
+    let folder = world.text("dev");
+    let arguments = ["publish", &folder, "--json", "--config", config.to_str().unwrap()];
+    // The file was sent the first time.
+    assert_eq!(sent(&run("mpypi", &arguments).expect_code(0).json()), (1, IMAGE as u64));
+    let mut client = Client::connect(server.address, "checker");
+    let pieces = chunks(&list(&mut client, "dev"));
+    assert_eq!(pieces[0].size, Some(24 * 1024));
+    assert_eq!(joined(&mut client, &pieces), image);
+    let again = publish(&world, &["--max-packet", "64K"], &server.url());
+    assert_eq!(sent(&again), (0, 0));
+}
+
+#[test]
+fn chunks_that_make_another_package_are_found_by_verify() {
+    let world = World::new();
+    let server = small(Kind::Mosquitto, &world);
+    let mut client = Client::connect(server.address, "liar");
+    let (package, digest) = (bytes(7, 3000), Digest::of(b"something else"));
+    let parts: BTreeMap<u32, &[u8]> = (0..).zip(package.chunks(2048)).collect();
+    for (number, part) in &parts {
+        assert!(client.retain(&mpypi_protocol::chunk::topic(&digest, *number), part));
+    }
+    let digests: Vec<_> = parts.values().map(|part| format!("\"{}\"", Digest::of(part))).collect();
+    let text = format!(
+        r#"[{{"type":"release","channel":"dev","sequence":1,"version":"1"}},{{"type":"src","path":"a","pkg_sha256":"{digest}","size":3000,"chunks":{{"size":2048,"sha256":[{}]}}}}]"#,
+        digests.join(",")
+    );
+    assert!(client.retain("mpypi/channels/dev", text.as_bytes()));
+    let report = mpypi(&world, &["verify", "dev"], &server.url()).expect_code(1);
+    assert!(report.stdout.contains("are another one together"), "{}", report.stdout);
+}
