@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, Rollout, Runtime, UpdateList, Verified,
+    ChannelName, Chunks, Digest, Entry, Rollout, Runtime, UpdateList, Verified,
     list::{Firmware, Release, Src, Wheel},
     rollout::RolloutError,
     wheel::normalized_name,
@@ -213,6 +213,13 @@ impl Accepted {
     #[must_use]
     pub fn wheels(&self) -> &[Wheel] {
         &self.wheels
+    }
+
+    /// How the package with this digest is cut, where it lies in chunks.
+    #[must_use]
+    pub fn chunks(&self, package: &Digest) -> Option<&Chunks> {
+        let is_it = |entry: &&Entry| entry.package().is_some_and(|(id, _)| id.digest() == package);
+        self.list.entries().iter().find(is_it)?.chunks()
     }
 
     /// The files to install as they are.

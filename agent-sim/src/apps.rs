@@ -5,13 +5,10 @@
 //! A task survives a restart in its record, `.mpypi/apps.json`; what became of it, the store knows. Its log is beside it,
 //! and so is what was downloaded, below `.mpypi/shelf/`, until it is installed.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use mpypi_protocol::{Digest, PackageId, list::Wheel, node::Phase, wheel::normalized_name};
+use mpypi_protocol::{Chunks, Digest, PackageId, list::Wheel, node::Phase, wheel::normalized_name};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,10 +16,11 @@ use crate::{
     firmware::{Firmware, Stage},
     journal::Installed,
     limits,
-    refusal::Refusal,
+    refusal::{Refusal, Verdict},
     store::Need,
     update::Report,
     version::{compare, compare_firmware},
+    window::{Item, Window},
 };
 
 /// The record of all tasks.
@@ -90,6 +88,9 @@ pub struct Task {
     /// Its size in bytes, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// How it is cut, if it lies in chunks, as long as the task is not over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<Chunks>,
     /// Whether the package came from a file of this machine.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
@@ -196,13 +197,13 @@ pub enum Effect {
     /// Remove a task's log.
     Drop(u64),
     /// Say what must be fetched for a task; the answer is [`Apps::fetch`].
-    Look(u64, What, PackageId, Option<u64>),
-    /// Subscribe to these packages.
-    Subscribe(Vec<PackageId>),
+    Look(u64, What, Need),
+    /// Subscribe to these topics.
+    Subscribe(Vec<String>),
     /// Unsubscribe.
-    Unsubscribe(Vec<PackageId>),
-    /// Put a package on the shelf; the answer is [`Apps::shelved`].
-    Shelve(u64, Need, Bytes),
+    Unsubscribe(Vec<String>),
+    /// Put a package, or a chunk of one, on the shelf; the answer is [`Apps::shelved`].
+    Shelve(u64, Item, Bytes),
     /// Remove what the shelf has beside these.
     Clear(Vec<Digest>),
     /// Hand this to the update.
@@ -234,9 +235,7 @@ pub struct Apps {
 #[derive(Debug)]
 struct Fetch {
     task: u64,
-    waiting: VecDeque<Need>,
-    open: BTreeMap<PackageId, Need>,
-    shelving: usize,
+    window: Window,
     done: u64,
     total: u64,
     stall_at: Duration,
@@ -352,7 +351,7 @@ impl Apps {
                 false => self.interrupted(&task, sight, &mut out),
             }
         }
-        out.push(Effect::Clear(self.shelved_packages()));
+        out.push(Effect::Clear(self.shelved_packages(sight)));
         out.push(Effect::Save);
         out
     }
@@ -536,7 +535,7 @@ impl Apps {
             return Err(format!("module {} is required by the channel, skip...", on.module));
         }
         let added = self.add(Kind::Install, on.clone(), sight, out)?;
-        self.put_on_shelf(on, out);
+        self.put_on_shelf(on, sight, out);
         Ok(added)
     }
 
@@ -565,6 +564,7 @@ impl Apps {
             version: what.version,
             digest: what.digest,
             size: what.size,
+            chunks: sight.offer.and_then(|offer| offer.chunks(&what.digest).cloned()),
             local: what.local,
             created: sight.wall.to_owned(),
             started: None,
@@ -601,9 +601,7 @@ impl Apps {
             self.begin(&task, sight, &mut out);
             self.fetch = Some(Fetch {
                 task: task.id,
-                waiting: VecDeque::new(),
-                open: BTreeMap::new(),
-                shelving: 0,
+                window: Window::default(),
                 done: 0,
                 total: 0,
                 stall_at: sight.now + limits::FETCH_STALL,
@@ -614,7 +612,8 @@ impl Apps {
                 What::Firmware => PackageId::Firmware(task.digest),
                 _ => PackageId::Wheel(task.digest),
             };
-            out.push(Effect::Look(task.id, task.what, id, task.size));
+            let need = Need { id, size: task.size, chunks: task.chunks.clone(), have: 0 };
+            out.push(Effect::Look(task.id, task.what, need));
         }
         if self.placing.is_none() && sight.resting {
             self.place(sight, &mut out);
@@ -642,6 +641,7 @@ impl Apps {
         let Some(task) = self.task(id) else { return };
         task.ended = Some(sight.wall.to_owned());
         task.status = if ended.is_ok() { Status::Succeeded } else { Status::Failed };
+        task.chunks = None;
         let task = task.clone();
         let key = key(task.what, &task.module);
         match &ended {
@@ -668,7 +668,7 @@ impl Apps {
             Err(reason) => format!("=== failed: {reason}"),
         };
         out.push(Effect::Log(id, format!("{line}\nend time: {}", sight.wall)));
-        out.push(Effect::Clear(self.shelved_packages()));
+        out.push(Effect::Clear(self.shelved_packages(sight)));
         out.push(Effect::Save);
     }
 
@@ -679,9 +679,9 @@ impl Apps {
         match needs {
             Ok(needs) => {
                 fetch.looked = true;
-                fetch.total = needs.iter().filter_map(|need| need.size).fold(0, u64::saturating_add);
-                fetch.waiting = needs.into();
-                let count = fetch.waiting.len();
+                fetch.total = needs.iter().filter_map(Need::left).fold(0, u64::saturating_add);
+                fetch.window = Window::new(needs);
+                let count = fetch.window.waiting();
                 out.push(Effect::Log(id, format!("=== fetch: {count} package(s) from the channel's broker")));
                 self.fetch_on(sight, &mut out);
             }
@@ -696,17 +696,11 @@ impl Apps {
     /// Asks for packages up to the window; ends the task when there are none left.
     fn fetch_on(&mut self, sight: Sight<'_>, out: &mut Effects) {
         let Some(fetch) = &mut self.fetch else { return };
-        let mut asked = Vec::new();
-        while fetch.open.len() + fetch.shelving < mpypi_protocol::limits::SUBSCRIBE_FILTERS
-            && let Some(need) = fetch.waiting.pop_front()
-        {
-            asked.push(need.id.clone());
-            fetch.open.insert(need.id.clone(), need);
-        }
+        let asked = fetch.window.ask();
         if !asked.is_empty() {
             fetch.stall_at = sight.now + limits::FETCH_STALL;
             out.push(Effect::Subscribe(asked));
-        } else if fetch.open.is_empty() && fetch.shelving == 0 && fetch.looked {
+        } else if fetch.window.is_done() && fetch.looked {
             let id = fetch.task;
             self.fetch = None;
             let Some(task) = self.task(id).cloned() else { return };
@@ -717,7 +711,7 @@ impl Apps {
                 }
                 _ => {
                     let on = Shelved { packages: self.fetched(&task, sight), ..shelved(&task) };
-                    self.put_on_shelf(on, out);
+                    self.put_on_shelf(on, sight, out);
                     self.end(id, Ok(()), sight, out);
                 }
             }
@@ -734,7 +728,7 @@ impl Apps {
         }
     }
 
-    fn put_on_shelf(&mut self, on: Shelved, out: &mut Effects) {
+    fn put_on_shelf(&mut self, on: Shelved, sight: Sight<'_>, out: &mut Effects) {
         self.record.shelf.retain(|other| {
             other.digest != on.digest && !(other.what == on.what && same(&other.module, &on.module))
         });
@@ -742,20 +736,21 @@ impl Apps {
         while self.record.shelf.len() > limits::SHELF {
             self.record.shelf.remove(0);
         }
-        out.push(Effect::Clear(self.shelved_packages()));
+        out.push(Effect::Clear(self.shelved_packages(sight)));
         out.push(Effect::Save);
     }
 
-    /// A package arrived.
-    pub fn package(&mut self, id: &PackageId, payload: &Bytes, sight: Sight<'_>) -> Effects {
+    /// A package arrived, or a chunk of one.
+    pub fn package(&mut self, topic: &str, payload: &Bytes, sight: Sight<'_>) -> Effects {
         let mut out = Effects::new();
         let Some(fetch) = self.fetch.as_mut().filter(|_| !payload.is_empty()) else { return out };
-        let Some(need) = fetch.open.remove(id) else { return out };
-        fetch.shelving += 1;
+        let Some(next) = fetch.window.take(topic, payload.clone()) else { return out };
         fetch.done += payload.len() as u64;
         fetch.stall_at = sight.now + limits::FETCH_STALL;
-        out.push(Effect::Unsubscribe(vec![id.clone()]));
-        out.push(Effect::Shelve(fetch.task, need, payload.clone()));
+        let task = fetch.task;
+        out.push(Effect::Unsubscribe(vec![topic.to_owned()]));
+        out.extend(next.map(|(item, payload)| Effect::Shelve(task, item, payload)));
+        self.fetch_on(sight, &mut out);
         out
     }
 
@@ -763,21 +758,24 @@ impl Apps {
     pub fn shelved(
         &mut self,
         id: u64,
-        need: &Need,
+        item: &Item,
         shelved: Result<(), Refusal>,
         sight: Sight<'_>,
     ) -> Effects {
         let mut out = Effects::new();
         let Some(fetch) = self.fetch.as_mut().filter(|fetch| fetch.task == id) else { return out };
-        fetch.shelving -= 1;
         match shelved {
             Ok(()) => {
-                out.push(Effect::Log(id, format!("=== verified: {}", need.id)));
+                let next = fetch.window.stored(item);
+                out.extend(next.map(|(item, payload)| Effect::Shelve(id, item, payload)));
+                if item.completes() {
+                    out.push(Effect::Log(id, format!("=== verified: {}", item.need.id)));
+                }
                 self.fetch_on(sight, &mut out);
             }
-            Err(refusal) if fetch.tries < limits::FETCHES => {
+            Err(refusal) if fetch.tries < limits::FETCHES && refusal.verdict() != Verdict::Reject => {
                 fetch.tries += 1;
-                fetch.waiting.push_back(need.clone());
+                fetch.window.again(item);
                 out.push(Effect::Log(id, format!("=== {}; once more", refusal.text())));
                 self.fetch_on(sight, &mut out);
             }
@@ -789,7 +787,7 @@ impl Apps {
     /// The broker refused a subscription.
     pub fn refused(&mut self, filter: &str, sight: Sight<'_>) -> Effects {
         let mut out = Effects::new();
-        if self.fetch.as_ref().is_some_and(|fetch| fetch.open.keys().any(|id| id.topic() == filter)) {
+        if self.fetch.as_ref().is_some_and(|fetch| fetch.window.topics().iter().any(|open| open == filter)) {
             let refusal = Refusal::NotAllowed { filter: filter.to_owned() };
             self.give_up_fetch(refusal.text(), sight, &mut out);
         }
@@ -800,9 +798,9 @@ impl Apps {
     pub fn connected(&mut self, sight: Sight<'_>) -> Effects {
         self.connected = true;
         match &mut self.fetch {
-            Some(fetch) if !fetch.open.is_empty() => {
+            Some(fetch) if !fetch.window.topics().is_empty() => {
                 fetch.stall_at = sight.now + limits::FETCH_STALL;
-                vec![Effect::Subscribe(fetch.open.keys().cloned().collect())]
+                vec![Effect::Subscribe(fetch.window.topics())]
             }
             _ => Effects::new(),
         }
@@ -819,7 +817,7 @@ impl Apps {
         else {
             return;
         };
-        let open: Vec<_> = fetch.open.keys().cloned().collect();
+        let open = fetch.window.topics();
         let Some(first) = open.first() else { return };
         if fetch.tries < limits::TASK_TRIES {
             fetch.tries += 1;
@@ -828,15 +826,16 @@ impl Apps {
             out.push(Effect::Unsubscribe(open.clone()));
             out.push(Effect::Subscribe(open));
         } else {
-            let refusal = Refusal::MissingPackage { topic: first.topic() };
+            let refusal = Refusal::MissingPackage { topic: first.clone() };
             self.give_up_fetch(refusal.text(), sight, out);
         }
     }
 
     fn give_up_fetch(&mut self, reason: String, sight: Sight<'_>, out: &mut Effects) {
         let Some(fetch) = self.fetch.take() else { return };
-        if !fetch.open.is_empty() {
-            out.push(Effect::Unsubscribe(fetch.open.into_keys().collect()));
+        let open = fetch.window.topics();
+        if !open.is_empty() {
+            out.push(Effect::Unsubscribe(open));
         }
         self.end(fetch.task, Err(reason), sight, out);
     }
@@ -1002,8 +1001,12 @@ impl Apps {
         on.max_by(|one, other| compare(&one.version, &other.version))
     }
 
-    fn shelved_packages(&self) -> Vec<Digest> {
-        self.record.shelf.iter().flat_map(|on| on.packages.iter().copied()).collect()
+    /// What stays on the shelf: what is there, and what is on its way.
+    fn shelved_packages(&self, sight: Sight<'_>) -> Vec<Digest> {
+        let shelf = self.record.shelf.iter().flat_map(|on| on.packages.iter().copied());
+        let fetches = |task: &&Task| task.kind != Kind::Uninstall && !task.is_over();
+        let coming = self.record.tasks.iter().filter(fetches).flat_map(|task| self.fetched(task, sight));
+        shelf.chain(coming).collect()
     }
 
     fn task(&mut self, id: u64) -> Option<&mut Task> {

@@ -328,14 +328,18 @@ impl<F: Flash> Device<F> {
                 }
                 Answer::Surveyed(needs)
             }
-            Action::Receive(need, payload) => {
-                let id = need.id.clone();
-                let mut incoming = self.store.receive(need)?;
-                for piece in payload.chunks(limits::PIECE) {
-                    incoming.push(piece)?;
+            Action::Receive(item, payload) => {
+                match item.chunk {
+                    Some(number) => self.store.receive_chunk(&item.need, number, &payload)?,
+                    None => {
+                        let mut incoming = self.store.receive(item.need.clone())?;
+                        for piece in payload.chunks(limits::PIECE) {
+                            incoming.push(piece)?;
+                        }
+                        incoming.finish()?;
+                    }
                 }
-                incoming.finish()?;
-                Answer::Received(id)
+                Answer::Received(item)
             }
             Action::Stage(release) => Answer::Staged(self.store.stage(&release)?),
             Action::Commit(staged) => match self.store.commit(staged)? {

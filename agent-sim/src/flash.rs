@@ -59,6 +59,12 @@ pub trait Flash {
     /// Of the file system; `StorageFull` if they do not fit.
     fn append(&mut self, path: &str, bytes: &[u8]) -> io::Result<()>;
 
+    /// Cuts off what a file has beyond `length` bytes. After a power cut it may be there again.
+    ///
+    /// # Errors
+    /// Of the file system; `NotFound` if there is no such file.
+    fn truncate(&mut self, path: &str, length: u64) -> io::Result<()>;
+
     /// Makes a file's bytes or a folder's names survive a power cut.
     ///
     /// # Errors
@@ -124,6 +130,9 @@ impl<F: Flash + ?Sized> Flash for &mut F {
     }
     fn append(&mut self, path: &str, bytes: &[u8]) -> io::Result<()> {
         (**self).append(path, bytes)
+    }
+    fn truncate(&mut self, path: &str, length: u64) -> io::Result<()> {
+        (**self).truncate(path, length)
     }
     fn sync(&mut self, path: &str) -> io::Result<()> {
         (**self).sync(path)

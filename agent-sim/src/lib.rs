@@ -10,6 +10,8 @@
 //! | [`refusal`] | why something is not applied, and what follows |
 //! | [`backoff`] | how long to wait before trying again |
 //! | [`choice`] | at which of several addresses a node is |
+//! | [`parts`] | a package in chunks, as far as it has come |
+//! | [`window`] | what is asked for of what is needed |
 //! | [`update`] | the update as a state machine |
 //! | [`device`] | the two together, without a connection |
 //! | [`apps`] | packages as somebody at the device chooses them: tasks |
@@ -39,6 +41,7 @@ mod install;
 pub mod journal;
 pub mod limits;
 pub mod node;
+pub mod parts;
 pub mod refusal;
 pub mod slots;
 pub mod store;
@@ -46,6 +49,7 @@ pub mod update;
 pub mod version;
 pub mod weather;
 pub mod wheel;
+pub mod window;
 
 #[cfg(test)]
 mod sim;

@@ -28,6 +28,9 @@ pub const UNCONFIRMED_BOOTS: u32 = 3;
 /// How long to wait for any of the packages asked for.
 pub const FETCH_STALL: Duration = Duration::from_secs(10);
 
+/// Most chunks of a package that are asked for or held at a time.
+pub const CHUNK_WINDOW: u32 = 4;
+
 /// How often a release is tried before the agent gives up until the next list or connection.
 pub const ATTEMPTS: u32 = 5;
 

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_client::{Brokers, Endpoint, Line, LineError, V4};
 use mpypi_protocol::{
-    ChannelName, Digest, NodeId, Topic, Trust, limits as wire,
+    ChannelName, Digest, NodeId, Topic, Trust,
+    chunk::CHUNKS,
+    limits as wire,
     node::{Phase, State},
     package::PACKAGES,
     topic::NodeSubject,
@@ -372,7 +374,7 @@ impl<M> Falls<M> {
 impl NodeOptions {
     fn cargo(&self, message: &Message) -> Cargo {
         match &message.topic {
-            topic if topic.starts_with(PACKAGES) => Cargo::Package,
+            topic if is_package(topic) => Cargo::Package,
             topic if *topic == self.channel.topic() => Cargo::List,
             _ => Cargo::Other,
         }
@@ -397,7 +399,7 @@ impl NodeOptions {
             Topic::Node(node, NodeSubject::Cmd) if node == self.node && !retained => {
                 Some(Event::List { source: Source::Cmd, payload, wall })
             }
-            Topic::Package(id) => Some(Event::Package { id, payload }),
+            Topic::Package(_) | Topic::Chunk(..) => Some(Event::Package { topic, payload }),
             Topic::Root(number) => Some(Event::Root { number, payload }),
             // As with orders, what is retained is old.
             Topic::Other(topic) if !retained && self.mac().is_some_and(|mac| mac.set() == topic) => {
@@ -658,7 +660,12 @@ impl Connection {
 /// is, that is many times dearer, and the account is what a node that is lost takes along: there the list is asked for more
 /// often instead.
 fn quality(filter: &str, several: bool) -> QoS {
-    if several || filter.starts_with(PACKAGES) { QoS::AtMostOnce } else { QoS::AtLeastOnce }
+    if several || is_package(filter) { QoS::AtMostOnce } else { QoS::AtLeastOnce }
+}
+
+/// Whether a package is retained there, or a chunk of one.
+pub(crate) fn is_package(topic: &str) -> bool {
+    topic.starts_with(PACKAGES) || topic.starts_with(CHUNKS)
 }
 
 fn explain(loss: &Loss, broker: &Endpoint) -> Trouble {

@@ -140,6 +140,24 @@ pub enum Refusal {
         /// The digest of what was received.
         found: Digest,
     },
+    /// A chunk of a package is not what the list says.
+    #[error("wrong-hash: chunk {number} of package `{}` has digest {}", short(package), found.short())]
+    WrongChunk {
+        /// The package.
+        package: PackageId,
+        /// Which chunk.
+        number: u32,
+        /// The digest of what was received.
+        found: Digest,
+    },
+    /// The chunks of a package are what the list says, and the package is not: the list contradicts itself.
+    #[error("wrong-hash: the chunks of package `{}` make one with digest {}", short(package), found.short())]
+    WrongWhole {
+        /// The package.
+        package: PackageId,
+        /// The digest of what its chunks make.
+        found: Digest,
+    },
     /// A path in a wheel leads out of the device's root.
     #[error("escapes-root: wheel `{name}`: {problem}")]
     EscapesRoot {
@@ -223,7 +241,9 @@ impl Refusal {
             | Refusal::Full
             | Refusal::Storage(_)
             | Refusal::Record(_) => Verdict::Retry,
-            Refusal::WrongSize { .. } | Refusal::WrongHash { .. } => Verdict::Refetch,
+            Refusal::WrongSize { .. } | Refusal::WrongHash { .. } | Refusal::WrongChunk { .. } => {
+                Verdict::Refetch
+            }
             Refusal::BadList(_)
             | Refusal::WrongChannel { .. }
             | Refusal::Distrust(_)
@@ -238,6 +258,7 @@ impl Refusal {
             | Refusal::NoFit { .. }
             | Refusal::Conflict(_)
             | Refusal::TooLarge { .. }
+            | Refusal::WrongWhole { .. }
             | Refusal::EscapesRoot { .. }
             | Refusal::BadWheel { .. }
             | Refusal::NotConfirmed { .. }

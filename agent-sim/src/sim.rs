@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_protocol::{Digest, NodeId, Topic, node::Phase, package::PACKAGES};
+use mpypi_protocol::{Digest, NodeId, Topic, node::Phase};
 
 use crate::{
     backoff::Backoff,
@@ -13,6 +13,7 @@ use crate::{
     flash::{Flash, Loss, Memory, PowerCut, Tear},
     fleet::profile::Profile,
     limits,
+    node::is_package,
     testing::{Files, Release, channel, files},
     update::{Event, Report, Source, Timing},
     weather::{Cargo, Falling, Fate, Turn, Weather},
@@ -262,7 +263,7 @@ impl Simulation {
         let clock = self.nodes[number].weather.clock(seconds);
         let wall = clock.map(|seconds| Timestamp::from_second(seconds).unwrap());
         let event = match Topic::parse(topic).unwrap() {
-            Topic::Package(id) => Event::Package { id, payload },
+            Topic::Package(_) | Topic::Chunk(..) => Event::Package { topic: topic.to_owned(), payload },
             _ => Event::List { source: Source::Channel, payload, wall },
         };
         self.give(number, event);
@@ -348,7 +349,7 @@ impl Simulation {
         let now = self.now;
         let node = &mut self.nodes[number];
         let connection = node.connection;
-        let cargo = match topic.starts_with(PACKAGES) {
+        let cargo = match is_package(&topic) {
             true => Cargo::Package,
             false => Cargo::List,
         };

@@ -19,6 +19,7 @@
 //! | `reserve` | room for records to come, on a flash that is full by then; meaningless |
 //! | `staging/<sha256>` | a verified package, or a verified member of a wheel |
 //! | `staging/<sha256>-<n>` | another copy of it, where one release needs the same bytes more than once |
+//! | `staging/<sha256>.chunks` | the first chunks of a package, one behind the other, and perhaps bytes of another; each is believed as far as it has the digest that the list says |
 //! | `staging/*.part` | bytes still arriving; meaningless after a restart |
 //! | `old/<n>` | the file that operation n of the plan replaced or removed |
 //! | `old/*.part` | bytes still being copied; meaningless |
@@ -26,7 +27,9 @@
 //! `journal.json` and `seen.json` are replaced by writing `<name>.new`, syncing it, renaming it, and syncing the folder.
 //!
 //! # How a release gets in place
-//! 1. Packages go to `staging/*.part` while they are hashed, and get their digest as name when it is right.
+//! 1. Packages go to `staging/*.part` while they are hashed, and get their digest as name when it is right. Chunks go to
+//!    `staging/<sha256>.chunks` once they are, in their order, each for good; with the last one, and the digest of the
+//!    whole, that file becomes the package.
 //! 2. Wheels are unpacked to `staging/` in the same way. What the device has already is skipped.
 //! 3. Of old files that are code (`*.py`, `*.mpy`), or that lie in the root, in `lib/` or in `lib/mpypi/`, a copy is
 //!    written to `old/<n>`. `next.jsonl`, `plan.jsonl` and `reserve` are written, everything is synced; then
@@ -57,7 +60,7 @@ use std::{
 };
 
 use mpypi_protocol::{
-    Digest, FilePath, PackageId, Root, digest::Hasher, limits as wire, list::Wheel, root::SignedRoot,
+    Chunks, Digest, FilePath, PackageId, Root, digest::Hasher, limits as wire, list::Wheel, root::SignedRoot,
     wheel::normalized_name,
 };
 
@@ -70,7 +73,7 @@ use crate::{
         OLD, Operation, PLAN, Plan, RESERVE, ROOT, RecordError, Refused, SEEN, STAGING, Seen, Step, old,
         staged,
     },
-    limits,
+    limits, parts,
     refusal::Refusal,
     wheel,
 };
@@ -122,6 +125,19 @@ pub struct Need {
     pub id: PackageId,
     /// Its size in bytes, if the list says it.
     pub size: Option<u64>,
+    /// How it is cut, if it lies in chunks.
+    pub chunks: Option<Chunks>,
+    /// How many of them the device has.
+    pub have: u32,
+}
+
+impl Need {
+    /// Bytes that are still to come, as far as the list says it.
+    #[must_use]
+    pub fn left(&self) -> Option<u64> {
+        let there = self.chunks.as_ref().map_or(0, |chunks| u64::from(self.have) * chunks.size());
+        Some(self.size?.saturating_sub(there))
+    }
 }
 
 /// A release whose every byte is verified and in place or in staging. Only [`Store::stage`] makes one, and
@@ -313,14 +329,25 @@ impl<F: Flash> Store<F> {
     /// # Errors
     /// Of the flash, or the release does not fit.
     pub fn survey(&mut self, release: &Accepted) -> Result<Vec<Need>, Refusal> {
-        let (needs, wanted) = self.compare(release)?;
+        let (compared, wanted) = self.compare(release)?;
         for name in self.flash.list(STAGING)? {
-            if !name.parse().is_ok_and(|digest| wanted.contains(&digest)) {
+            let digest = name.strip_suffix(parts::END).unwrap_or(&name);
+            if !digest.parse().is_ok_and(|digest| wanted.contains(&digest)) {
                 self.flash.remove(&format!("{STAGING}/{name}"))?;
             }
         }
         self.verified.retain(|digest, _| wanted.contains(digest));
-        let needed = needs.iter().filter_map(|need| need.size).fold(0, u64::saturating_add);
+        let mut needs = Vec::new();
+        for mut need in compared {
+            let digest = *need.id.digest();
+            let place = staged(&digest, 0);
+            if parts::resume(&mut self.flash, &in_chunks(&digest), &place, &mut need)? {
+                self.verified.insert(digest, need.size.unwrap_or_default());
+            } else {
+                needs.push(need);
+            }
+        }
+        let needed = needs.iter().filter_map(Need::left).fold(0, u64::saturating_add);
         let free = self.flash.free()?;
         if needed > free {
             return Err(Refusal::NoSpace { needed, free });
@@ -343,7 +370,8 @@ impl<F: Flash> Store<F> {
         for wheel in &self.chosen(release) {
             wanted.insert(wheel.digest);
             if !self.verified.contains_key(&wheel.digest) && self.intact(wheel)?.is_none() {
-                needs.insert(wheel.digest, Need { id: PackageId::Wheel(wheel.digest), size: wheel.size });
+                let (id, chunks) = (PackageId::Wheel(wheel.digest), wheel.chunks.clone());
+                needs.insert(wheel.digest, Need { id, size: wheel.size, chunks, have: 0 });
             }
         }
         for src in release.sources() {
@@ -353,10 +381,25 @@ impl<F: Flash> Store<F> {
                 && !self.has(&src.path, &src.digest)?
             {
                 let id = PackageId::Src(src.path.clone(), src.digest);
-                needs.entry(src.digest).or_insert(Need { id, size: src.size });
+                let chunks = src.chunks.clone();
+                needs.entry(src.digest).or_insert(Need { id, size: src.size, chunks, have: 0 });
             }
         }
         Ok((needs.into_values().collect(), wanted))
+    }
+
+    /// Verifies the next chunk of a package and keeps it for good; with the last one, verifies the package.
+    ///
+    /// # Errors
+    /// A digest is wrong, the package larger than this device takes, or the flash fails. What came before stays, unless it is
+    /// the package's digest that is wrong.
+    pub fn receive_chunk(&mut self, need: &Need, number: u32, bytes: &[u8]) -> Result<(), Refusal> {
+        let digest = *need.id.digest();
+        let path = in_chunks(&digest);
+        if parts::receive(&mut self.flash, &path, &staged(&digest, 0), need, number, bytes)? {
+            self.verified.insert(digest, need.size.unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// Takes a package that is on the device already, at `path`, if it is whole; whether it was.
@@ -649,6 +692,10 @@ impl<F: Flash> Store<F> {
     fn check_staging(&mut self) -> io::Result<()> {
         for name in self.flash.list(STAGING)? {
             let path = format!("{STAGING}/{name}");
+            if name.strip_suffix(parts::END).is_some_and(|digest| digest.parse::<Digest>().is_ok()) {
+                // The list says what of it is right, when it comes.
+                continue;
+            }
             let found = flash::digest(&self.flash, &path)?;
             match (name.parse::<Digest>(), found, self.flash.kind(&path)?) {
                 (Ok(digest), Some(found), Some(Kind::File(size))) if digest == found => {
@@ -832,6 +879,11 @@ impl Staged {
     pub fn changes(&self) -> usize {
         self.plan.operations.len()
     }
+}
+
+/// Where the chunks of a package are that have come.
+fn in_chunks(digest: &Digest) -> String {
+    format!("{}{}", staged(digest, 0), parts::END)
 }
 
 /// Whether a file is code, or lies beside what a start needs: `boot.py`, `lib/`, `lib/mpypi/`.

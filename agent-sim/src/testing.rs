@@ -8,7 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Digest, FilePath, NodeId, PackageId, Topic,
+    ChannelName, Chunks, Digest, Entry, FilePath, NodeId, PackageId, Topic, UpdateList,
+    chunk::CHUNKS,
     node::Phase,
     topic::NodeSubject,
     wheel::{RecordLine, dist_info, write_record},
@@ -79,6 +80,37 @@ pub(crate) fn list_of(head: Option<String>, sources: &[(&str, &[u8])], wheels: &
     Release { list: format!("[{}]", entries.join(",")).into(), packages, files }
 }
 
+impl Release {
+    /// The same, with each package of more than `size` bytes in chunks of so many.
+    pub(crate) fn in_chunks(self, size: u64) -> Release {
+        let list = UpdateList::parse(&self.list).unwrap();
+        let mut packages = self.packages;
+        let cut = |entry: &Entry| {
+            let mut entry = entry.clone();
+            let Some((id, _)) = entry.package() else { return entry };
+            let Some(bytes) = packages.get(&id.topic()).filter(|bytes| bytes.len() as u64 > size).cloned()
+            else {
+                return entry;
+            };
+            packages.remove(&id.topic());
+            let chunks = Chunks::cut(&bytes, size).unwrap();
+            for (piece, chunk) in chunks.pieces(id.digest()).zip(chunks.iter()) {
+                packages.insert(piece.topic, Bytes::copy_from_slice(chunk.of(&bytes).unwrap()));
+            }
+            entry.set_chunks(Some(chunks));
+            entry
+        };
+        let entries = list.entries().iter().map(cut).collect();
+        Release { list: UpdateList::new(entries).unwrap().to_bytes().into(), packages, files: self.files }
+    }
+
+    /// The topics of its chunks, in their order.
+    pub(crate) fn chunks(&self) -> Vec<String> {
+        let list = UpdateList::parse(&self.list).unwrap();
+        list.pieces().map(|piece| piece.topic).filter(|topic| topic.starts_with(CHUNKS)).collect()
+    }
+}
+
 /// A wheel, and what it becomes on a device.
 pub(crate) fn wheel(name: &str, version: &str, members: &[(&str, &[u8])]) -> (Vec<u8>, Files) {
     let info = dist_info(name, version);
@@ -133,6 +165,8 @@ pub(crate) struct Bench<F> {
     pub(crate) logs: Vec<String>,
     /// Filters subscribed to in one packet, and still subscribed to.
     pub(crate) open: Vec<String>,
+    /// All that was ever subscribed to, in this order.
+    pub(crate) asked: Vec<String>,
     coming: VecDeque<(String, Bytes)>,
 }
 
@@ -172,6 +206,7 @@ impl<F: Flash> Bench<F> {
             reports: Vec::new(),
             logs: Vec::new(),
             open: Vec::new(),
+            asked: Vec::new(),
             coming: VecDeque::new(),
         };
         bench.take(outputs);
@@ -220,7 +255,7 @@ impl<F: Flash> Bench<F> {
         let Some((topic, payload)) = self.coming.pop_front() else { return Ok(false) };
         let list = |source, payload| Event::List { source, payload, wall: None };
         match Topic::parse(&topic).unwrap() {
-            Topic::Package(id) => self.give(Event::Package { id, payload })?,
+            Topic::Package(_) | Topic::Chunk(..) => self.give(Event::Package { topic, payload })?,
             Topic::Channel(_) => self.give(list(Source::Channel, payload))?,
             _ if channel().history_sequence(&topic).is_some() => {
                 let sequence = channel().history_sequence(&topic).unwrap_or_default();
@@ -277,6 +312,7 @@ impl<F: Flash> Bench<F> {
                 Output::Subscribe(filters) => {
                     assert!(filters.len() <= mpypi_protocol::limits::SUBSCRIBE_FILTERS);
                     for filter in filters {
+                        self.asked.push(filter.clone());
                         if let Some(payload) = self.retained.get(&filter) {
                             self.coming.push_back((filter.clone(), payload.clone()));
                         }

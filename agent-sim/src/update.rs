@@ -7,17 +7,12 @@
 //! ```
 //! Times are durations since any fixed start.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
-    ChannelName, Digest, Entry, NodeId, PackageId, Rollout, Root, Runtime, Trust, UpdateList,
-    limits::SUBSCRIBE_FILTERS,
+    ChannelName, Digest, Entry, NodeId, Rollout, Root, Runtime, Trust, UpdateList,
     list::Command,
     node::{Phase, State},
     query::Facts,
@@ -34,6 +29,7 @@ use crate::{
     limits,
     refusal::{Refusal, Verdict},
     store::{Boot, Need, Staged},
+    window::{Item, Window},
 };
 
 /// Something happened.
@@ -61,10 +57,10 @@ pub enum Event {
         /// Its bytes.
         payload: Bytes,
     },
-    /// A package arrived.
+    /// A package arrived, or a chunk of one.
     Package {
         /// Which topic it came on.
-        id: PackageId,
+        topic: String,
         /// Its bytes.
         payload: Bytes,
     },
@@ -129,7 +125,7 @@ pub struct Running {
 /// What is to be done.
 #[derive(Debug)]
 pub enum Effect {
-    /// Subscribe, with at most [`SUBSCRIBE_FILTERS`] filters.
+    /// Subscribe, with at most [`SUBSCRIBE_FILTERS`](mpypi_protocol::limits::SUBSCRIBE_FILTERS) filters.
     Subscribe(Vec<String>),
     /// Unsubscribe, likewise.
     Unsubscribe(Vec<String>),
@@ -173,8 +169,8 @@ pub enum Action {
     Discard,
     /// Say what must be fetched.
     Survey(Accepted),
-    /// Verify a package and keep it.
-    Receive(Need, Bytes),
+    /// Verify a package, or a chunk of one, and keep it.
+    Receive(Item, Bytes),
     /// Unpack, and work out what has to change.
     Stage(Accepted),
     /// Put the new release in place.
@@ -194,8 +190,8 @@ pub enum Answer {
     RootKept(Result<Arc<Root>, Refusal>),
     /// What must be fetched.
     Surveyed(Vec<Need>),
-    /// The package is verified.
-    Received(PackageId),
+    /// The package, or chunk, is verified.
+    Received(Item),
     /// The release is verified.
     Staged(Staged),
     /// The release is in place, and the device has to restart.
@@ -284,9 +280,7 @@ enum Activity {
     /// Packages are on their way.
     Fetching {
         job: Job,
-        waiting: VecDeque<Need>,
-        open: BTreeMap<PackageId, Need>,
-        verifying: usize,
+        window: Window,
         stall_at: Duration,
         /// Connections lost since the last package came.
         losses: u32,
@@ -497,7 +491,7 @@ impl Updater {
             Event::Disconnected => self.disconnected(out),
             Event::List { source, payload, wall } => self.list(now, source, payload, wall, out),
             Event::Root { number, payload } => self.root(number, &payload, out),
-            Event::Package { id, payload } => self.package(now, &id, payload, out),
+            Event::Package { topic, payload } => self.package(now, topic, payload, out),
             Event::SubscriptionRefused { filter } => self.subscription_refused(now, filter, out),
             Event::Done(answer) => self.done(now, answer, out),
             Event::Failed(refusal) => self.failed(now, refusal, out),
@@ -593,10 +587,11 @@ impl Updater {
         out.push(Effect::Introduce);
         self.ask_for_root(out);
         out.push(Effect::Subscribe(vec![self.cmd.clone(), self.channel.topic()]));
-        if let Activity::Fetching { open, stall_at, .. } = &mut self.activity {
+        if let Activity::Fetching { window, stall_at, .. } = &mut self.activity {
             *stall_at = now + self.timing.stall;
-            if !open.is_empty() {
-                out.push(Effect::Subscribe(open.keys().map(PackageId::topic).collect()));
+            let topics = window.topics();
+            if !topics.is_empty() {
+                out.push(Effect::Subscribe(topics));
             }
         }
     }
@@ -1016,21 +1011,23 @@ impl Updater {
         self.activity = Activity::Surveying(job);
     }
 
-    fn package(&mut self, now: Duration, id: &PackageId, payload: Bytes, out: &mut Effects) {
-        let Activity::Fetching { open, verifying, stall_at, .. } = &mut self.activity else { return };
+    fn package(&mut self, now: Duration, topic: String, payload: Bytes, out: &mut Effects) {
+        let Activity::Fetching { window, stall_at, .. } = &mut self.activity else { return };
         // Nothing is what a cleared topic says; it may be published again while we wait.
         if payload.is_empty() {
             return;
         }
-        let Some(need) = open.remove(id) else { return };
-        *verifying += 1;
+        let size = payload.len() as u64;
+        let Some(next) = window.take(&topic, payload) else { return };
         *stall_at = now + self.timing.stall;
-        self.shown.state.done += payload.len() as u64;
-        if need.size.is_none() {
-            self.shown.state.total += payload.len() as u64;
+        self.shown.state.done += size;
+        if next.as_ref().is_some_and(|(item, _)| item.need.size.is_none()) {
+            self.shown.state.total += size;
         }
-        out.push(Effect::Unsubscribe(vec![id.topic()]));
-        out.push(Effect::Store(Action::Receive(need, payload)));
+        out.push(Effect::Unsubscribe(vec![topic]));
+        out.extend(next.map(|(item, payload)| Effect::Store(Action::Receive(item, payload))));
+        // What came before its turn waits, and others may come meanwhile.
+        self.fetch_on(now, out);
     }
 
     fn subscription_refused(&mut self, now: Duration, filter: String, out: &mut Effects) {
@@ -1039,12 +1036,12 @@ impl Updater {
         let Refusal::NotAllowed { filter } = &refusal else { return };
         let ours = [&self.cmd, &self.channel.topic()].contains(&filter);
         let fetching = match &self.activity {
-            Activity::Fetching { open, .. } => open.keys().any(|id| id.topic() == *filter),
+            Activity::Fetching { window, .. } => window.topics().contains(filter),
             _ => false,
         };
         match std::mem::replace(&mut self.activity, Activity::Resting) {
-            Activity::Fetching { job, open, .. } if fetching => {
-                unsubscribe(&open, out);
+            Activity::Fetching { job, window, .. } if fetching => {
+                unsubscribe(&window, out);
                 self.give_up(now, job, refusal, out);
             }
             Activity::Resting if ours => self.show_failed(&refusal),
@@ -1064,21 +1061,24 @@ impl Updater {
         let before = std::mem::replace(&mut self.activity, Activity::Resting);
         self.activity = match (answer, before) {
             (Answer::Surveyed(needs), Activity::Surveying(job)) => {
-                let size: u64 = needs.iter().filter_map(|need| need.size).fold(0, u64::saturating_add);
+                let size: u64 = needs.iter().filter_map(Need::left).fold(0, u64::saturating_add);
                 self.shown.state.total = self.shown.state.total.saturating_add(size);
                 Activity::Fetching {
                     job,
-                    waiting: needs.into(),
-                    open: BTreeMap::new(),
-                    verifying: 0,
+                    window: Window::new(needs),
                     stall_at: now + self.timing.stall,
                     losses: 0,
                 }
             }
-            (Answer::Received(_), mut fetching @ Activity::Fetching { .. }) => {
-                if let Activity::Fetching { verifying, losses, .. } = &mut fetching {
-                    *verifying = verifying.saturating_sub(1);
+            (Answer::Received(item), mut fetching @ Activity::Fetching { .. }) => {
+                if let Activity::Fetching { job, window, losses, .. } = &mut fetching {
+                    let next = window.stored(&item);
+                    out.extend(next.map(|(item, payload)| Effect::Store(Action::Receive(item, payload))));
                     *losses = 0;
+                    // What is kept of a package is never fetched again: there is an end to it.
+                    if item.chunk.is_some() && !item.completes() {
+                        job.tries = 1;
+                    }
                 }
                 fetching
             }
@@ -1106,23 +1106,15 @@ impl Updater {
 
     /// Asks for packages up to the window; goes on to verification when there are none left.
     fn fetch_on(&mut self, now: Duration, out: &mut Effects) {
-        let Activity::Fetching { job, waiting, open, verifying, stall_at, .. } = &mut self.activity else {
-            return;
-        };
-        let mut topics = Vec::new();
-        while open.len() + *verifying < SUBSCRIBE_FILTERS
-            && let Some(need) = waiting.pop_front()
-        {
-            topics.push(need.id.topic());
-            open.insert(need.id.clone(), need);
-        }
+        let Activity::Fetching { job, window, stall_at, .. } = &mut self.activity else { return };
+        let topics = window.ask();
         if !topics.is_empty() {
             *stall_at = now + self.timing.stall;
             // Without a connection they are asked for when there is one.
             if self.connected {
                 out.push(Effect::Subscribe(topics));
             }
-        } else if open.is_empty() && *verifying == 0 {
+        } else if window.is_done() {
             self.shown.state.phase = Phase::Verifying;
             let job = job.clone();
             self.publish(now, out);
@@ -1134,8 +1126,8 @@ impl Updater {
     fn failed(&mut self, now: Duration, refusal: Refusal, out: &mut Effects) {
         match std::mem::replace(&mut self.activity, Activity::Resting) {
             Activity::Surveying(job) | Activity::Staging(job) => self.give_up(now, job, refusal, out),
-            Activity::Fetching { job, open, .. } => {
-                unsubscribe(&open, out);
+            Activity::Fetching { job, window, .. } => {
+                unsubscribe(&window, out);
                 self.give_up(now, job, refusal, out);
             }
             Activity::Committing(job) => {
@@ -1248,9 +1240,9 @@ impl Updater {
             return;
         }
         match std::mem::replace(&mut self.activity, Activity::Resting) {
-            Activity::Fetching { job, open, stall_at, .. } if self.connected && now >= stall_at => {
-                unsubscribe(&open, out);
-                let topic = open.keys().next().map(PackageId::topic).unwrap_or_default();
+            Activity::Fetching { job, window, stall_at, .. } if self.connected && now >= stall_at => {
+                unsubscribe(&window, out);
+                let topic = window.topics().into_iter().next().unwrap_or_default();
                 self.give_up(now, job, Refusal::MissingPackage { topic }, out);
             }
             Activity::Pausing { job, until } if now >= until => {
@@ -1299,8 +1291,8 @@ impl Updater {
 
     /// Another list replaces the one being fetched.
     fn abandon(&mut self, out: &mut Effects) {
-        if let Activity::Fetching { open, .. } = &self.activity {
-            unsubscribe(open, out);
+        if let Activity::Fetching { window, .. } = &self.activity {
+            unsubscribe(window, out);
         }
         self.activity = Activity::Resting;
     }
@@ -1398,9 +1390,10 @@ fn is_same(one: &Seen, other: &Seen) -> bool {
         && (one.list == other.list || one.rollout.is_some() && one.rollout == other.rollout)
 }
 
-fn unsubscribe(open: &BTreeMap<PackageId, Need>, out: &mut Effects) {
-    if !open.is_empty() {
-        out.push(Effect::Unsubscribe(open.keys().map(PackageId::topic).collect()));
+fn unsubscribe(window: &Window, out: &mut Effects) {
+    let topics = window.topics();
+    if !topics.is_empty() {
+        out.push(Effect::Unsubscribe(topics));
     }
 }
 

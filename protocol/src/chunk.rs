@@ -5,6 +5,7 @@
 
 use std::{ops::Range, sync::Arc};
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::{
@@ -169,6 +170,27 @@ impl Chunks {
     }
 }
 
+/// How chunks are kept where the size of the whole does not stand beside them.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    total: u64,
+    size: u64,
+    sha256: Vec<Digest>,
+}
+
+impl Serialize for Chunks {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Kept { total: self.total, size: self.size, sha256: self.digests.to_vec() }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Chunks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Kept { total, size, sha256 } = Kept::deserialize(deserializer)?;
+        Chunks::new(total, size, sha256).map_err(serde::de::Error::custom)
+    }
+}
+
 impl Chunk {
     /// Bytes of it, at least one.
     #[must_use]
@@ -224,6 +246,8 @@ mod tests {
             }
             assert_eq!(whole, package);
             assert_eq!(chunks.chunk(count), None);
+            let kept = serde_json::to_string(&chunks).unwrap();
+            assert_eq!(serde_json::from_str::<Chunks>(&kept).unwrap(), chunks);
         }
     }
 
@@ -245,5 +269,6 @@ mod tests {
         let fewer = Chunks::new(1025, 1024, [Digest::EMPTY]);
         assert_eq!(fewer, Err(ChunksError::Count { total: 1025, size: 1024, expected: 2, found: 1 }));
         assert!(Chunks::new(u64::MAX, limits::PACKAGE, [Digest::EMPTY]).is_err());
+        assert!(serde_json::from_str::<Chunks>(r#"{"total":1,"size":1024,"sha256":[]}"#).is_err());
     }
 }

@@ -1,9 +1,16 @@
 //! Packages that are larger than what a broker takes, in pieces.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+};
 
 use mpypi_protocol::{ChannelName, Digest, Entry, UpdateList, list::Piece};
-use mpypi_tests::{Client, Kind, Output, Server, World, bytes, run};
+use mpypi_tests::{Client, Cluster, Kind, Output, Proxy, Running, Server, Verdict, World, bytes, run};
 use serde_json::Value;
 
 /// The largest packet that a small broker takes, in bytes.
@@ -217,6 +224,129 @@ fn what_a_broker_takes_and_does_not_say_is_said_on_the_command_line_or_in_a_file
     assert_eq!(joined(&mut client, &pieces), image);
     let again = publish(&world, &["--max-packet", "64K"], &server.url());
     assert_eq!(sent(&again), (0, 0));
+}
+
+/// The arguments of an agent that applies one release and ends, with its files in the world's folder `node`.
+fn once<'a>(folder: &'a str, broker: &'a str) -> Vec<&'a str> {
+    vec!["run", "--node", "n", "--channel", "dev", "--root", folder, "--broker", broker, "--once"]
+}
+
+/// A channel with a file and a wheel that are too large.
+fn files(world: &World, seed: u64) {
+    world.write("dev/src/data/large.bin", bytes(seed, IMAGE));
+    world.write("dev/src/main.py", "print(1)\n");
+    world.write("dev/wheels/app/pyproject.toml", "[project]\nname = \"app\"\nversion = \"1\"\n");
+    world.write("dev/wheels/app/app/noise.py", format!("NOISE = {:?}\n", bytes(seed + 1, 120_000)));
+}
+
+#[test]
+fn a_device_installs_what_comes_in_chunks_and_then_fetches_nothing_more() {
+    for kind in [Kind::Mosquitto, Kind::Ours] {
+        let world = World::new();
+        let server = small(kind, &world);
+        files(&world, 8);
+        publish(&world, &["--chunk", "16K"], &server.url());
+        let mut client = Client::connect(server.address, "checker");
+        let list = list(&mut client, "dev");
+        let cut = list.entries().iter().filter(|entry| entry.chunks().is_some()).count();
+        assert_eq!(cut, 2, "{kind:?}: {list:?}");
+        let asked = Arc::new(AtomicUsize::new(0));
+        let line = counted(&server, &asked);
+        let (folder, url) = (world.text("node"), line.url());
+        run("mpypi-agent", &once(&folder, &url)).expect_code(0);
+        let node = world.files("node");
+        assert_eq!(node["data/large.bin"], bytes(8, IMAGE), "{kind:?}");
+        assert!(node.contains_key("lib/app/noise.py"), "{kind:?}");
+        let chunks = list.pieces().filter(|piece| piece.topic.starts_with("mpypi/chunks/")).count();
+        assert_eq!(asked.swap(0, Ordering::SeqCst), chunks, "{kind:?}");
+        run("mpypi-agent", &once(&folder, &url)).expect_code(0);
+        assert_eq!(asked.load(Ordering::SeqCst), 0, "{kind:?}");
+    }
+}
+
+/// A line to a broker on which the chunks are counted that are asked for.
+fn counted(server: &Server, asked: &Arc<AtomicUsize>) -> Proxy {
+    let asked = asked.clone();
+    Proxy::start(server.address, move |is_client, packet| {
+        if is_client && packet[0] == 0x82 {
+            let text = packet.windows(13).filter(|part| part == b"mpypi/chunks/").count();
+            asked.fetch_add(text, Ordering::SeqCst);
+        }
+        Verdict::Pass
+    })
+}
+
+#[test]
+fn a_device_killed_in_the_middle_of_a_package_goes_on_with_the_chunks_that_are_missing() {
+    for kind in [Kind::Mosquitto, Kind::Ours] {
+        let world = World::new();
+        let server = small(kind, &world);
+        world.write("dev/src/data/large.bin", bytes(9, IMAGE));
+        publish(&world, &["--chunk", "10K"], &server.url());
+        let (folder, pid) = (world.text("node"), Arc::new(AtomicU32::new(0)));
+        // When the twelfth chunk is asked for, it is killed: as many have come as had room in the window before it.
+        let (victim, count) = (pid.clone(), AtomicUsize::new(0));
+        let line = Proxy::start(server.address, move |is_client, packet| {
+            let is_chunk =
+                !is_client && packet[0] >> 4 == 3 && packet.windows(13).any(|part| part == b"mpypi/chunks/");
+            if !is_chunk || count.fetch_add(1, Ordering::SeqCst) < 11 {
+                return Verdict::Pass;
+            }
+            let pid = loop {
+                match victim.load(Ordering::SeqCst) {
+                    0 => std::thread::yield_now(),
+                    pid => break pid,
+                }
+            };
+            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+            Verdict::Cut
+        });
+        let agent = Running::start("mpypi-agent", &once(&folder, &line.url()));
+        pid.store(agent.pid(), Ordering::SeqCst);
+        assert_ne!(agent.wait().code, Some(0));
+        let (asked, total) = (Arc::new(AtomicUsize::new(0)), IMAGE.div_ceil(10 * 1024));
+        let line = counted(&server, &asked);
+        run("mpypi-agent", &once(&folder, &line.url())).expect_code(0);
+        assert_eq!(world.files("node")["data/large.bin"], bytes(9, IMAGE), "{kind:?}");
+        let asked = asked.load(Ordering::SeqCst);
+        // Those that were on their way into the store when it was killed may have to come again.
+        assert!((total - 11..=total - 11 + 4).contains(&asked), "{kind:?}: {asked} of {total}");
+    }
+}
+
+#[test]
+fn a_device_names_the_chunk_that_has_other_bytes_and_installs_when_it_is_published_again() {
+    let world = World::new();
+    let server = small(Kind::Mosquitto, &world);
+    world.write("dev/src/data/large.bin", bytes(10, IMAGE));
+    publish(&world, &["--chunk", "32K"], &server.url());
+    let mut client = Client::connect(server.address, "thief");
+    let pieces: Vec<Piece> = list(&mut client, "dev").pieces().collect();
+    assert!(client.retain(&pieces[5].topic, b"something else"));
+    let (folder, url) = (world.text("node"), server.url());
+    run("mpypi-agent", &once(&folder, &url)).expect_code(3);
+    let state = client.retained("mpypi/nodes/n/state").unwrap().payload;
+    let state = String::from_utf8(state).unwrap();
+    assert!(state.contains("wrong-hash: chunk 5 of package `src/data/large.bin/"), "{state}");
+    assert_eq!(world.files("node"), BTreeMap::new());
+    publish(&world, &["--repair"], &url);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let line = counted(&server, &asked);
+    run("mpypi-agent", &once(&folder, &line.url())).expect_code(0);
+    assert_eq!(world.files("node")["data/large.bin"], bytes(10, IMAGE));
+    assert_eq!(asked.load(Ordering::SeqCst), pieces.len() - 5);
+}
+
+#[test]
+fn nats_takes_no_more_than_it_is_set_to_and_devices_there_get_chunks() {
+    let world = World::new();
+    let cluster = Cluster::start_with(&world, 1, "max_payload: 128K\n");
+    world.write("dev/src/data/large.bin", bytes(11, IMAGE));
+    let (folder, url) = (world.text("node"), cluster.url(0));
+    let outcome = publish(&world, &["--max-packet", "128K"], &url);
+    assert_eq!(sent(&outcome), (1, IMAGE as u64));
+    run("mpypi-agent", &once(&folder, &url)).expect_code(0);
+    assert_eq!(world.files("node")["data/large.bin"], bytes(11, IMAGE));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, io, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use mpypi_protocol::{Digest, PackageId};
+use mpypi_protocol::Digest;
 use serde::Serialize;
 
 use super::{Device, Mac, Output};
@@ -15,11 +15,12 @@ use crate::{
     face::desk::{Ask, FlashAsk},
     firmware::{Firmware, FirmwareOptions, Origin, Stage, Ticked, cause},
     flash::{self, Flash, Kind as FileKind},
-    journal, limits,
+    journal, limits, parts,
     refusal::Refusal,
     slots::{SlotBoot, SlotError},
     store::{BootError, Need, Store},
     update::{Event, Source, Updater},
+    window::Item,
 };
 
 /// The list that is offered, as the channel had it: what there is to choose from outlives a restart.
@@ -112,6 +113,11 @@ fn on_shelf(digest: &Digest) -> String {
     format!("{SHELF}/{digest}")
 }
 
+/// Where the chunks of a package are that have come.
+fn in_chunks(digest: &Digest) -> String {
+    format!("{}{}", on_shelf(digest), parts::END)
+}
+
 fn log_of(task: u64) -> String {
     format!("{LOGS}/{task}.log")
 }
@@ -189,7 +195,7 @@ impl<F: Flash> Device<F> {
             local.latest = Some(payload.clone());
         }
         let effects = self.with_sight(&mut local, now, |apps, sight| match event {
-            Event::Package { id, payload } => apps.package(id, payload, sight),
+            Event::Package { topic, payload } => apps.package(topic, payload, sight),
             Event::SubscriptionRefused { filter } => apps.refused(filter, sight),
             Event::Connected => apps.connected(sight),
             Event::Disconnected => apps.disconnected(),
@@ -305,20 +311,20 @@ impl<F: Flash> Device<F> {
                 Effect::Log(task, line) => self.log(task, &line),
                 // A log that stays is overwritten or not looked at.
                 Effect::Drop(task) => _ = self.store.flash_mut().remove(&log_of(task)),
-                Effect::Subscribe(ids) => outputs.push(Output::Subscribe(topics(&ids))),
-                Effect::Unsubscribe(ids) => outputs.push(Output::Unsubscribe(topics(&ids))),
-                Effect::Look(task, what, id, size) => {
+                Effect::Subscribe(topics) => outputs.push(Output::Subscribe(topics)),
+                Effect::Unsubscribe(topics) => outputs.push(Output::Unsubscribe(topics)),
+                Effect::Look(task, what, need) => {
                     let needs = match (what, self.updater.offer().cloned()) {
                         (What::Release, Some(offer)) => self.store.missing(&offer),
-                        _ => Ok(vec![Need { id, size }]),
+                        _ => Ok(vec![need]),
                     };
                     let needs = needs.and_then(|needs| self.not_on_shelf(needs));
                     effects.extend(self.with_sight(local, now, |apps, sight| apps.fetch(task, needs, sight)));
                 }
-                Effect::Shelve(task, need, payload) => {
-                    let shelved = self.shelve(&need, &payload);
+                Effect::Shelve(task, item, payload) => {
+                    let shelved = self.shelve(&item, &payload);
                     let more =
-                        self.with_sight(local, now, |apps, sight| apps.shelved(task, &need, shelved, sight));
+                        self.with_sight(local, now, |apps, sight| apps.shelved(task, &item, shelved, sight));
                     effects.extend(more);
                 }
                 Effect::Clear(stays) => self.clear_shelf(&stays),
@@ -351,19 +357,28 @@ impl<F: Flash> Device<F> {
         }
     }
 
-    fn not_on_shelf(&self, needs: Vec<Need>) -> Result<Vec<Need>, Refusal> {
+    fn not_on_shelf(&mut self, needs: Vec<Need>) -> Result<Vec<Need>, Refusal> {
         let mut left = Vec::new();
-        for need in needs {
+        for mut need in needs {
             let digest = *need.id.digest();
-            if flash::digest(self.store.flash(), &on_shelf(&digest))? != Some(digest) {
+            let place = on_shelf(&digest);
+            if flash::digest(self.store.flash(), &place)? == Some(digest) {
+                continue;
+            }
+            if !parts::resume(self.store.flash_mut(), &in_chunks(&digest), &place, &mut need)? {
                 left.push(need);
             }
         }
         Ok(left)
     }
 
-    /// Verifies a package and puts it on the shelf.
-    fn shelve(&mut self, need: &Need, payload: &[u8]) -> Result<(), Refusal> {
+    /// Verifies a package, or a chunk of one, and puts it on the shelf.
+    fn shelve(&mut self, Item { need, chunk }: &Item, payload: &[u8]) -> Result<(), Refusal> {
+        if let Some(number) = chunk {
+            let (digest, flash) = (need.id.digest(), self.store.flash_mut());
+            let done = parts::receive(flash, &in_chunks(digest), &on_shelf(digest), need, *number, payload)?;
+            return if done { Ok(flash.sync(SHELF)?) } else { Ok(()) };
+        }
         let found = payload.len() as u64;
         let package = || need.id.clone();
         match need.size {
@@ -403,7 +418,8 @@ impl<F: Flash> Device<F> {
     fn clear_shelf(&mut self, stays: &[Digest]) {
         let flash = self.store.flash_mut();
         for name in flash.list(SHELF).unwrap_or_default() {
-            if !name.parse().is_ok_and(|digest: Digest| stays.contains(&digest)) {
+            let digest = name.strip_suffix(parts::END).unwrap_or(&name);
+            if !digest.parse().is_ok_and(|digest: Digest| stays.contains(&digest)) {
                 // What cannot be removed now is removed the next time.
                 let _ = flash.remove(&format!("{SHELF}/{name}"));
             }
@@ -565,10 +581,6 @@ impl<F: Flash> Device<F> {
             latest: latest.max_by(|one, other| crate::version::compare_firmware(one, other)),
         }
     }
-}
-
-fn topics(ids: &[PackageId]) -> Vec<String> {
-    ids.iter().map(PackageId::topic).collect()
 }
 
 fn sight<'a, F: Flash>(

@@ -101,6 +101,11 @@ impl Flash for Disk {
         OpenOptions::new().append(true).open(self.place(path)?)?.write_all(bytes)
     }
 
+    fn truncate(&mut self, path: &str, length: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.place(path)?)?;
+        if length < file.metadata()?.len() { file.set_len(length) } else { Ok(()) }
+    }
+
     fn sync(&mut self, path: &str) -> io::Result<()> {
         File::open(self.place(path)?)?.sync_all()
     }

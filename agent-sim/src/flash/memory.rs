@@ -43,6 +43,8 @@ enum Node {
 struct Data {
     bytes: Vec<u8>,
     synced: usize,
+    /// What was synced and is cut off since: the end of it comes back with a power cut.
+    cut: Option<Vec<u8>>,
 }
 
 impl Loss {
@@ -94,10 +96,11 @@ impl Memory {
         if self.loses && matches!(loss, Loss::Bytes | Loss::Everything) {
             for data in self.files.values_mut() {
                 data.bytes.truncate(data.synced);
+                data.bytes.extend(data.cut.take().unwrap_or_default());
             }
         }
         for data in self.files.values_mut() {
-            data.synced = data.bytes.len();
+            (data.synced, data.cut) = (data.bytes.len(), None);
         }
         self.unsynced.clear();
         let named: BTreeSet<_> = self.names.values().copied().collect();
@@ -226,10 +229,24 @@ impl Flash for Memory {
         Ok(())
     }
 
+    fn truncate(&mut self, path: &str, length: u64) -> io::Result<()> {
+        let (id, loses) = (self.file(path)?, self.loses);
+        let data = self.files.entry(id).or_default();
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if loses && length < data.synced {
+            let mut end = data.bytes[length..data.synced].to_vec();
+            end.extend(data.cut.take().unwrap_or_default());
+            data.cut = Some(end);
+        }
+        data.bytes.truncate(length);
+        data.synced = data.synced.min(length);
+        Ok(())
+    }
+
     fn sync(&mut self, path: &str) -> io::Result<()> {
         if let Some(Node::File(id)) = self.names.get(path) {
             let data = self.files.entry(*id).or_default();
-            data.synced = data.bytes.len();
+            (data.synced, data.cut) = (data.bytes.len(), None);
             // Of ten thousand flashes none keeps room for more.
             data.bytes.shrink_to_fit();
             return Ok(());
@@ -316,6 +333,23 @@ mod tests {
         assert_eq!(seen(&after(Loss::Names)), [("a", &b"oldnew"[..])]);
         assert_eq!(seen(&after(Loss::Bytes)), [("a", &b"old"[..]), ("b", b"")]);
         assert_eq!(seen(&after(Loss::Everything)), [("a", &b"old"[..])]);
+    }
+
+    #[test]
+    fn what_is_cut_off_comes_back_with_a_power_cut_unless_that_is_synced() {
+        let cut = |synced: bool, loss| {
+            let mut flash = two_states();
+            flash.truncate("a", 1).unwrap();
+            flash.append("a", b"x").unwrap();
+            if synced {
+                flash.sync("a").unwrap();
+            }
+            flash.lose(loss);
+            flash.files().find(|(path, _)| *path == "a").unwrap().1.to_vec()
+        };
+        assert_eq!(cut(false, Loss::Bytes), b"old");
+        assert_eq!(cut(false, Loss::Nothing), b"ox");
+        assert_eq!(cut(true, Loss::Bytes), b"ox");
     }
 
     #[test]

@@ -121,6 +121,9 @@ impl<F: Flash> Flash for PowerCut<F> {
             }
         }
     }
+    fn truncate(&mut self, path: &str, length: u64) -> io::Result<()> {
+        self.change()?.truncate(path, length)
+    }
     fn sync(&mut self, path: &str) -> io::Result<()> {
         self.change()?.sync(path)
     }

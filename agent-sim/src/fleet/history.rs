@@ -125,7 +125,7 @@ fn install<F: Storage>(
     for (path, bytes) in PAST.into_iter().filter(|(_, bytes)| !bytes.is_empty()) {
         let path = FilePath::new(path).expect("these are paths");
         let event = Event::Package {
-            id: PackageId::Src(path, Digest::of(bytes)),
+            topic: PackageId::Src(path, Digest::of(bytes)).topic(),
             payload: Bytes::from_static(bytes),
         };
         device.handle(now, event)?;

@@ -255,6 +255,76 @@ fn a_power_cut_while_files_are_only_removed_leaves_all_of_them_or_none() {
     assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
 }
 
+/// A release with a file and a wheel in chunks, and a file that is whole.
+fn in_chunks() -> Release {
+    let large: Vec<u8> = (0..5000_u32).map(|n| (n * 7 + n / 251) as u8).collect();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let noise: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(1500).collect();
+    let wheel = ("blink", "1.0", &[("blink/noise.bin", noise.as_slice())][..]);
+    release(1, &[("data/large.bin", &large), ("main.py", b"print(1)")], &[wheel]).in_chunks(2048)
+}
+
+#[test]
+fn a_power_cut_while_packages_come_in_chunks_leaves_nothing_or_the_release() {
+    let release = in_chunks();
+    assert_eq!(release.chunks().len(), 3 + 2);
+    let converge = |flash: &mut Memory| arrive(flash, &release);
+    let allowed = [users(), with_users(&release)];
+    let run = |flash: &mut PowerCut<Memory>| {
+        apply(flash, &release);
+    };
+    let cuts = cut_everywhere(&empty_device(), run, &allowed, converge, &with_users(&release));
+    assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
+}
+
+#[test]
+fn after_a_power_cut_chunks_that_are_on_the_flash_are_not_fetched_again() {
+    let release = in_chunks();
+    let large = &release.files["data/large.bin"];
+    let digest = Digest::of(large);
+    let topics: Vec<_> =
+        release.chunks().into_iter().filter(|topic| topic.contains(&digest.to_string())).collect();
+    let (mut resumed, mut cut_off) = (BTreeSet::new(), 0);
+    for cut_at in 1.. {
+        let mut was_off = false;
+        for (tear, loss) in [Tear::Clean, Tear::Torn].into_iter().flat_map(|t| Loss::ALL.map(|l| (t, l))) {
+            let mut flash = PowerCut::new(empty_device(), cut_at, tear);
+            apply(&mut flash, &release);
+            was_off |= flash.is_off();
+            let mut flash = flash.into_inner();
+            flash.lose(loss);
+            let there =
+                |name: &str| flash.files().find(|(path, _)| *path == name).map(|(_, bytes)| bytes.to_vec());
+            let part = there(&super::in_chunks(&digest));
+            let whole = there(&staged(&digest, 0)).is_some() || there("data/large.bin").is_some();
+            let right = part.as_ref().map_or(0, |part| {
+                large
+                    .chunks(2048)
+                    .scan(0, |end, chunk| {
+                        *end += chunk.len();
+                        Some((*end, chunk))
+                    })
+                    .take_while(|(end, chunk)| part.get(end - chunk.len()..*end) == Some(chunk))
+                    .count()
+            });
+            cut_off +=
+                usize::from(part.is_some_and(|part| part.len() % 2048 != 0 && part.len() < large.len()));
+            let mut bench = Bench::start(&mut flash).unwrap();
+            bench.publish(&release);
+            bench.run().unwrap();
+            let asked: Vec<_> = bench.asked.iter().filter(|asked| topics.contains(asked)).cloned().collect();
+            let first = if whole { topics.len() } else { right };
+            assert_eq!(asked, topics[first..], "cut at {cut_at}, {tear:?}, {loss:?}");
+            resumed.insert(first);
+        }
+        if !was_off {
+            break;
+        }
+    }
+    assert_eq!(resumed, (0..=3).collect(), "every number of chunks was there once");
+    assert!(cut_off > 0, "and some were there in part");
+}
+
 /// The agent for MicroPython as a release brings it, with its `boot.py`; what a start needs of it, and a little more.
 fn agent(sequence: u64, version: &str) -> Release {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../device/mpypi");

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     device::{Hardware, Traits},
-    flash::{Loss, Memory},
+    flash::{Flash, Loss, Memory},
     testing::{Bench, Files, Release, channel, files, list_of, release},
 };
 
@@ -83,10 +83,7 @@ fn duplicate_late_and_unasked_packages_are_ignored() {
     let packages: Vec<_> = release.packages.clone().into_iter().collect();
     let send_all = |bench: &mut Bench<&mut Memory>| {
         for (topic, payload) in &packages {
-            let Ok(mpypi_protocol::Topic::Package(id)) = mpypi_protocol::Topic::parse(topic) else {
-                panic!()
-            };
-            bench.give(Event::Package { id, payload: payload.clone() }).unwrap();
+            bench.give(Event::Package { topic: topic.clone(), payload: payload.clone() }).unwrap();
         }
     };
     send_all(&mut bench);
@@ -204,6 +201,138 @@ fn a_package_that_arrives_damaged_is_fetched_again_at_once_and_at_the_next_conne
     bench.run().unwrap();
     assert_eq!(bench.phase(), Phase::Idle);
     assert_eq!(files(&flash), new.files);
+}
+
+/// A release with a file in ten chunks, and one that is whole.
+fn in_chunks(sequence: u64) -> Release {
+    let large: Vec<u8> = (0..10_000_u32).map(|n| (n * 7 + n / 251) as u8 ^ sequence as u8).collect();
+    release(sequence, &[("large.bin", &large), ("main.py", b"1")], &[]).in_chunks(1024)
+}
+
+fn asked_for(bench: &Bench<&mut Memory>, topics: &[String]) -> Vec<usize> {
+    let place = |asked: &String| topics.iter().position(|topic| topic == asked);
+    bench.asked.iter().filter_map(place).collect()
+}
+
+#[test]
+fn a_package_in_chunks_is_fetched_in_a_window_and_each_of_them_once() {
+    let mut flash = memory();
+    let release = in_chunks(1);
+    let topics = release.chunks();
+    assert_eq!(topics.len(), 10);
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    bench.give(Event::Connected).unwrap();
+    while bench.phase() != Phase::Confirming {
+        let open = bench.open.iter().filter(|open| topics.contains(open)).count();
+        assert!(open <= limits::CHUNK_WINDOW as usize);
+        assert!(bench.deliver().unwrap());
+    }
+    bench.settle().unwrap();
+    assert_eq!(asked_for(&bench, &topics), (0..10).collect::<Vec<_>>());
+    let state = bench.device.report().state.clone();
+    assert_eq!((state.phase, state.done, state.total, state.attempt), (Phase::Idle, 10_001, 10_001, 1));
+    assert_eq!(bench.open.len(), 2, "only `cmd` and the channel stay subscribed: {:?}", bench.open);
+    assert_eq!(files(&flash), release.files);
+}
+
+#[test]
+fn chunks_that_come_twice_late_or_in_another_order_make_the_same_package() {
+    for seed in 0..50 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut flash = memory();
+        let release = in_chunks(1);
+        let topics = release.chunks();
+        let mut bench = Bench::start(&mut flash).unwrap();
+        bench.publish(&release);
+        bench.give(Event::Connected).unwrap();
+        bench.deliver().unwrap();
+        for _ in 0..200 {
+            let topic = topics[rng.usize(..topics.len())].clone();
+            let payload = release.packages[&topic].clone();
+            bench.give(Event::Package { topic, payload }).unwrap();
+        }
+        bench.settle().unwrap();
+        assert_eq!((bench.phase(), files(&flash)), (Phase::Idle, release.files), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_chunk_with_other_bytes_is_refused_by_its_number_and_those_before_it_are_not_fetched_again() {
+    let mut flash = memory();
+    let release = in_chunks(1);
+    let topics = release.chunks();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    let right = bench.retained.insert(topics[6].clone(), Bytes::from_static(b"evil")).unwrap();
+    bench.run().unwrap();
+    assert_eq!(bench.phase(), Phase::Failed);
+    let error = bench.error().unwrap();
+    assert!(error.starts_with("wrong-hash: chunk 6 of package `src/large.bin/"), "{error}");
+    assert_eq!(files(bench.device.store().flash()), Files::new());
+    bench.asked.clear();
+    bench.retained.insert(topics[6].clone(), right);
+    bench.give(Event::Disconnected).unwrap();
+    bench.run().unwrap();
+    assert_eq!(asked_for(&bench, &topics), [6, 7, 8, 9]);
+    assert_eq!((bench.phase(), files(&flash)), (Phase::Idle, release.files));
+}
+
+#[test]
+fn a_missing_chunk_is_reported_as_a_missing_package_and_fetched_when_it_is_there() {
+    let mut flash = memory();
+    let release = in_chunks(1);
+    let topics = release.chunks();
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    let right = bench.retained.remove(&topics[9]).unwrap();
+    bench.run().unwrap();
+    let expected = format!("missing-package: the broker has no `{}`", topics[9]);
+    assert_eq!((bench.phase(), bench.error()), (Phase::Failed, Some(&*expected)));
+    bench.retained.insert(topics[9].clone(), right);
+    bench.asked.clear();
+    bench.give(Event::Disconnected).unwrap();
+    bench.run().unwrap();
+    assert_eq!(asked_for(&bench, &topics), [9]);
+    assert_eq!((bench.phase(), files(&flash)), (Phase::Idle, release.files));
+}
+
+#[test]
+fn chunks_that_make_another_package_are_refused_and_nothing_of_them_stays() {
+    let mut flash = memory();
+    let release = in_chunks(1);
+    // The list says of the whole what is not so.
+    let digest = Digest::of(&release.files["large.bin"]).to_string();
+    let lie = Digest::of(b"something else").to_string();
+    let list = String::from_utf8(release.list.to_vec()).unwrap().replace(&digest, &lie);
+    let rename = |(topic, bytes): (String, Bytes)| (topic.replace(&digest, &lie), bytes);
+    let packages = release.packages.into_iter().map(rename).collect();
+    let release = Release { list: list.into(), packages, files: release.files };
+    let mut bench = Bench::start(&mut flash).unwrap();
+    bench.publish(&release);
+    bench.run().unwrap();
+    let error = bench.error().unwrap();
+    assert!(error.starts_with("wrong-hash: the chunks of package `src/large.bin/"), "{error}");
+    assert_eq!(bench.device.report().state.attempt, 1, "it stays so");
+    let there = bench.device.store().flash().list(".mpypi/staging").unwrap();
+    assert!(there.iter().all(|name| !name.ends_with(".chunks")), "{there:?}");
+    assert_eq!(files(&flash), Files::new());
+}
+
+#[test]
+fn an_old_agent_looks_for_the_whole_package_and_says_that_it_is_missing() {
+    let mut flash = memory();
+    let release = in_chunks(1);
+    let hardware = Hardware { agent: Agent::Old, ..Hardware::default() };
+    let mut bench = Bench::start_on(&mut flash, hardware).unwrap();
+    bench.publish(&release);
+    bench.run().unwrap();
+    assert!(
+        bench
+            .error()
+            .unwrap()
+            .starts_with("missing-package: the broker has no `mpypi/packages/src/large.bin/")
+    );
 }
 
 #[test]
@@ -378,7 +507,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => (0..4usize).prop_map(Step::Publish),
+        3 => (0..5usize).prop_map(Step::Publish),
         1 => Just(Step::Garbage),
         1 => Just(Step::OtherChannel),
         8 => (1..12u8).prop_map(Step::Deliver),
@@ -395,7 +524,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
-fn releases() -> [Release; 4] {
+fn releases() -> [Release; 5] {
     let wheel = |version, text: &'static [u8]| ("w", version, text);
     let with = |sequence, sources: &[(&str, &[u8])], (name, version, text): (&str, &str, &[u8])| {
         release(sequence, sources, &[(name, version, &[("w/__init__.py", text), ("w/b.py", b"b")])])
@@ -405,6 +534,7 @@ fn releases() -> [Release; 4] {
         with(2, &[("main.py", b"2"), ("a/c.txt", b"same"), ("a/d.txt", b"same")], wheel("1", b"one")),
         many_files(3, 12),
         with(4, &[("main.py", b"1"), ("a/b.txt", b"")], wheel("2", b"two")),
+        in_chunks(5),
     ]
 }
 
