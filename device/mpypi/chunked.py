@@ -7,8 +7,7 @@ A digest that is written with escapes is none here: `chunks` finds them again wi
 
 from micropython import const
 
-from . import limits
-from .tokens import bad, is_whole, unescaped
+from . import limits, tokens
 
 # Most chunks of one package; the smallest size of chunks, in bytes, of which the largest is that of a package. As in
 # protocol/src/limits.rs.
@@ -20,37 +19,46 @@ def read(json):
     """The value of `chunks` that begins here; a text if a digest in it is none; `None` if it is something else."""
     if not json.take(123):
         return json.skip(2)
-    size = place = problem = None
-    count = 0
+    size = found = None
     more = not json.take(125)
     while more:
         key = json.string()
-        key = key and unescaped(key)
+        key = key and tokens.unescaped(key)
         if not json.take(58):
-            raise bad("not JSON: `:` is missing")
+            raise tokens.bad("not JSON: `:` is missing")
         if key == "size" and json.peek() in b"-0123456789":
             size = json.plain()
-            size = int(size) if is_whole(size) else None
+            size = int(size) if tokens.is_whole(size) else None
         elif key == "sha256" and json.take(91):
-            place = json.place()
-            count = 0
-            another = not json.take(93)
-            while another:
-                found = json.string() if json.peek() == 34 else json.skip(4)
-                if not found or len(found) != 64 or found.strip(b"0123456789abcdef"):
-                    problem = "number %d is no digest of 64 lowercase hexadecimal digits" % count
-                count += 1
-                another = json.take(44)
-                if not another and not json.take(93):
-                    raise bad("not JSON: `,` or `]` is missing")
+            found = _digest(json)
         else:
             json.skip(3)
         more = json.take(44)
         if not more and not json.take(125):
-            raise bad("not JSON: `,` or `}` is missing")
-    if size is None or place is None:
+            raise tokens.bad("not JSON: `,` or `}` is missing")
+    if size is None or not found:
         return None
-    return problem or [size, count, place]
+    return [size] + found if isinstance(found, list) else found
+
+
+# In small pieces: there may be room for no large one when it is wanted.
+
+
+def _digest(json):
+    """How many digests the array has that begins here, and where; a text if one is none."""
+    place = json.place()
+    problem = None
+    count = 0
+    more = not json.take(93)
+    while more:
+        found = json.string() if json.peek() == 34 else json.skip(4)
+        if not found or len(found) != 64 or found.strip(b"0123456789abcdef"):
+            problem = "number %d is no digest of 64 lowercase hexadecimal digits" % count
+        count += 1
+        more = json.take(44)
+        if not more and not json.take(93):
+            raise tokens.bad("not JSON: `,` or `]` is missing")
+    return problem or [count, place]
 
 
 def problem(value, total):

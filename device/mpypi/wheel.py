@@ -41,14 +41,16 @@ place = None
 
 
 def hold(size):
-    """Keeps so many bytes free in one piece, as far as there are so many; 0 frees them."""
+    """Keeps so many bytes free in one piece, or nearly so many; 0 frees them."""
     global place
     place = None
-    if size:
+    while size > 1 << _USUAL:
         try:
             place = bytearray(size)
+            break
         except MemoryError:
-            pass  # Perhaps less will do.
+            # The window needs one piece; the tables may find another.
+            size -= 512
 
 
 class BadWheel(Exception):

@@ -11,6 +11,7 @@ mod chunks;
 mod cluster;
 mod dashboard;
 mod device;
+mod device_chunks;
 mod device_store;
 mod device_trust;
 mod downloads;
