@@ -84,7 +84,7 @@ soak: build ## Ten times as many hostile packets and power cuts as the tests hav
 	MPYPI_UPLOAD=4194304 cargo test -p mpypi-tests --test mpypi -- over_a_poor_line
 	MPYPI_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --nocapture killed_five_times
 	MPYPI_EDGE_NODES=1000 cargo test -p mpypi-tests --test mpypi -- --nocapture many_devices_on_an_edge
-	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test -p mpypi-agent-sim --lib -- after_a_hostile_day
+	MPYPI_NODES=2000 MPYPI_SEEDS=20 cargo test --release -p mpypi-agent-sim --lib -- after_a_hostile_day
 	MPYPI_ROLLOUT_NODES=2000 MPYPI_SEEDS=5 cargo test -p mpypi-tests --test mpypi -- --nocapture \
 	  a_release_that_crashes_on_one_device_in_twenty
 
@@ -93,7 +93,7 @@ cluster: build ## Kill nodes of a cluster of NATS: 20 times while 300 packages a
 	MPYPI_CLUSTER_ROUNDS=20 MPYPI_CLUSTER_NODES=2000 cargo test -p mpypi-tests --test mpypi -- --test-threads 1 --nocapture \
 	  after_a_node_was_killed a_fleet_on_three_nodes
 
-engines: build ## The report of one fleet on our broker, mosquitto, one node of NATS and three; NODES= for more
+engines: build ## The report of one fleet on our broker, mosquitto, one node of NATS, three, and an edge of three; NODES= for more
 	@bash tests/peers.sh
 	@bash tests/nats.sh
 	@MPYPI_ENGINE_NODES=$(NODES) cargo test -q -p mpypi-tests --test mpypi -- --ignored --nocapture the_same_fleet_on_each_engine

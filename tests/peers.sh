@@ -5,7 +5,8 @@
 # The browser is Chromium as it is installed, or Debian's without a window; package-lock.json in tests/dashboard says what drives it.
 #
 # Python's own tools, pip, twine and uv, are what clients.txt says, in target/peers/clients; schemathesis is what schema.txt
-# says, in target/peers/schema.
+# says, in target/peers/schema; what reads the files in deploy/ and contrib/ by their schemas is what deploy.txt says, in
+# target/peers/deploy.
 #
 # mosquitto is taken as it is installed; where it or the browser is not, Debian's packages are unpacked below target/peers: no
 # root, no service started, nothing changed outside this folder. MicroPython's side always is what peers.txt says,
@@ -94,6 +95,15 @@ if ! cmp -s tests/schema.txt "$peers/schema/schema.txt"; then
   fetch schema schemathesis
   "$peers/schema/bin/schemathesis" --version > /dev/null
   cp tests/schema.txt "$peers/schema/schema.txt"
+fi
+
+if ! cmp -s tests/deploy.txt "$peers/deploy/deploy.txt"; then
+  fetch deploy "check-jsonschema and kubernetes-validate"
+  for program in check-jsonschema kubernetes-validate; do
+    ln -sf "deploy/bin/$program" "$peers/$program"
+    "$peers/$program" --version > /dev/null
+  done
+  cp tests/deploy.txt "$peers/deploy/deploy.txt"
 fi
 
 if ! cmp -s tests/dashboard/package-lock.json "$peers/dashboard/package-lock.json"; then

@@ -1,9 +1,9 @@
 //! Carries out and takes back the operations of a committed journal.
 //!
 //! Both can be cut at any operation and started again: what was done is seen from where the files are. A
-//! put is done when its staged file is gone; an old file is safe when it stands in `old/`. The order of
-//! syncs keeps that true when names are lost: `old/` before the targets, the targets before `staging/`,
-//! and when taking back, the targets before `old/`.
+//! put is done when its staged file is gone; it may be done when that is there, and its target too. An old file is safe
+//! when it stands in `old/`. The order of syncs keeps that true when names are lost: `old/` before the targets, the targets
+//! before `staging/`, and when taking back, the targets before `old/`.
 
 use std::{collections::BTreeSet, io};
 
@@ -61,10 +61,8 @@ pub(crate) fn undo(flash: &mut impl Flash, plan: &Plan) -> io::Result<()> {
                 make_folder(flash, folder)?;
             }
             flash.rename(&kept, path.as_str())?;
-        } else if let Operation::Put { digest, copy, had: false, .. } = operation
-            && !is_file(flash, &staged(digest, *copy))?
-            && is_file(flash, path.as_str())?
-        {
+        } else if matches!(operation, Operation::Put { had: false, .. }) && is_file(flash, path.as_str())? {
+            // Also if the staged file is there: its old name may have come back when the power was cut, beside the new one.
             flash.remove(path.as_str())?;
         }
         touched.insert(parent(path.as_str()).to_owned());

@@ -153,10 +153,7 @@ pub(crate) struct ServeArgs {
     /// `mip`, PyPI's simple index, `/healthz`, `/metrics`; port 0 picks a free port
     #[arg(long, value_name = "URL")]
     pub http: Vec<HttpEndpoint>,
-    /// Channel to show to ota-promoter's devices, as its server shows a folder
-    #[arg(long, value_name = "CHANNEL")]
-    pub promoter_channel: Option<ChannelName>,
-    /// Where to show it [default: 127.0.0.1:9090]
+    /// Where to show `--promoter-channel` [default: 127.0.0.1:9090]
     #[arg(long, value_name = "URL")]
     pub promoter: Option<HttpEndpoint>,
     /// Let everyone read that channel there who can reach it, also where there are users: those devices cannot log in
@@ -170,15 +167,6 @@ pub(crate) struct ServeArgs {
     /// Folder of the index, made if it is not there [default: data]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,
-    /// Configuration file; what is said here counts before it [default: broker.toml in the folder of the index]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Certificate for `mqtts://` and `wss://`, with those that lead to its authority, as PEM; noticed when renewed
-    #[arg(long, value_name = "FILE")]
-    pub tls_cert: Option<PathBuf>,
-    /// Private key of the certificate, as PEM
-    #[arg(long, value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
     /// Authorities, as PEM, whose certificates make a client the node they are made out to, without a password
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
@@ -188,6 +176,26 @@ pub(crate) struct ServeArgs {
     /// Largest package, in bytes; at most what fits into a packet [default: 8388608]
     #[arg(long, value_name = "BYTES")]
     pub max_package: Option<u64>,
+    #[command(flatten)]
+    pub site: SiteArgs,
+}
+
+/// What a broker and a gateway are told alike.
+#[derive(Debug, Default, Args)]
+pub(crate) struct SiteArgs {
+    /// Channel to show to ota-promoter's devices, as its server shows a folder
+    #[arg(long, value_name = "CHANNEL")]
+    pub promoter_channel: Option<ChannelName>,
+    /// Configuration file; what is said here counts before it [default: broker.toml in the folder of the index]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Certificate for `https://`, `mqtts://` and `wss://`, with those that lead to its authority, as PEM; noticed when
+    /// renewed
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, as PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Let everyone in who can reach a listener on another address than loopback, while there are no users
     #[arg(long)]
     pub unsafe_open: bool,
@@ -222,27 +230,11 @@ pub(crate) struct GatewayArgs {
     /// free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "URL")]
     pub http: Vec<HttpEndpoint>,
-    /// Channel to show to ota-promoter's devices, as its server shows a folder
-    #[arg(long, value_name = "CHANNEL")]
-    pub promoter_channel: Option<ChannelName>,
     /// Folder of the copy, and of `users.toml` for who may log in here [default: a new one, removed in the end]
     #[arg(long, value_name = "DIR", env = "MPYPI_DATA", hide_env_values = true)]
     pub data: Option<PathBuf>,
-    /// Configuration file; what is said here counts before it [default: broker.toml in the folder]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Certificate for `https://`, with those that lead to its authority, as PEM; noticed when renewed
-    #[arg(long, value_name = "FILE")]
-    pub tls_cert: Option<PathBuf>,
-    /// Private key of the certificate, as PEM
-    #[arg(long, value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
-    /// Let everyone in who can reach a listener on another address than loopback, while there are no users
-    #[arg(long)]
-    pub unsafe_open: bool,
-    /// Log as JSON lines
-    #[arg(long)]
-    pub log_json: bool,
+    #[command(flatten)]
+    pub site: SiteArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

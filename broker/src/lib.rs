@@ -46,6 +46,7 @@ pub mod gateway;
 pub mod index;
 pub mod limits;
 pub mod listen;
+pub mod listener;
 pub mod mailbox;
 pub mod message;
 pub mod metrics;

@@ -13,6 +13,7 @@ pub struct SessionId(pub u64);
 
 impl SessionId {
     const KEPT: u64 = 1 << 63;
+    const OWN: u64 = 1 << 62;
 
     /// The id of a session that outlives its connections.
     #[must_use]
@@ -24,6 +25,18 @@ impl SessionId {
     #[must_use]
     pub fn is_kept(self) -> bool {
         self.0 & SessionId::KEPT != 0
+    }
+
+    /// The id of one of the broker's own [listeners](crate::listener). Clients' sessions count from 1, and never so far.
+    #[must_use]
+    pub fn own(number: u64) -> SessionId {
+        SessionId(number | SessionId::OWN)
+    }
+
+    /// Whether it is one of the broker's own.
+    #[must_use]
+    pub fn is_own(self) -> bool {
+        !self.is_kept() && self.0 & SessionId::OWN != 0
     }
 
     /// The number of a kept session.

@@ -17,7 +17,6 @@ use crate::{
     clock,
     connection::{PLACE, Shared},
     edge::{Edge, relay::Standing, view::Seen},
-    faces::home,
     fleet::{
         self,
         view::{Tally, View, Word},
@@ -239,7 +238,7 @@ impl Gauges {
         let places = limits.inbound_bytes / PLACE;
         let sockets = limits.clients + limits.strangers;
         let subscriptions = shared.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
-        let subscribed = subscriptions.all().count();
+        let subscribed = subscriptions.of_clients();
         drop(subscriptions);
         let disk = disk(shared.index.folder());
         Ok(Gauges {
@@ -249,12 +248,7 @@ impl Gauges {
             events: limits.http_events.saturating_sub(shared.events.available_permits()),
             file: shared.index.file_size(),
             http: limits.http_clients.saturating_sub(shared.http.available_permits()),
-            // The broker's own, see `pulse`, `fleet`, `edge::carry` and `faces::home`, are none.
-            subscriptions: subscribed.saturating_sub(
-                1 + fleet::SUBSCRIPTIONS
-                    + if shared.edge.is_some() { 2 } else { 0 }
-                    + if shared.home.is_some() { home::SUBSCRIPTIONS } else { 0 },
-            ),
+            subscriptions: subscribed,
             waiting_writer: shared.ops.max_capacity() - shared.ops.capacity(),
             waiting_bus: shared.tickets.waiting(),
             receiving: places.saturating_sub(shared.places.available_permits()) * PLACE,

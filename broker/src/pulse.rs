@@ -1,9 +1,6 @@
 //! The broker's pulse: a message through the writer and the bus, as any client's would go.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{sync::Mutex, time::timeout};
@@ -13,16 +10,16 @@ use crate::{
     clock::{self, Now},
     connection::Shared,
     limits::Limits,
+    listener::Listener,
     mailbox::{Mail, Mailbox},
     message::{Payload, SessionId},
     packet::SubscriptionOptions,
-    subscriptions::Receiver,
     sys,
 };
 
-/// Who sends what the broker itself has to say. Clients' sessions count from 1.
+/// Who sends what the broker itself has to say. Clients' sessions count from 1, and listeners of its own far above.
 pub const BROKER: SessionId = SessionId(0);
-/// Who brings what an upstream broker has. Nobody counts so far.
+/// Who brings what an upstream broker has. Nobody counts so far, [listeners](crate::listener) included.
 pub const MIRROR: SessionId = SessionId(u64::MAX >> 1);
 /// The topic of a beat. Clients may listen, and hear nothing of interest.
 const TOPIC: &str = "$mpypi/pulse";
@@ -34,7 +31,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Feels whether messages get through.
 #[derive(Debug)]
 pub struct Pulse {
-    mailbox: Arc<Mailbox>,
+    listener: Listener,
     /// Held for one beat, so that only one is under way.
     last: Mutex<Last>,
 }
@@ -61,10 +58,8 @@ impl Pulse {
     #[must_use]
     pub fn new(subscriptions: &SharedSubscriptions, tickets: &Tickets, limits: &Limits) -> Pulse {
         let mailbox = Arc::new(Mailbox::new(limits));
-        let options = SubscriptionOptions::LIVE;
-        let receiver = Receiver { mailbox: mailbox.clone(), options, since: tickets.next() };
-        subscriptions.write().unwrap_or_else(PoisonError::into_inner).insert(TOPIC, BROKER, receiver);
-        Pulse { mailbox, last: Mutex::default() }
+        let listener = Listener::new(subscriptions, tickets, [TOPIC], SubscriptionOptions::LIVE, mailbox);
+        Pulse { listener, last: Mutex::default() }
     }
 
     /// How long a message takes through the broker.
@@ -95,14 +90,15 @@ impl Pulse {
 
     /// Waits for the beat of this number; earlier ones were given up.
     async fn hear(&self, number: &[u8]) {
+        let mailbox = self.listener.mailbox();
         loop {
-            match self.mailbox.pop() {
+            match mailbox.pop() {
                 Some(Mail::Delivery(delivery)) => match &delivery.message.payload {
                     Payload::Inline(bytes) if **bytes == *number => return,
                     _ => {}
                 },
                 Some(_) => {}
-                None => self.mailbox.arrived().await,
+                None => mailbox.arrived().await,
             }
         }
     }

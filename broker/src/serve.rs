@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cli::{GatewayArgs, ServeArgs, UpstreamArgs},
+    cli::{GatewayArgs, ServeArgs, SiteArgs, UpstreamArgs},
     log,
 };
 
@@ -43,9 +43,8 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 /// `mpypi-broker gateway`
 pub(crate) fn run_gateway(args: GatewayArgs) -> anyhow::Result<()> {
-    let GatewayArgs { upstream, mut http, data, config, unsafe_open, log_json, .. } = args;
-    let GatewayArgs { promoter_channel, tls_cert, tls_key, .. } = args;
-    if http.is_empty() && config.is_none() {
+    let GatewayArgs { upstream, mut http, data, site } = args;
+    if http.is_empty() && site.config.is_none() {
         http.push(HTTP);
     }
     // A copy that nobody named is nobody's.
@@ -54,19 +53,7 @@ pub(crate) fn run_gateway(args: GatewayArgs) -> anyhow::Result<()> {
         None => Some(tempfile::Builder::new().prefix("mpypi-gateway-").tempdir()?),
     };
     let data = data.or_else(|| passing.as_ref().map(|folder| folder.path().to_owned()));
-    let args = ServeArgs {
-        upstream,
-        http,
-        data,
-        config,
-        unsafe_open,
-        log_json,
-        promoter_channel,
-        tls_cert,
-        tls_key,
-        ..ServeArgs::default()
-    };
-    run_as(Part::Gateway, args)
+    run_as(Part::Gateway, ServeArgs { upstream, http, data, site, ..ServeArgs::default() })
 }
 
 fn run_as(part: Part, args: ServeArgs) -> anyhow::Result<()> {
@@ -103,7 +90,7 @@ fn run_as(part: Part, args: ServeArgs) -> anyhow::Result<()> {
 /// What the command line and the configuration file say together, and which file that was.
 fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
     let usual = args.data.as_deref().unwrap_or(Path::new(DATA)).join(settings::FILE);
-    let found = args.config.clone().or_else(|| usual.exists().then_some(usual));
+    let found = args.site.config.clone().or_else(|| usual.exists().then_some(usual));
     let mut settings = match &found {
         Some(path) => Settings::load(path)?,
         None => Settings::default(),
@@ -112,7 +99,7 @@ fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
         settings.listeners = args.listen.iter().map(|&url| ListenerSettings { url }).collect();
     }
     let tls = &mut settings.tls;
-    let ServeArgs { data, tls_cert, tls_key, tls_client_ca, .. } = args;
+    let ServeArgs { data, tls_client_ca, site: SiteArgs { tls_cert, tls_key, .. }, .. } = args;
     for (given, setting) in [
         (data, &mut settings.data),
         (tls_cert, &mut tls.cert),
@@ -141,12 +128,12 @@ fn settings(args: &ServeArgs) -> anyhow::Result<(Settings, Option<PathBuf>)> {
         settings.http.clone_from(&args.http);
     }
     let promoter = &mut settings.promoter;
-    promoter.channel = args.promoter_channel.clone().or(promoter.channel.take());
+    promoter.channel = args.site.promoter_channel.clone().or(promoter.channel.take());
     promoter.address = args.promoter.or(promoter.address);
     promoter.unsafe_open |= args.unsafe_promoter;
     settings.home_assistant.enabled |= args.home_assistant;
-    settings.log_json |= args.log_json;
-    settings.unsafe_open |= args.unsafe_open;
+    settings.log_json |= args.site.log_json;
+    settings.unsafe_open |= args.site.unsafe_open;
     settings.limits.package = args.max_package.unwrap_or(settings.limits.package);
     settings.limits.check()?;
     Ok((settings, found))

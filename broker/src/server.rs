@@ -24,7 +24,7 @@ use crate::{
     gateway::{Gateway, HttpEndpoint, HttpListener, Place},
     index::{
         Index, IndexError,
-        writer::{QUEUE, Writer},
+        writer::{QUEUE, Told, Writer},
     },
     limits::Limits,
     listen::{
@@ -242,7 +242,12 @@ impl Broker {
         let metrics = Arc::new(Metrics::default());
         let writer = Writer::new(self.index.clone(), limits.clone(), subscriptions.clone(), announce)?
             .counting(metrics.clone())
-            .leaving(self.upstream.as_ref().map(|(edge, _)| Arc::new(edge.owned())));
+            .leaving(self.upstream.as_ref().map(|(edge, _)| Arc::new(edge.owned())))
+            .noting(self.upstream.as_ref().and_then(|(edge, _)| {
+                let edge = edge.clone();
+                edge.told()?;
+                Some(Box::new(move || edge.told().unwrap_or_default()) as Told)
+            }));
         let (ops, waiting) = mpsc::channel(QUEUE);
         let runtime = Handle::current();
         let writer = spawn("index", &failed, move || {

@@ -26,6 +26,8 @@ pub struct Subscriptions {
     kept: Trie<Receivers>,
     /// Shared ones, of both.
     shared: Trie<BTreeMap<Box<str>, Group>>,
+    /// Listeners of the broker's own so far.
+    own: u64,
 }
 
 /// Someone who subscribed: whose mailbox, and what they asked for.
@@ -98,6 +100,12 @@ impl<T: Default> Default for Trie<T> {
 }
 
 impl Subscriptions {
+    /// An id for one of the broker's own listeners, which none had before.
+    pub fn own_id(&mut self) -> SessionId {
+        self.own += 1;
+        SessionId::own(self.own)
+    }
+
     /// Adds or replaces a subscription; one that is replaced goes on from where it was.
     pub fn insert(&mut self, filter: &str, id: SessionId, receiver: Receiver) {
         let receivers = match topic::split_shared(filter) {
@@ -194,11 +202,21 @@ impl Subscriptions {
 
     /// Everyone but those who share, once for each of their subscriptions.
     pub fn all(&self) -> impl Iterator<Item = &Receiver> {
+        self.each().map(|(_, receiver)| receiver)
+    }
+
+    /// How many of them are clients', not the broker's own.
+    #[must_use]
+    pub fn of_clients(&self) -> usize {
+        self.each().filter(|(id, _)| !id.is_own()).count()
+    }
+
+    fn each(&self) -> impl Iterator<Item = (&SessionId, &Receiver)> {
         let mut tries = vec![&self.passing, &self.kept];
         std::iter::from_fn(move || {
             let trie = tries.pop()?;
             tries.extend(trie.children.values());
-            Some(trie.here.values())
+            Some(trie.here.iter())
         })
         .flatten()
     }

@@ -200,7 +200,11 @@ pub fn parse_chunk(text: &str) -> Result<u64, String> {
     parse_size(text, CHUNK_MIN, PACKAGE)
 }
 
-fn parse_size(text: &str, least: u64, most: u64) -> Result<u64, String> {
+/// Reads a size of `least` to `most` bytes, as `65536`, `64K` or `1M`.
+///
+/// # Errors
+/// Says what it can be.
+pub fn parse_size(text: &str, least: u64, most: u64) -> Result<u64, String> {
     let (number, unit) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 1024),
         Some(b'M' | b'm') => (&text[..text.len() - 1], 1024 * 1024),

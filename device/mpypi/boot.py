@@ -216,9 +216,9 @@ def _undo(root):
                     os.mkdir(root + "/" + name[:end])
                 end = name.find("/", end + 1)
             os.rename(kept, path)
-        elif "put" in line and not line["had"]:
-            if kind(root + staged_name(line["digest"], line["copy"])) != FILE and kind(path) == FILE:
-                os.remove(path)
+        elif "put" in line and not line["had"] and kind(path) == FILE:
+            # Also if the staged file is there: a power cut may have brought its old name back beside the new one.
+            os.remove(path)
 
 
 def _take_back(root, journal):

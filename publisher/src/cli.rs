@@ -10,7 +10,9 @@ use mpypi_client::{
 use mpypi_protocol::{ChannelName, KeyId};
 
 use crate::{
-    commands::{clock, install, keys, log, publish, push, rehearse, reissue, rollout, status, verify, watch},
+    commands::{
+        clock, doctor, install, keys, log, publish, push, rehearse, reissue, rollout, status, verify, watch,
+    },
     keys::Keys,
     publish::Harm,
     signing::Signing,
@@ -36,6 +38,8 @@ Examples:
   mpypi rollout channels/dev --steps 1%,10%,100%
                                           publish to few devices first, and go on while all is well
   mpypi status dev                        show the release of a channel and its devices
+  mpypi doctor --broker mqtt://a.local,mqtt://b.local
+                                          try whether these brokers can be the index, and agree
   mpypi status --broker mqtts://hub.local --ca ca.pem
                                           ask a broker over TLS, whose certificate a private CA made
 
@@ -62,6 +66,8 @@ enum Command {
     Log(log::Args),
     /// Check everything about a channel: roots, signature, history, every package
     Verify(verify::Args),
+    /// Try whether brokers are fit for mpypi, and say what is wrong with them
+    Doctor(doctor::Args),
     /// Make, list, rotate, revoke and export keys, and the roots that say who may sign
     Keys(keys::Args),
     /// Tell devices without a clock what time it is, signed
@@ -204,6 +210,7 @@ impl Cli {
             Command::Promote(args) => reissue::promote(args).await,
             Command::Log(args) => log::run(args).await,
             Command::Verify(args) => verify::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Keys(args) => keys::run(args).await,
             Command::Clock(args) => clock::run(args).await,
             Command::Rollout(args) => rollout::run(*args).await,

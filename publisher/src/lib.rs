@@ -22,6 +22,8 @@
 //! | [`history`], [`reissue`] | what a channel had, and how it has it again |
 //! | [`agree`] | whether all nodes of a cluster have it, and what to do if not. No I/O, no clock |
 //! | [`settle`](mod@settle) | looks at each of them, and does it |
+//! | [`compare`](mod@compare) | what a channel looks like through each of them |
+//! | [`doctor`](mod@doctor) | whether a broker is fit, found out by trying it |
 //! | [`link`] | one MQTT connection |
 //! | [`rollout`] | a release for few nodes first, then for more, as long as it goes well |
 //!
@@ -35,8 +37,10 @@ pub mod agree;
 pub mod channel;
 pub mod cli;
 pub mod clock;
+pub mod compare;
 pub mod compile;
 pub mod cut;
+pub mod doctor;
 pub mod firmware;
 pub mod git;
 pub mod history;

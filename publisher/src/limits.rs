@@ -198,3 +198,55 @@ pub const AGREE_PAUSE_MOST: Duration = Duration::from_secs(5);
 
 /// Reading or writing through one of several brokers, in all, at one look: one that takes longer counts as unreachable.
 pub const AGREE_LOOK: Duration = Duration::from_secs(120);
+
+/// One probe of `doctor` may take so long, connecting included; one of a large message [`SILENCE`] more.
+pub const DOCTOR_PROBE: Duration = Duration::from_secs(20);
+
+/// How often a broker is asked for what it acknowledged before it counts as dropped, [`QUIET`] each time.
+pub const DOCTOR_READS: u32 = 3;
+
+/// Largest retained payload that `doctor` tries unless told otherwise, in bytes.
+pub const DOCTOR_LARGEST: u64 = mpypi_protocol::limits::PACKAGE;
+
+/// Largest that it can be told to try, in bytes: what fits into a packet beside the topic.
+pub const DOCTOR_LARGEST_MOST: u64 =
+    (mpypi_protocol::limits::PACKET - mpypi_protocol::limits::TOPIC - 1024) as u64;
+
+/// Smallest that it can be told to stop at, in bytes.
+pub const DOCTOR_SMALLEST: u64 = 1024;
+
+/// Where the search for the largest payload begins, in bytes.
+pub const DOCTOR_FIRST: u64 = 64 * 1024;
+
+/// Largest retained payload below which a broker is not fit, in bytes: lists and most files still go into it.
+pub const DOCTOR_LEAST: u64 = 64 * 1024;
+
+/// The largest payload is found to one part in so many.
+pub const DOCTOR_RESOLUTION: u64 = 16;
+
+/// Most sizes that are tried.
+pub const DOCTOR_SIZES: u32 = 16;
+
+/// Who listens is told of a message within this time, or not at all.
+pub const DOCTOR_LIVE: Duration = Duration::from_secs(5);
+
+/// Messages that are asked for at once by a wildcard.
+pub const DOCTOR_WILD: usize = 24;
+
+/// A message that is to be there while `doctor` looks is kept so long, in seconds.
+pub const DOCTOR_LONG: u32 = 600;
+
+/// One that is to be gone by then, likewise.
+pub const DOCTOR_SHORT: u32 = 1;
+
+/// When both are looked at, after they were published: brokers count in whole seconds.
+pub const DOCTOR_AGE: Duration = Duration::from_millis(2200);
+
+/// How long brokers may take to show what was published at another, unless told otherwise.
+pub const DOCTOR_AGREE: Duration = Duration::from_secs(10);
+
+/// A clock may be off by so many seconds before `doctor` says so.
+pub const DOCTOR_CLOCK: i64 = 60;
+
+/// Clearing what the probes left, at one broker.
+pub const DOCTOR_CLEAN: Duration = Duration::from_secs(60);

@@ -16,12 +16,14 @@ use rumqttc::{
         mqttbytes::{
             Error as MqttError, QoS,
             v5::{
-                ConnAck, Connect, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter,
-                LastWill, Login, Packet, PubAckReason, Publish, Subscribe, SubscribeReasonCode, Unsubscribe,
+                ConnAck, ConnAckProperties, Connect, ConnectProperties, ConnectReturnCode,
+                DisconnectReasonCode, Filter, LastWill, Login, Packet, PubAckReason, Publish,
+                PublishProperties, Subscribe, SubscribeReasonCode, Unsubscribe,
             },
         },
     },
 };
+use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::limits;
@@ -44,6 +46,48 @@ pub struct Link {
     /// Publishes that wait for their PUBACK, by packet id.
     unacknowledged: HashMap<u16, u64>,
     next: u64,
+    greeting: Option<Box<ConnAckProperties>>,
+    last: Arrival,
+}
+
+/// A version of MQTT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum Mqtt {
+    /// 3.1.1, which devices speak.
+    #[serde(rename = "3.1.1")]
+    Four,
+    /// 5, which has reasons.
+    #[serde(rename = "5")]
+    Five,
+}
+
+impl std::fmt::Display for Mqtt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Mqtt::Four => "3.1.1",
+            Mqtt::Five => "5",
+        })
+    }
+}
+
+/// Whether each message that comes is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Receipt {
+    /// QoS 0.
+    None,
+    /// QoS 1.
+    Each,
+}
+
+/// How a message came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its QoS.
+    pub qos: u8,
+    /// Whether it was retained, and not passed on as it was published.
+    pub retained: bool,
+    /// For how many seconds it is kept, if it says so.
+    pub expiry: Option<u32>,
 }
 
 /// A connection, in the version of MQTT that the broker speaks.
@@ -191,6 +235,23 @@ impl LinkError {
         }
     }
 
+    /// The same without the broker's URL, where that stands before it.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            LinkError::Unreachable { problem, .. } => problem.to_string(),
+            LinkError::Busy { .. } => "it is busy".to_owned(),
+            LinkError::Refused { reason, .. } => format!("it refused the connection: {reason}"),
+            LinkError::NotMqtt { reason, .. } => format!("it does not answer as an MQTT broker: {reason}"),
+            LinkError::Lost { reason, .. } => reason.clone(),
+            LinkError::Closed { refusal, .. } => format!("the broker closed it: {refusal}"),
+            LinkError::Silent { after, .. } => format!("it did not answer for {} s", after.as_secs()),
+            LinkError::TooLarge { limit, .. } => {
+                format!("it says that it takes no packet above {limit} bytes")
+            }
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -269,6 +330,20 @@ impl Link {
         Link::open(endpoint, Some(topic), keep_alive).await
     }
 
+    /// Connects in one version of MQTT, with a clean start, as `id`; with an empty one the broker gives a name.
+    ///
+    /// # Errors
+    /// As [`Link::connect`]; also that the broker does not speak this version.
+    pub async fn connect_in(endpoint: &Endpoint, mqtt: Mqtt, id: &str) -> Result<Link, LinkError> {
+        match mqtt {
+            Mqtt::Four => Link::open_four(endpoint, id, None, limits::KEEP_ALIVE).await,
+            Mqtt::Five => {
+                let opened = Link::open_five(endpoint, id, None, limits::KEEP_ALIVE).await;
+                opened.map_err(|(Declined::Version(error) | Declined::Other(error))| error)
+            }
+        }
+    }
+
     async fn open(
         endpoint: &Endpoint,
         clears: Option<&str>,
@@ -336,9 +411,11 @@ impl Link {
         // MQTT 5, 3.2.2.3.14: the broker's keep-alive takes the place of ours.
         let servers = properties.and_then(|properties| properties.server_keep_alive);
         let keep_alive = servers.map_or(keep_alive, |seconds| Duration::from_secs(seconds.into()));
+        let said = greeting.properties.clone().map(Box::new);
         line.accept(Some(Packet::ConnAck(greeting)), keep_alive);
         let packet = limit.map_or(PACKET, |limit| PACKET.min(limit as usize));
-        Ok(Link { package, adapts, ..Link::new(endpoint, Wire::Five(Box::new(line)), packet) })
+        let wire = Wire::Five(Box::new(line));
+        Ok(Link { package, adapts, greeting: said, ..Link::new(endpoint, wire, packet) })
     }
 
     async fn open_four(
@@ -393,6 +470,8 @@ impl Link {
             submitted: VecDeque::new(),
             unacknowledged: HashMap::new(),
             next: 0,
+            greeting: None,
+            last: Arrival::default(),
         }
     }
 
@@ -427,17 +506,36 @@ impl Link {
         size <= self.room(topic)
     }
 
+    /// What the broker said of itself when it let us in; nothing in 3.1.1.
+    #[must_use]
+    pub fn greeting(&self) -> Option<&ConnAckProperties> {
+        self.greeting.as_deref()
+    }
+
+    /// How the message of the last [`Signal::Message`] came.
+    #[must_use]
+    pub fn arrival(&self) -> Arrival {
+        self.last
+    }
+
     /// Subscribes at QoS 0; answered by [`Signal::Subscribed`].
     pub fn subscribe(&mut self, filters: &[String]) {
+        self.subscribe_with(filters, Receipt::None);
+    }
+
+    /// Subscribes; answered by [`Signal::Subscribed`].
+    pub fn subscribe_with(&mut self, filters: &[String], receipt: Receipt) {
+        let (five, four) = match receipt {
+            Receipt::None => (QoS::AtMostOnce, four::QoS::AtMostOnce),
+            Receipt::Each => (QoS::AtLeastOnce, four::QoS::AtLeastOnce),
+        };
         match &mut self.wire {
             Wire::Five(line) => {
-                let filters = filters.iter().map(|filter| Filter::new(filter.as_str(), QoS::AtMostOnce));
+                let filters = filters.iter().map(|filter| Filter::new(filter.as_str(), five));
                 line.request(Request::Subscribe(Subscribe::new_many(filters, None)));
             }
             Wire::Four(line) => {
-                let filters = filters
-                    .iter()
-                    .map(|filter| four::SubscribeFilter::new(filter.clone(), four::QoS::AtMostOnce));
+                let filters = filters.iter().map(|filter| four::SubscribeFilter::new(filter.clone(), four));
                 line.request(four::Request::Subscribe(four::Subscribe::new_many(filters)));
             }
         }
@@ -456,7 +554,15 @@ impl Link {
     /// # Errors
     /// [`LinkError::TooLarge`]
     pub fn publish(&mut self, topic: &str, payload: Bytes) -> Result<u64, LinkError> {
-        self.send(topic, payload, Retain::Kept)
+        self.send(topic, payload, Retain::Kept, None)
+    }
+
+    /// Publishes retained at QoS 1, to be forgotten after so many seconds, which only MQTT 5 can say; answered likewise.
+    ///
+    /// # Errors
+    /// [`LinkError::TooLarge`]
+    pub fn publish_for(&mut self, topic: &str, payload: Bytes, seconds: u32) -> Result<u64, LinkError> {
+        self.send(topic, payload, Retain::Kept, Some(seconds))
     }
 
     /// Publishes at QoS 1 to whoever listens now; answered likewise.
@@ -464,10 +570,16 @@ impl Link {
     /// # Errors
     /// [`LinkError::TooLarge`]
     pub fn tell(&mut self, topic: &str, payload: Bytes) -> Result<u64, LinkError> {
-        self.send(topic, payload, Retain::Passing)
+        self.send(topic, payload, Retain::Passing, None)
     }
 
-    fn send(&mut self, topic: &str, payload: Bytes, retain: Retain) -> Result<u64, LinkError> {
+    fn send(
+        &mut self,
+        topic: &str,
+        payload: Bytes,
+        retain: Retain,
+        expiry: Option<u32>,
+    ) -> Result<u64, LinkError> {
         let size = topic.len() + payload.len() + OVERHEAD;
         if size > self.packet {
             return Err(LinkError::TooLarge { url: self.url.to_string(), size, limit: self.packet });
@@ -475,7 +587,11 @@ impl Link {
         let kept = retain == Retain::Kept;
         match &mut self.wire {
             Wire::Five(line) => {
-                let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
+                let properties = expiry.map(|seconds| PublishProperties {
+                    message_expiry_interval: Some(seconds),
+                    ..PublishProperties::default()
+                });
+                let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, properties);
                 publish.retain = kept;
                 line.request(Request::Publish(publish));
             }
@@ -570,11 +686,15 @@ impl Link {
                 };
                 Some(Signal::Acknowledged(number, result))
             }
-            Event::Incoming(Packet::Publish(message)) => Some(Signal::Message {
-                // MQTT 1.5.4: a topic is UTF-8; anything else matches nothing we ask for.
-                topic: String::from_utf8_lossy(&message.topic).into_owned(),
-                payload: message.payload,
-            }),
+            Event::Incoming(Packet::Publish(message)) => {
+                let expiry = message.properties.and_then(|properties| properties.message_expiry_interval);
+                self.last = Arrival { qos: message.qos as u8, retained: message.retain, expiry };
+                Some(Signal::Message {
+                    // MQTT 1.5.4: a topic is UTF-8; anything else matches nothing we ask for.
+                    topic: String::from_utf8_lossy(&message.topic).into_owned(),
+                    payload: message.payload,
+                })
+            }
             Event::Incoming(Packet::SubAck(ack)) => Some(Signal::Subscribed(
                 ack.return_codes.iter().map(|code| matches!(code, SubscribeReasonCode::Success(_))).collect(),
             )),
@@ -595,6 +715,7 @@ impl Link {
                 Some(Signal::Acknowledged(number, Ok(Heard::Unknown)))
             }
             four::Event::Incoming(four::Packet::Publish(message)) => {
+                self.last = Arrival { qos: message.qos as u8, retained: message.retain, expiry: None };
                 Some(Signal::Message { topic: message.topic, payload: message.payload })
             }
             four::Event::Incoming(four::Packet::SubAck(ack)) => {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     clock::ClockError,
     commands::{Stopped, push::NotAll, rollout::RolloutFailure},
+    doctor::{judge::Unfit, probes::DoctorError},
     git::GitError,
     install::{InstallError, Installed, Way},
     keys::KeysError,
@@ -205,6 +206,9 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<ClockError>() {
         return error.hint();
     }
+    if let Some(error) = error.downcast_ref::<DoctorError>() {
+        return error.hint();
+    }
     if let Some(error) = error.downcast_ref::<AskError>() {
         return error.hint();
     }
@@ -218,14 +222,15 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
     stopped.hint()
 }
 
-/// The exit code that an error of this crate ends with: 3 if what was sent had not the effect waited for, else 1.
+/// The exit code that an error of this crate ends with: 3 if all was done and the outcome is not the one hoped for, else 1.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_unconfirmed = matches!(error.downcast_ref(), Some(InstallError::NotConfirmed { .. }));
     let is_unexpected = matches!(error.downcast_ref(), Some(RehearsalError::NotAsExpected));
     let is_not_done = matches!(error.downcast_ref(), Some(RolloutFailure::NotDone { .. }))
         || matches!(error.downcast_ref(), Some(StartError::Paused { .. }))
-        || error.downcast_ref::<NotAll>().is_some();
+        || error.downcast_ref::<NotAll>().is_some()
+        || error.downcast_ref::<Unfit>().is_some();
     let published = |error: &Disagreement| error.stands == Stands::Published;
     let is_not_all = match error.downcast_ref() {
         Some(PublishError::Disagreement(error)) => published(error),

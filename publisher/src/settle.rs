@@ -115,17 +115,26 @@ impl Disagreement {
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> String {
-        let stale =
-            self.verdict.brokers.iter().any(|(_, standing)| matches!(standing, Standing::Stale { .. }));
+        let brokers = &self.verdict.brokers;
+        let stale = brokers.iter().any(|(_, standing)| matches!(standing, Standing::Stale { .. }));
         let again = match self.stands {
             Stands::Published => "publish again with `--repair`",
             Stands::Nothing => "publish again",
         };
-        match stale {
+        let hint = match stale {
             true => format!("restart the node that is stale: nothing reaches what it serves; then {again}"),
             false => format!(
                 "when that broker is back, {again}; or leave its address out, or let some be down with `--may-be-down`"
             ),
+        };
+        // All acknowledged it, and none has it.
+        let has_nothing =
+            |standing: &Standing| matches!(standing, Standing::Lacks { .. } | Standing::Stale { .. });
+        match brokers.iter().all(|(_, standing)| has_nothing(standing)) {
+            true => format!(
+                "see that this user may publish: NATS and mosquitto acknowledge what they deny; if so, {hint}"
+            ),
+            false => hint,
         }
     }
 }

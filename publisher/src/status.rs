@@ -12,8 +12,10 @@ use mpypi_protocol::{
 };
 
 use crate::{
+    compare::through_each,
     link::Link,
     retained::{self, AskError},
+    settle::is_older,
 };
 
 /// Channels and nodes, each in the order of their names.
@@ -23,6 +25,19 @@ pub struct Status {
     pub channels: BTreeMap<ChannelName, ChannelStatus>,
     /// Nodes of these channels. Of all channels: all nodes, those that follow none among them.
     pub nodes: BTreeMap<NodeId, NodeStatus>,
+    /// Who of several brokers differs from what is shown.
+    pub behind: Vec<Behind>,
+}
+
+/// A broker that does not serve the newest list that another has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// Which.
+    pub broker: String,
+    /// Of which channel; `None` if nothing can be read there.
+    pub channel: Option<ChannelName>,
+    /// What it serves, or why nothing can be read.
+    pub why: String,
 }
 
 /// What a channel retains.
@@ -47,20 +62,84 @@ pub struct NodeStatus {
     pub online: Option<bool>,
 }
 
-/// Asks the broker about `channels`, or about all of them if there are none.
+/// Asks the broker about `channels`, or about all of them if there are none. Of several brokers all are asked, and the newest
+/// list that any of them has is shown.
 ///
 /// # Errors
-/// See [`AskError`].
+/// See [`AskError`]: nothing can be read at any of them.
 pub async fn status(brokers: &Brokers, channels: &[ChannelName]) -> Result<Status, AskError> {
-    let mut link = Link::connect_any(brokers).await?;
     let mut filters: Vec<String> = channels.iter().map(ChannelName::topic).collect();
     if channels.is_empty() {
         filters.push("mpypi/channels/+".to_owned());
     }
     filters.extend(["info", "state", "online"].map(|subject| format!("mpypi/nodes/+/{subject}")));
-    let messages = retained::all(&mut link, &filters).await?;
-    link.close().await;
-    Ok(Status::of(channels, messages))
+    let mut read = through_each(brokers, |one| {
+        let filters = filters.clone();
+        async move {
+            let mut link = Link::connect(one.first()).await?;
+            let messages = retained::all(&mut link, &filters).await?;
+            link.close().await;
+            Ok::<_, AskError>(messages)
+        }
+    })
+    .await;
+    if read.iter().all(|(_, read)| read.is_err())
+        && let Err(error) = read.swap_remove(0).1
+    {
+        return Err(error);
+    }
+    let mut behind = Vec::new();
+    let mut seen = Vec::new();
+    for (broker, read) in read {
+        match read {
+            Ok(messages) => seen.push((broker, messages)),
+            Err(error) => {
+                let why = match &error {
+                    AskError::Link(error) => error.reason(),
+                    error => error.to_string(),
+                };
+                behind.push(Behind { broker, channel: None, why });
+            }
+        }
+    }
+    let (messages, others) = merge(seen);
+    behind.extend(others);
+    Ok(Status { behind, ..Status::of(channels, messages) })
+}
+
+/// What several brokers retain as if they were one: the newest list of each channel, and of all else what the first has
+/// that has it. Also who serves another list.
+fn merge(seen: Vec<(String, Vec<(String, Bytes)>)>) -> (Vec<(String, Bytes)>, Vec<Behind>) {
+    let mut merged: BTreeMap<String, Bytes> = BTreeMap::new();
+    for (topic, payload) in seen.iter().flat_map(|(_, messages)| messages) {
+        let is_list = matches!(Topic::parse(topic), Ok(Topic::Channel(_)));
+        match merged.get(topic) {
+            Some(present) if !is_list || !is_older(Some(present), Some(payload)) => {}
+            _ => _ = merged.insert(topic.clone(), payload.clone()),
+        }
+    }
+    let mut behind = Vec::new();
+    for (topic, newest) in &merged {
+        let Ok(Topic::Channel(channel)) = Topic::parse(topic) else { continue };
+        let at = |payload: &[u8]| {
+            let list = UpdateList::parse(payload).ok();
+            list.as_ref().and_then(UpdateList::release).map(|release| release.sequence)
+        };
+        for (broker, messages) in &seen {
+            let own = messages.iter().find(|(other, _)| other == topic).map(|(_, payload)| payload);
+            let why = match own.map(|own| (own, at(own))) {
+                Some((own, _)) if own == newest => continue,
+                None if **newest == *b"[]" => continue,
+                Some((_, Some(sequence))) if Some(sequence) != at(newest) => {
+                    format!("still serves release {sequence}")
+                }
+                Some((_, Some(sequence))) => format!("serves release {sequence} with other bytes"),
+                Some((_, None)) | None => "serves no release".to_owned(),
+            };
+            behind.push(Behind { broker: broker.clone(), channel: Some(channel.clone()), why });
+        }
+    }
+    (merged.into_iter().collect(), behind)
 }
 
 impl Status {
@@ -151,6 +230,36 @@ mod tests {
         let node = |name| &status.nodes[&NodeId::new(name).unwrap()];
         assert_eq!(node("a").state.as_ref().and_then(|state| state.sequence), Some(3));
         assert_eq!((node("b").online, node("b").state.is_some()), (Some(false), false));
+    }
+
+    #[test]
+    fn of_several_brokers_the_newest_list_is_shown_and_who_differs_is_named() {
+        let list = |sequence: u64, version: &str| {
+            let text = format!(
+                r#"[{{"type":"release","channel":"dev","sequence":{sequence},"version":"{version}"}}]"#
+            );
+            ("mpypi/channels/dev".to_owned(), Bytes::from(text))
+        };
+        let state = |text: &str| message("mpypi/nodes/a/state", text);
+        let seen = vec![
+            ("a".to_owned(), vec![list(1, "1"), state("first")]),
+            ("b".to_owned(), vec![list(2, "1"), state("second"), message("mpypi/channels/new", "[]")]),
+            ("c".to_owned(), vec![list(2, "2")]),
+            ("d".to_owned(), vec![]),
+        ];
+        let (merged, behind) = merge(seen);
+        assert_eq!(
+            merged,
+            [
+                message("mpypi/channels/dev", std::str::from_utf8(&list(2, "1").1).unwrap()),
+                message("mpypi/channels/new", "[]"),
+                state("first")
+            ]
+        );
+        let found: Vec<_> = behind.iter().map(|one| format!("{} {}", one.broker, one.why)).collect();
+        let expected =
+            ["a still serves release 1", "c serves release 2 with other bytes", "d serves no release"];
+        assert_eq!(found, expected);
     }
 
     #[test]

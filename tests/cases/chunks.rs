@@ -10,7 +10,9 @@ use std::{
 };
 
 use mpypi_protocol::{ChannelName, Digest, Entry, UpdateList, list::Piece};
-use mpypi_tests::{Client, Cluster, Kind, Output, Proxy, Running, Server, Verdict, World, bytes, run};
+use mpypi_tests::{
+    Client, Cluster, Kind, Output, Proxy, Running, Server, Verdict, World, bytes, face, http::Web, run,
+};
 use serde_json::Value;
 
 /// The largest packet that a small broker takes, in bytes.
@@ -101,7 +103,9 @@ fn what_a_broker_takes_no_packet_of_goes_in_chunks_and_the_second_publish_sends_
         }
         assert_eq!(joined(&mut client, &pieces), image);
         let whole = format!("mpypi/packages/firmware/{}", Digest::of(&image));
-        assert_eq!(client.retained(&whole), None);
+        let whole = client.retained(&whole).map(|message| message.payload);
+        // Ours makes it whole, for those who ask for it whole.
+        assert_eq!(whole, (kind == Kind::Ours).then_some(image), "{kind:?}");
         for more in [&[][..], &["--repair"], &["--chunk", "16K"]] {
             let again = publish(&world, more, &server.url());
             assert_eq!((&again["unchanged"], sent(&again)), (&true.into(), (0, 0)), "{kind:?} {more:?}");
@@ -367,4 +371,46 @@ fn chunks_that_make_another_package_are_found_by_verify() {
     assert!(client.retain("mpypi/channels/dev", text.as_bytes()));
     let report = mpypi(&world, &["verify", "dev"], &server.url()).expect_code(1);
     assert!(report.stdout.contains("are another one together"), "{}", report.stdout);
+}
+
+#[test]
+fn a_package_in_chunks_is_whole_at_an_edge_and_a_gateway_and_neither_fetches_a_chunk_twice() {
+    let [hub_world, edge_world, gateway_world, world] =
+        [World::new(), World::new(), World::new(), World::new()];
+    let hub = small(Kind::Mosquitto, &hub_world);
+    let image = release(&world, 1);
+    publish(&world, &[], &hub.url());
+    let brought = Arc::new(AtomicUsize::new(0));
+    let count = brought.clone();
+    let line = Proxy::start(hub.address, move |is_client, packet| {
+        // A PUBLISH for the edge that is larger than any list here.
+        if !is_client && packet[0] >> 4 == 3 && packet.len() > 30_000 {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        Verdict::Pass
+    });
+    let http = ["--http", "127.0.0.1:0"];
+    let edge = Server::start_with(&edge_world, &[&["--upstream", &line.url()], &http[..]].concat());
+    let gateway = Server::gateway(&gateway_world, &hub.url(), &[]);
+    let path = format!("/packages/{}", Digest::of(&image));
+    for server in [&edge, &gateway] {
+        let get = |path: &str, asked: &[(&str, &str)]| Web::get(server.http.unwrap(), path, asked);
+        face::eventually("the image is there by its name", || {
+            (get("/firmware/firmware-board.bin", &[]).body == image).then_some(())
+        });
+        assert!(get(&path, &[]).body == image);
+        let part = get(&path, &[("Range", "bytes=70000-140000")]);
+        assert!(part.code == 206 && part.body == image[70_000..=140_000]);
+    }
+    // Devices below the edge get what the list says: chunks.
+    let mut client = Client::connect(edge.address, "device");
+    let pieces = chunks(&list(&mut client, "dev"));
+    assert_eq!(joined(&mut client, &pieces), image);
+    // What is in another release too costs the upstream nothing more.
+    world.write("dev/src/main.py", "RELEASE = 2\n");
+    publish(&world, &[], &hub.url());
+    face::eventually("the second release is there", || {
+        (list(&mut client, "dev").release().unwrap().sequence == 2).then_some(())
+    });
+    assert_eq!(brought.load(Ordering::SeqCst), pieces.len());
 }

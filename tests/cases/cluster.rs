@@ -7,7 +7,8 @@ use mpypi_protocol::{
     node::{Phase, State},
 };
 use mpypi_tests::{
-    Client, Cluster, Deadline, Output, PATIENCE, Proxy, Running, Server, Verdict, World, clock, run,
+    Client, Cluster, Deadline, Output, PATIENCE, Proxy, Running, Server, Verdict, World, clock, face::until,
+    run,
 };
 
 /// Rounds of killing, unless `MPYPI_CLUSTER_ROUNDS` says otherwise.
@@ -27,16 +28,21 @@ fn write_channel(world: &World, files: usize, round: u64) {
     }
 }
 
+/// A client that is not ours. Each is another one: a cluster sends away who comes to a second node while the first still has them.
+fn auditor(address: SocketAddr) -> Client {
+    Client::connect(address, &format!("auditor-{:08x}", fastrand::u32(..)))
+}
+
 /// The list of `dev` that a broker retains, if it has one.
 fn list(address: SocketAddr) -> Option<Vec<u8>> {
-    let mut client = Client::connect(address, "an-auditor");
+    let mut client = auditor(address);
     Some(client.retained_at("mpypi/channels/dev", 0)?.payload)
 }
 
-/// What of a list a broker lacks: each package, read by its topic with a client that is not ours.
+/// What of a list a broker lacks: each package, read by its topic.
 fn lacks(address: SocketAddr, list: &[u8]) -> Vec<String> {
     let list = UpdateList::parse(list).unwrap();
-    let mut client = Client::connect(address, "an-auditor");
+    let mut client = auditor(address);
     let is_missing = |(id, _): &(mpypi_protocol::PackageId, Option<u64>)| {
         let found = client.retained_at(&id.topic(), 0);
         found.is_none_or(|found| Digest::of(&found.payload) != *id.digest())
@@ -133,7 +139,7 @@ fn after_a_node_was_killed_at_any_moment_a_publish_that_succeeds_left_nothing_mi
 }
 
 /// A broker that acknowledges what it is told to retain, and goes on serving what it had.
-fn frozen(broker: &Server) -> Proxy {
+pub(crate) fn frozen(broker: &Server) -> Proxy {
     Proxy::start(broker.address, |is_client, packet| match is_client && packet[0] >> 4 == 3 {
         // Bit 0 of a PUBLISH: retain.
         true => Verdict::Replace([&[packet[0] & !1], &packet[1..]].concat()),
@@ -208,6 +214,84 @@ fn what_is_published_follows_the_newest_list_that_any_node_has_and_never_one_tha
     assert_eq!(list(fresh.address), list(stale.address));
 }
 
+/// What `mpypi` finds wrong, by broker.
+fn troubles(output: &Output, key: &str) -> Vec<(String, String)> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let report = output.json();
+    let rows = report[key].as_array().unwrap().iter().filter(|row| row["trouble"].is_string());
+    rows.map(|row| (text(&row["broker"]), text(&row["trouble"]))).collect()
+}
+
+/// Puts everything that one broker retains on another, as a bridge would.
+fn copy(from: &Server, to: &Server) {
+    let (mut reader, mut writer) =
+        (Client::connect(from.address, "a-copier"), Client::connect(to.address, "a-copier"));
+    assert_eq!(reader.subscribe("mpypi/#", 0), 0);
+    reader.fence();
+    while reader.waits() {
+        let message = reader.message().unwrap();
+        assert!(writer.retain(&message.topic, &message.payload));
+    }
+}
+
+#[test]
+fn who_looks_through_all_addresses_is_told_which_of_them_serves_something_else() {
+    let world = World::new();
+    let homes = [World::new(), World::new(), World::new()];
+    let servers = homes.each_ref().map(Server::mosquitto);
+    let [fresh, stale, other] = &servers;
+    let all = format!("{},{},{}", stale.url(), fresh.url(), other.url());
+    let keys = world.text("keys");
+    let look = |command: &str| run("mpypi", &[command, "dev", "--broker", &all, "--json", "--keys", &keys]);
+    write_channel(&world, 3, 1);
+    publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+    copy(fresh, stale);
+    copy(fresh, other);
+    let same = look("verify").expect_code(0);
+    let checks = same.json()["checks"].as_array().unwrap().clone();
+    assert!(checks.iter().all(|check| check["broker"].is_null()), "{checks:?}");
+    assert!(same.stdout.contains("3 brokers retain the same list, roots and history"), "{}", same.stdout);
+    assert_eq!(troubles(&look("log").expect_code(0), "differ"), []);
+
+    // One stays behind.
+    write_channel(&world, 3, 2);
+    publish(&world, &fresh.url(), &[]).wait().expect_code(0);
+    copy(fresh, other);
+    let created = |server: &Server| {
+        UpdateList::parse(&list(server.address).unwrap()).unwrap().release().unwrap().created.unwrap()
+    };
+    let behind = format!(
+        "still serves release 1 (made {}), where {} serves release 2 (made {}); lacks 1 earlier list, 1 among them",
+        created(stale),
+        fresh.url(),
+        created(fresh)
+    );
+    let named = [(stale.url(), behind)];
+    assert_eq!(troubles(&look("verify").expect_code(1), "checks"), named);
+    let log = look("log").expect_code(1);
+    assert_eq!(troubles(&log, "differ"), named);
+    assert_eq!(log.json()["lists"][0]["sequence"], 2, "the newest is shown, whoever is named first");
+    let status = run("mpypi", &["status", "dev", "--broker", &all, "--json"]).expect_code(0);
+    assert_eq!(status.json()["channels"][0]["sequence"], 2);
+    assert_eq!(troubles(&status, "differ"), [(stale.url(), "still serves release 1".to_owned())]);
+
+    // Another lost a package, and then is gone.
+    copy(fresh, stale);
+    let served = UpdateList::parse(&list(other.address).unwrap()).unwrap();
+    let (lost, _) = served.packages().next().unwrap();
+    assert!(Client::connect(other.address, "a-thief").retain(&lost.topic(), b""));
+    let missing = format!("1 package missing, `{lost}` among them");
+    assert_eq!(troubles(&look("verify").expect_code(1), "checks"), [(other.url(), missing)]);
+    let [_, _, other] = servers;
+    let gone = other.url();
+    other.kill();
+    let found = troubles(&look("verify").expect_code(1), "checks");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].0 == gone && found[0].1.contains("refused"), "{found:?}");
+    let status = run("mpypi", &["status", "dev", "--broker", &all]).expect_code(0).stdout;
+    assert!(status.contains(&format!("! {gone}: ")), "{status}");
+}
+
 /// The state of a node, as a broker retains it, once it is what is waited for.
 fn state(address: SocketAddr, node: &str, is_it: impl Fn(&State) -> bool) -> State {
     let deadline = Deadline::new();
@@ -254,24 +338,16 @@ fn a_device_whose_broker_is_behind_stays_at_what_it_has_and_takes_what_comes_nex
     assert!(!output.stderr.contains("failed"), "{}", output.stderr);
 }
 
-/// Waits until something is so that nobody tells.
-fn until(complaint: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Deadline::new();
-    while !is_so() {
-        deadline.check(complaint);
-        wait(Duration::from_millis(100));
-    }
-}
-
-/// Whether each of so many devices has the file as it is in the channel's folder now, and is not on trial with it.
-fn have_all(world: &World, nodes: usize) -> bool {
+/// Waits until each of so many devices has the file as it is in the channel's folder now, and is not on trial with it.
+fn until_all_have_it(world: &World, nodes: usize) {
     let wanted = world.files("dev/src")["part1.py"].clone();
-    let has = |number: usize| {
+    for number in 1..=nodes {
         let folder = world.path(&format!("fleet/device-{number}"));
-        fs::read(folder.join("part1.py")).is_ok_and(|found| found == wanted)
-            && !folder.join(".mpypi/journal.json").exists()
-    };
-    (1..=nodes).all(has)
+        until(&format!("device {number} of {nodes} has not got the release"), || {
+            fs::read(folder.join("part1.py")).is_ok_and(|found| found == wanted)
+                && !folder.join(".mpypi/journal.json").exists()
+        });
+    }
 }
 
 #[test]
@@ -307,7 +383,7 @@ fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobo
             "bricked=0",
         ],
     );
-    until("not every device has the first release", || have_all(&world, nodes));
+    until_all_have_it(&world, nodes);
 
     write_channel(&world, 8, 2);
     let folder = world.text("dev");
@@ -341,7 +417,7 @@ fn a_fleet_on_three_nodes_of_which_one_is_killed_in_a_rollout_converges_and_nobo
     let rollout = rollout.wait();
     assert_eq!(rollout.code, Some(0), "{}{}", rollout.stdout, rollout.stderr);
     // What a device says may be lost with the node that it said it to; what it has is in its folder.
-    until("not every device has the release", || have_all(&world, nodes));
+    until_all_have_it(&world, nodes);
     fleet.signal("-TERM");
     let fleet = fleet.wait();
     assert_eq!(fleet.code, Some(0), "{}{}", fleet.stdout, fleet.stderr);
@@ -392,81 +468,20 @@ fn a_micropython_device_goes_by_several_addresses_and_never_back_with_one_that_i
     assert_eq!(world.files("board"), world.files("dev/src"));
 }
 
-/// What ships in `deploy`, with other places.
-fn deployed(world: &World, name: &str, places: &[(&str, &str)]) -> String {
-    let path = format!("{}/../deploy/{name}", env!("CARGO_MANIFEST_DIR"));
-    let mut text = fs::read_to_string(&path).unwrap();
-    for (usual, here) in places {
-        assert!(text.contains(usual), "{name} says nothing of {usual}");
-        text = text.replace(usual, here);
-    }
-    world.write(&format!("deploy/{name}"), text).to_str().unwrap().to_owned()
-}
-
-#[test]
-fn the_settings_that_ship_are_taken_by_the_programs_that_they_are_for() {
-    let world = World::new();
-    deployed(&world, "nats/users.conf", &[]);
-    let node = deployed(&world, "nats/node.conf", &[]);
-    let variables = [("NATS_NAME", "nats-0"), ("NATS_STORE", &*world.text("store"))];
-    mpypi_tests::run_with("nats-server", &["-t", "-c", &node], &variables).expect_code(0);
-
-    let passwords = world.text("passwords");
-    for user in ["publisher", "kitchen"] {
-        let create: &[&str] = if user == "publisher" { &["-c"] } else { &[] };
-        run("mosquitto_passwd", &[create, &["-b", &passwords, user, "secret"]].concat()).expect_code(0);
-    }
-    let acl = deployed(&world, "mosquitto/acl", &[]);
-    let hub = Server::mosquitto_by(&world, |port| {
-        let listener = format!("listener {port} 127.0.0.1\nuser root");
-        let folder = format!("{}/", world.text("hub"));
-        fs::create_dir_all(&folder).unwrap();
-        let places = [
-            ("/var/lib/mosquitto/", &*folder),
-            ("/etc/mosquitto/passwords", &passwords),
-            ("/etc/mosquitto/acl", &acl),
-            ("listener 1883", &listener),
-        ];
-        deployed(&world, "mosquitto/hub.conf", &places)
-    });
-    let login = |user: &str| format!("mqtt://{user}:secret@{}", hub.address);
-    write_channel(&world, 3, 1);
-    publish(&world, &login("publisher"), &[]).wait().expect_code(0);
-    // A device may read it, write what is its own, and nothing else: what it publishes is acknowledged, and not retained.
-    let denied = publish(&world, &login("kitchen"), &["--sequence", "9"]).wait();
-    assert_eq!(denied.code, Some(1), "{denied:?}");
-    let root = world.text("node");
-    let arguments = ["run", "--once", "--root", &root, "--node", "kitchen", "--broker"];
-    run("mpypi-agent", &[&arguments[..], &[&login("kitchen")]].concat()).expect_code(0);
-    assert_eq!(world.files("node"), world.files("dev/src"));
-
-    let edge = Server::mosquitto_by(&world, |port| {
-        let folder = format!("{}/", world.text("edge"));
-        fs::create_dir_all(&folder).unwrap();
-        let (listener, up) = (format!("listener {port} 127.0.0.1\nuser root"), hub.address.to_string());
-        let places = [
-            ("/var/lib/mosquitto/", &*folder),
-            ("listener 1883 127.0.0.1", &listener),
-            ("address hub.local:1883", &*format!("address {up}")),
-            ("remote_username edge-1", "remote_username publisher"),
-            ("remote_password change-me", "remote_password secret"),
-        ];
-        deployed(&world, "mosquitto/edge.conf", &places)
-    });
-    until("the edge does not get the channel", || list(edge.address).is_some());
-}
-
-/// One row of the table in docs/brokers.md.
-fn engine(world: &World, name: &str, brokers: &str, nodes: u64) {
+/// One row of the table in docs/brokers.md. What is published to `brokers` comes to devices from `serving`.
+fn engine(world: &World, name: &str, brokers: &str, serving: &str, nodes: u64) {
     for number in 0..20 {
         world.write(&format!("dev/src/part{number}.py"), format!("# part {number:02}\n").repeat(800));
     }
     let started = clock();
     publish(world, brokers, &[]).wait().expect_code(0);
+    for address in serving.split(',').filter_map(|url| url.strip_prefix("mqtt://")?.parse().ok()) {
+        until("what was published does not come", || list(address).is_some_and(|list| list != b"[]"));
+    }
     let published = started.elapsed();
     let (nodes, report) = (nodes.to_string(), world.text(&format!("{name}.json")));
     let fleet =
-        ["fleet", "--broker", brokers, "--nodes", &nodes, "--confirm-after", "50ms", "--releases", "1"];
+        ["fleet", "--broker", serving, "--nodes", &nodes, "--confirm-after", "50ms", "--releases", "1"];
     let more = ["--for", "10m", "--report", &report, "--expect", "applied=100%", "--expect", "bricked=0"];
     run("mpypi-agent", &[&fleet[..], &more].concat()).expect_code(0);
     let report: serde_json::Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
@@ -496,18 +511,23 @@ fn the_same_fleet_on_each_engine() {
         "| engine | publish (s) | devices | median (s) | 95% (s) | last (s) | bytes each |\n|---|---|---|---|---|---|---|"
     );
     let world = World::new();
-    engine(&world, "ours", &Server::start(&world).url(), nodes);
-    engine(&world, "mosquitto", &Server::mosquitto(&World::new()).url(), nodes);
+    let alone = |name: &str, brokers: &str| engine(&world, name, brokers, brokers, nodes);
+    let home = World::new();
+    alone("ours", &Server::start(&home).url());
+    alone("mosquitto", &Server::mosquitto(&home).url());
     for count in [1, 3] {
         let home = World::new();
-        engine(&world, &format!("NATS, {count}"), &Cluster::start(&home, count).urls(), nodes);
+        alone(&format!("NATS, {count}"), &Cluster::start(&home, count).urls());
     }
+    let (home, site) = (World::new(), World::new());
+    let cluster = Cluster::start(&home, 3);
+    let addresses: Vec<String> = (0..3).map(|node| cluster.url(node)).collect();
+    let upstream: Vec<&str> = addresses.iter().flat_map(|url| ["--upstream", url]).collect();
+    let edge = Server::start_with(&site, &upstream);
+    engine(&world, "an edge of NATS, 3", &cluster.urls(), &edge.url(), nodes);
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the moment of a kill is real time, and any is right; a device tells nobody what is in its folder"
-)]
+#[expect(clippy::disallowed_methods, reason = "the moment of a kill is real time, and any is right")]
 fn wait(time: Duration) {
     thread::sleep(time);
 }

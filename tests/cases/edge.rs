@@ -15,8 +15,9 @@ use std::{
 use mpypi_protocol::{Digest, KeyId, PackageId, UpdateList, key::Algorithm};
 use mpypi_publisher::keys::Keys;
 use mpypi_tests::{
-    Client, Cluster, Deadline, Options, Output, Proxy, Server, Verdict, World, bytes, free_address, run,
-    run_with,
+    Client, Cluster, Deadline, Options, Output, Proxy, Server, Verdict, World, bytes,
+    disk::{Cut, Disk, Journal},
+    free_address, run, run_with,
 };
 use serde_json::Value;
 
@@ -272,6 +273,133 @@ fn an_edge_killed_at_any_step_of_a_mirror_serves_the_old_release_or_the_new_one(
     assert_eq!(fetched.last(), Some(&0), "all of it was there: {fetched:?}");
 }
 
+/// The release that an edge serves, if it has one. Everything that it names has to be there.
+fn whole_release(edge: &Server) -> Option<u64> {
+    let mut reader = Client::connect(edge.address, "reader");
+    let list = UpdateList::parse(&reader.retained("mpypi/channels/dev").unwrap().payload).unwrap();
+    for (id, _) in list.packages() {
+        let found = reader.retained(&id.topic()).map(|found| Digest::of(&found.payload));
+        assert_eq!(found, Some(*id.digest()), "of {:?}", list.release());
+    }
+    list.release().map(|release| release.sequence)
+}
+
+#[test]
+fn an_edge_whose_power_is_cut_at_any_sync_of_a_mirror_serves_a_whole_release_and_ends_with_the_newest() {
+    let seed = env::var("MPYPI_SEED").map_or_else(|_| fastrand::u64(..1000), |seed| seed.parse().unwrap());
+    println!("MPYPI_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let [hub_world, world] = [World::new(), World::new()];
+    let hub = Server::start(&hub_world);
+    let mut publisher = Client::connect(hub.address, "publisher");
+    let packages: Vec<_> = (0..5).map(|n| bytes(n, 20_000)).collect();
+    world.write("data/broker.toml", format!("[upstream]\nurl = \"{}\"\n", hub.url()));
+    let data = world.path("data");
+    let shim = world.path("journal.so");
+    Journal::build_shim(&shim);
+    let mut cuts = 0;
+    // What of it the disk had when the power went; with the last of it, the edge goes on.
+    let mut cut = |disk: &Disk, cut: Cut, before: u64, newest: u64| {
+        let left = world.path("left");
+        fs::create_dir(&left).unwrap();
+        disk.write_after(cut, &mut random, &left);
+        let edge = Server::start_on(&left, world.path("left.log"), &[]);
+        let found = whole_release(&edge).unwrap_or_default();
+        assert!((before..=newest).contains(&found), "{cut:?}: release {found}");
+        until_release(edge.address, "dev", newest);
+        assert_eq!(whole_release(&edge), Some(newest));
+        edge.kill();
+        fs::remove_dir_all(&left).unwrap();
+        cuts += 1;
+    };
+    for (newest, packages) in [(1, &packages[..3]), (2, &packages[1..])] {
+        release(&mut publisher, "dev", newest, packages);
+        let journal = Journal::new(&shim, world.path(&format!("journal-{newest}")), &data);
+        let mut disk = Disk::of(&data);
+        let edge = Server::start_on(&data, world.path("broker.log"), &journal.environment());
+        until_release(edge.address, "dev", newest);
+        edge.kill();
+        // Between two syncs nothing more can be lost than right before the second.
+        for record in journal.records() {
+            if record.is_sync() {
+                cut(&disk, Cut::LosesSome, newest - 1, newest);
+            }
+            disk.apply(&record);
+            if record.is_sync() {
+                cut(&disk, Cut::LosesAll, newest - 1, newest);
+            }
+        }
+    }
+    println!("{cuts} power cuts");
+    assert!(cuts > 20);
+}
+
+#[test]
+fn another_list_under_the_same_number_is_refused_and_the_edge_says_so() {
+    let [hub_world, world] = [World::new(), World::new()];
+    let hub = Server::mosquitto(&hub_world);
+    let mut publisher = Client::connect(hub.address, "publisher");
+    let (first, second) = (bytes(1, 1000), bytes(2, 1000));
+    release(&mut publisher, "dev", 7, std::slice::from_ref(&first));
+    let edge = edge(&world, &hub.url(), &[]);
+    until_release(edge.address, "dev", 7);
+    release(&mut publisher, "dev", 7, std::slice::from_ref(&second));
+    let is_said = |seen: &Value| {
+        seen["channels"]["dev"]["held"].as_str().is_some_and(|why| {
+            why.starts_with("the upstream has another list as release 7 of `dev` than it had")
+        })
+    };
+    until_upstream(&edge, "health does not say so", is_said);
+    assert_eq!(metric(&edge, "mpypi_upstream_held_lists"), 1);
+    assert!(edge.log().contains("the upstream has another list as release 7"), "{}", edge.log());
+    let mut reader = Client::connect(edge.address, "reader");
+    let kept = list("dev", 7, std::slice::from_ref(&first));
+    assert_eq!(reader.retained("mpypi/channels/dev").unwrap().payload, kept);
+    // Also for one that was started anew and whose channel was cleared there meanwhile.
+    assert_eq!(edge.stop("-TERM"), Some(0));
+    let edge = Server::start_with(&world, &[&["--upstream", &hub.url()], &HTTP[..]].concat());
+    until_upstream(&edge, "health does not say so after a restart", is_said);
+    assert!(publisher.retain("mpypi/channels/dev", b""));
+    until(edge.address, "mpypi/channels/dev", |payload| payload == b"[]" || payload.is_empty());
+    release(&mut publisher, "dev", 7, std::slice::from_ref(&second));
+    until_upstream(&edge, "health does not say so after a clear", is_said);
+    // The very same is no other list, and what is higher is news.
+    release(&mut publisher, "dev", 7, std::slice::from_ref(&first));
+    assert_eq!(until_release(edge.address, "dev", 7), kept);
+    until_upstream(&edge, "nothing is held back", |seen| seen["channels"]["dev"]["held"].is_null());
+    release(&mut publisher, "dev", 8, std::slice::from_ref(&second));
+    until_release(edge.address, "dev", 8);
+}
+
+#[test]
+fn a_node_that_a_site_forgets_while_its_line_is_down_is_forgotten_upstream_although_the_edge_was_killed() {
+    let [hub_world, world] = [World::new(), World::new()];
+    let hub = Server::start(&hub_world);
+    let (line, cut) = line(hub.address);
+    let first = edge(&world, &line.url(), &[]);
+    let mut local = Client::connect(first.address, "local");
+    let topics = ["info", "state", "online"].map(|subject| format!("mpypi/nodes/lamp/{subject}"));
+    for topic in topics.iter().map(String::as_str).chain(["mpypi/nodes/door/state"]) {
+        assert!(local.retain(topic, b"{}"));
+    }
+    until(hub.address, "mpypi/nodes/door/state", |payload| payload == b"{}");
+    until_upstream(&first, "all is up", |seen| seen["waiting"] == 0);
+    cut.store(true, Ordering::SeqCst);
+    for topic in &topics {
+        assert!(local.retain(topic, b""));
+    }
+    first.kill();
+    assert_eq!(nodes(hub.address).len(), 4);
+    cut.store(false, Ordering::SeqCst);
+    let edge = edge(&world, &line.url(), &[]);
+    until_upstream(&edge, "it is connected", |seen| seen["connected"] == true);
+    let deadline = Deadline::new();
+    while nodes(hub.address) != nodes(edge.address) {
+        deadline.check("the upstream still has what the site forgot");
+    }
+    assert_eq!(nodes(hub.address).keys().collect::<Vec<_>>(), ["mpypi/nodes/door/state"]);
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for item in fs::read_dir(from).unwrap() {
@@ -380,6 +508,7 @@ fn of_mosquitto_an_edge_takes_releases_and_clears_and_never_an_older_one() {
     assert!(has(&reader.retained("mpypi/channels/dev").unwrap().payload, 5));
     assert!(publisher.retain(&topic(&late), &late));
     until_release(edge.address, "dev", 6);
+    until_upstream(&edge, "it is taken", |seen| seen["channels"]["dev"]["sequence"] == 6);
 
     assert!(publisher.retain("mpypi/channels/dev", &list("dev", 4, &packages[..1])));
     assert!(publisher.retain("mpypi/channels/old", b""));

@@ -1,7 +1,12 @@
-//! Gateways: HTTP to a cluster, here mosquitto, by programs that are no brokers and know nothing of each other.
+//! Gateways: HTTP to a cluster, mosquitto or three nodes of NATS, by programs that are no brokers and know nothing of each other.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use mpypi_protocol::{Digest, UpdateList};
-use mpypi_tests::{Client, Deadline, Server, World, http::Web, run};
+use mpypi_tests::{Client, Cluster, Deadline, Server, World, clock, face::until, http::Web, run};
 use serde_json::Value;
 
 /// A channel's folder with one project.
@@ -19,15 +24,6 @@ fn publish(world: &World, url: &str) {
 fn health(gateway: &Server) -> (u16, Value) {
     let (code, text) = gateway.get("/healthz");
     (code, serde_json::from_str(&text).unwrap())
-}
-
-#[track_caller]
-fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Deadline::new();
-    while !is() {
-        deadline.check(what);
-        std::thread::yield_now();
-    }
 }
 
 fn list(client: &mut Client) -> UpdateList {
@@ -135,6 +131,124 @@ fn two_gateways_side_by_side_show_the_same_and_what_comes_through_one_is_in_both
     });
     for path in ["/simple/left/", "/simple/right/", "/simple/extra/", "/simple/blink/"] {
         same(path);
+    }
+}
+
+#[test]
+fn two_gateways_to_three_nodes_of_nats_serve_on_while_one_node_is_killed_and_show_what_comes_later() {
+    let [hub_world, one_world, other_world, world] = [World::new(), World::new(), World::new(), World::new()];
+    let mut hub = Cluster::start(&hub_world, 3);
+    let urls: Vec<String> = (0..3).map(|node| hub.url(node)).collect();
+    project(&world, "1.0");
+    publish(&world, &hub.urls());
+    // Each begins at another node.
+    let start = |world: &World, [first, second, third]: [usize; 3]| {
+        let others = ["--upstream", &urls[second], "--upstream", &urls[third]];
+        Server::gateway(world, &urls[first], &others)
+    };
+    let gateways = [start(&one_world, [0, 1, 2]), start(&other_world, [1, 2, 0])];
+    for gateway in &gateways {
+        until("the gateway is ready", || health(gateway).0 == 200);
+    }
+    let get = |gateway: &Server, path: &str| {
+        let answer = Web::get(gateway.http.unwrap(), path, &[]);
+        (answer.code, answer.body)
+    };
+    let parsed = list(&mut Client::connect(hub.address(0), "reader"));
+    let packages: Vec<_> = parsed.packages().map(|(id, _)| *id.digest()).collect();
+    let simple = get(&gateways[0], "/simple/blink/");
+    assert_eq!(simple.0, 200);
+
+    // Somebody reads from both all along.
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let deadline = Deadline::new();
+            let mut rounds = 0;
+            while !is_over.load(Ordering::SeqCst) {
+                for gateway in &gateways {
+                    assert_eq!(get(gateway, "/simple/blink/"), simple);
+                    for digest in &packages {
+                        let (code, body) = get(gateway, &format!("/packages/{digest}"));
+                        assert_eq!((code, Digest::of(&body)), (200, *digest));
+                    }
+                    assert_eq!(health(gateway).0, 200);
+                }
+                rounds += 1;
+                deadline.check("the gateway does not move");
+            }
+            rounds
+        });
+        // The first one's.
+        hub.kill(0);
+        let deadline = Deadline::new();
+        loop {
+            let upstream = health(&gateways[0]).1["upstream"].take();
+            let is_elsewhere = upstream["url"].as_str().is_some_and(|url| !url.starts_with(&urls[0]));
+            if (is_elsewhere && upstream["connected"] == true) || reader.is_finished() {
+                break;
+            }
+            deadline.check("the gateway does not move");
+        }
+        is_over.store(true, Ordering::SeqCst);
+        assert!(reader.join().unwrap() > 0);
+    });
+
+    // What is published now shows in both. A survivor may be stuck until the third is back, which `mpypi publish` says; and
+    // nobody may tell a subscriber what the dead one owed.
+    let folder = world.text("dev");
+    let shows = |version: &str| {
+        gateways
+            .iter()
+            .all(|gateway| String::from_utf8_lossy(&get(gateway, "/simple/blink/").1).contains(version))
+    };
+    let is_published = (1..5).any(|minor| {
+        if minor == 3 {
+            hub.restart(0);
+        }
+        let version = format!("1.{minor}");
+        project(&world, &version);
+        let bounds = ["--may-be-down", "1", "--agree-within", "15s"];
+        let output = run("mpypi", &[&["publish", &folder, "--broker", &hub.urls()], &bounds[..]].concat());
+        let started = clock();
+        while output.code == Some(0) && started.elapsed() < Duration::from_secs(15) {
+            if shows(&version) {
+                return true;
+            }
+            std::thread::yield_now();
+        }
+        println!("{version}: {:?} {}", output.code, output.stderr);
+        false
+    });
+    assert!(is_published);
+
+    // An upload through one is in the cluster, and in the other.
+    let deadline = Deadline::new();
+    while upload(&gateways[0], "extra", "2.0").0 != 200 {
+        deadline.check("the cluster takes no upload");
+    }
+    until("the upload shows in both", || {
+        gateways
+            .iter()
+            .all(|gateway| String::from_utf8_lossy(&get(gateway, "/simple/extra/").1).contains("2.0"))
+    });
+    assert_eq!(get(&gateways[0], "/simple/extra/"), get(&gateways[1], "/simple/extra/"));
+    // One of the survivors may be stuck, or slow to say what it has.
+    let found = |node: usize| {
+        let found = Client::connect(hub.address(node), "reader").retained_at("mpypi/channels/dev", 0)?;
+        let is_there = String::from_utf8_lossy(&found.payload).contains("\"extra\"");
+        UpdateList::parse(&found.payload).ok().filter(|_| is_there)
+    };
+    let mut served = None;
+    until("the cluster has the upload", || {
+        served = found(1).or_else(|| found(2));
+        served.is_some()
+    });
+    for (id, _) in served.unwrap().packages() {
+        let path = format!("/packages/{}", id.digest());
+        let (code, body) = get(&gateways[0], &path);
+        assert_eq!((code, Digest::of(&body)), (200, *id.digest()));
+        assert_eq!(get(&gateways[1], &path), (code, body));
     }
 }
 

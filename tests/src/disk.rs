@@ -134,6 +134,12 @@ pub struct Record {
 impl Record {
     const HEAD: usize = 25;
 
+    /// Whether a file or folder is told to keep what was done to it, so that less is lost from here on.
+    #[must_use]
+    pub fn is_sync(&self) -> bool {
+        self.what == 5
+    }
+
     fn read(bytes: &[u8]) -> Option<Record> {
         let long = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let short = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?) as usize);

@@ -75,6 +75,12 @@ pub fn eventually<T>(complaint: &str, mut look: impl FnMut() -> Option<T>) -> T 
     }
 }
 
+/// Waits until something is so.
+#[track_caller]
+pub fn until(complaint: &str, mut is: impl FnMut() -> bool) {
+    eventually(complaint, || is().then_some(()));
+}
+
 #[expect(clippy::disallowed_methods, reason = "who asks over HTTP is not told when to ask again")]
 fn pause() {
     thread::sleep(Duration::from_millis(20));

@@ -25,7 +25,7 @@ mod server;
 
 pub use authority::{Authority, Validity};
 pub use client::{Client, Options, Received, fill};
-pub use nats::Cluster;
+pub use nats::{Cluster, Place};
 pub use programs::{Output, Running, World, bytes, files_below, micropython, peer, program, run, run_with};
 pub use proxy::{Proxy, Verdict};
 pub use server::{Deadline, Kind, Secure, Server, clock, free_address};

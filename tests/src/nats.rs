@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -26,15 +26,36 @@ const START: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// Who may retain messages below `mpypi/`, if not everybody.
+    login: Option<(String, String)>,
 }
 
 /// One node.
 #[derive(Debug)]
 struct Node {
+    name: String,
+    store: PathBuf,
     settings: PathBuf,
     log: PathBuf,
     address: SocketAddr,
     child: Option<Child>,
+}
+
+/// Where a node is to be.
+#[derive(Debug)]
+pub struct Place<'p> {
+    /// Its name, which it also finds in `NATS_NAME`.
+    pub name: &'p str,
+    /// The folder of what it keeps, which it also finds in `NATS_STORE`.
+    pub store: &'p Path,
+    /// Where clients of NATS itself come.
+    pub clients: SocketAddr,
+    /// Where clients of MQTT come.
+    pub mqtt: SocketAddr,
+    /// Where other nodes come.
+    pub route: SocketAddr,
+    /// The same of all nodes, as URLs.
+    pub routes: &'p [String],
 }
 
 impl Cluster {
@@ -48,8 +69,36 @@ impl Cluster {
     /// The same, with more settings, for each node the same.
     #[must_use]
     pub fn start_with(world: &World, nodes: usize, more: &str) -> Cluster {
+        Cluster::start_by(world, nodes, None, |place| {
+            let Place { name, store, clients, mqtt, route, routes } = place;
+            let cluster = match nodes {
+                1 => String::new(),
+                _ => format!(
+                    "cluster {{ name: test, listen: \"{route}\", routes: [{}] }}\n",
+                    routes.join(", ")
+                ),
+            };
+            let settings = format!(
+                "server_name: \"{name}\"\nlisten: \"{clients}\"\nmax_payload: 8MB\nwrite_deadline: \"2m\"\n\
+                 jetstream {{ store_dir: \"{}\" }}\nmqtt {{ listen: \"{mqtt}\" }}\n{cluster}{more}\n",
+                store.display()
+            );
+            world.write(&format!("{name}.conf"), settings)
+        })
+    }
+
+    /// The same, with the file of settings that is written for each node. Users, if there are any, are among them: `login` is the
+    /// name and the password of one who may retain messages below `mpypi/`.
+    #[must_use]
+    pub fn start_by(
+        world: &World,
+        nodes: usize,
+        login: Option<(&str, &str)>,
+        write: impl Fn(&Place<'_>) -> PathBuf,
+    ) -> Cluster {
         for start in 0..STARTS {
-            let mut cluster = Cluster::lay_out(world, start, nodes, more);
+            let mut cluster = Cluster::lay_out(world, start, nodes, &write);
+            cluster.login = login.map(|(user, password)| (user.to_owned(), password.to_owned()));
             for node in &mut cluster.nodes {
                 node.start();
             }
@@ -63,28 +112,18 @@ impl Cluster {
         panic!("nats-server does not start");
     }
 
-    fn lay_out(world: &World, start: u32, nodes: usize, more: &str) -> Cluster {
+    fn lay_out(world: &World, start: u32, nodes: usize, write: &dyn Fn(&Place<'_>) -> PathBuf) -> Cluster {
         let routes: Vec<SocketAddr> = (0..nodes).map(|_| free_address()).collect();
         let urls: Vec<String> = routes.iter().map(|route| format!("nats://{route}")).collect();
         let node = |(number, route): (usize, &SocketAddr)| {
             let name = format!("nats-{start}-{number}");
-            let (clients, address) = (free_address(), free_address());
-            let store = world.path(&name);
-            let cluster = match nodes {
-                1 => String::new(),
-                _ => {
-                    format!("cluster {{ name: test, listen: \"{route}\", routes: [{}] }}\n", urls.join(", "))
-                }
-            };
-            let settings = format!(
-                "server_name: \"{name}\"\nlisten: \"{clients}\"\nmax_payload: 8MB\nwrite_deadline: \"2m\"\n\
-                 jetstream {{ store_dir: \"{}\" }}\nmqtt {{ listen: \"{address}\" }}\n{cluster}{more}\n",
-                store.display()
-            );
-            let settings = world.write(&format!("{name}.conf"), settings);
-            Node { settings, log: world.path(&format!("{name}.log")), address, child: None }
+            let (clients, address, store) = (free_address(), free_address(), world.path(&name));
+            let (log, route) = (world.path(&format!("{name}.log")), *route);
+            let place = Place { name: &name, store: &store, clients, mqtt: address, route, routes: &urls };
+            let settings = write(&place);
+            Node { name, store, settings, log, address, child: None }
         };
-        Cluster { nodes: routes.iter().enumerate().map(node).collect() }
+        Cluster { nodes: routes.iter().enumerate().map(node).collect(), login: None }
     }
 
     /// How many nodes there are.
@@ -141,7 +180,7 @@ impl Cluster {
             if child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some()) {
                 return false;
             }
-            if TcpStream::connect(*address).is_ok() && retains(*address) {
+            if TcpStream::connect(*address).is_ok() && retains(*address, self.login.as_ref()) {
                 return true;
             }
             pause();
@@ -151,12 +190,10 @@ impl Cluster {
 }
 
 /// Whether a broker lets a client in and keeps a message for it.
-fn retains(address: SocketAddr) -> bool {
-    let topic = format!("ready/{}", address.port());
-    let Some((mut client, 0)) = Client::try_connect(address, &Options::id(&format!("ready-{address}")))
-    else {
-        return false;
-    };
+fn retains(address: SocketAddr, login: Option<&(String, String)>) -> bool {
+    let topic = format!("mpypi/ready/{}", address.port());
+    let options = Options { login: login.cloned(), ..Options::id(&format!("ready-{address}")) };
+    let Some((mut client, 0)) = Client::try_connect(address, &options) else { return false };
     client.retain(&topic, b"1") && client.retain(&topic, b"")
 }
 
@@ -166,6 +203,8 @@ impl Node {
         let child = Command::new(peer("nats-server"))
             .arg("-c")
             .arg(&self.settings)
+            .env("NATS_NAME", &self.name)
+            .env("NATS_STORE", &self.store)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

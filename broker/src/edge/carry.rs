@@ -1,10 +1,6 @@
 //! The driver of the [relay](super::relay): a connection, the index, and what the site's nodes say.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use mpypi_protocol::topic::{EDGES, NODES};
@@ -26,12 +22,12 @@ use crate::{
     connection::Shared,
     index::{Index, Step},
     limits::Limits,
+    listener::Listener,
     mailbox::{Delivery, Mail, Mailbox},
-    message::{Refusal, SessionId},
-    packet::{Publish, Qos, Reason, RetainHandling, SubscriptionOptions},
+    message::Refusal,
+    packet::{Publish, Reason, SubscriptionOptions},
     pulse::MIRROR,
     submit::{By, retained, submit},
-    subscriptions::Receiver,
 };
 
 /// Messages of nodes that wait to be looked at; with more, the index is looked through.
@@ -47,13 +43,13 @@ const UPLOADS: u64 = 1 << 63;
 
 /// Relays until the broker stops.
 pub(super) async fn run(edge: &Arc<Edge>, shared: &Arc<Shared>, mut uploads: mpsc::Receiver<Upload>) {
-    let listener = Listener::begin(shared);
+    let listener = listen(shared);
     let mut carrier = Carrier::new(edge, shared);
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
             incoming = carrier.wire.next() => carrier.incoming(incoming).await,
-            () = listener.mailbox.arrived() => carrier.hear(&listener.mailbox).await,
+            () = listener.mailbox().arrived() => carrier.hear(listener.mailbox()).await,
             Some(settled) = carrier.handing.join_next() => match settled {
                 Ok((id, is_done)) => carrier.handle(Event::Settled { id, is_done }).await,
                 Err(error) => tracing::error!(%error, "cannot hand on what came from upstream"),
@@ -242,6 +238,19 @@ impl<'e> Carrier<'e> {
                 yield_now().await;
             }
         }
+        let mut since = self.edge.memory.cleared();
+        loop {
+            let gone = index.gone(since, TURN).unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot look what was cleared of nodes");
+                Vec::new()
+            });
+            let Some((last, _)) = gone.last() else { break };
+            since = *last;
+            for (version, topic) in gone {
+                effects.extend(self.relay.handle(Event::Gone { topic, version }, &Shelf(index)));
+            }
+            yield_now().await;
+        }
         effects.extend(self.relay.handle(Event::Scanned, &Shelf(index)));
         effects
     }
@@ -274,45 +283,12 @@ impl<'e> Carrier<'e> {
     }
 }
 
-/// Hears, beside any client, of what is said about nodes and edges. Stops when it is dropped.
-struct Listener {
-    mailbox: Arc<Mailbox>,
-    id: SessionId,
-    filters: [String; 2],
-    shared: Arc<Shared>,
-}
-
-impl Listener {
-    fn begin(shared: &Arc<Shared>) -> Listener {
-        let limits =
-            Limits { queue_messages: WAITING, queue_bytes: WAITING_BYTES, ..(*shared.limits).clone() };
-        let mailbox = Arc::new(Mailbox::new(&limits));
-        let id = shared.registry.next_id();
-        let filters = [format!("{NODES}+/+"), format!("{EDGES}+")];
-        let options = SubscriptionOptions {
-            qos: Qos::AtMostOnce,
-            no_local: false,
-            retain_as_published: true,
-            retain_handling: RetainHandling::DoNotSend,
-            identifier: None,
-        };
-        let mut subscriptions = shared.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        for filter in &filters {
-            let receiver = Receiver { mailbox: mailbox.clone(), options, since: shared.tickets.next() };
-            subscriptions.insert(filter, id, receiver);
-        }
-        drop(subscriptions);
-        Listener { mailbox, id, filters, shared: shared.clone() }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let mut subscriptions = self.shared.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        for filter in &self.filters {
-            subscriptions.remove(filter, self.id);
-        }
-    }
+/// Hears of what is said about nodes and edges.
+fn listen(shared: &Shared) -> Listener {
+    let limits = Limits { queue_messages: WAITING, queue_bytes: WAITING_BYTES, ..(*shared.limits).clone() };
+    let options = SubscriptionOptions { retain_as_published: true, ..SubscriptionOptions::LIVE };
+    let filters = [format!("{NODES}+/+"), format!("{EDGES}+")];
+    Listener::new(&shared.subscriptions, &shared.tickets, filters, options, Arc::new(Mailbox::new(&limits)))
 }
 
 /// The index, as the relay looks at it.

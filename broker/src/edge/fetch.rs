@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use mpypi_protocol::Topic;
+use mpypi_protocol::{Digest, Topic, list::Piece};
 use rumqttc::QoS;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -21,6 +21,7 @@ use crate::{
     clock::{self, Now},
     connection::Shared,
     index::{Index, IndexError},
+    message::Payload,
     pulse::MIRROR,
     submit::{By, clear, retained, submit},
 };
@@ -73,8 +74,12 @@ struct Fetcher<'e> {
 impl<'e> Fetcher<'e> {
     fn new(edge: &'e Arc<Edge>, shared: &'e Arc<Shared>) -> Fetcher<'e> {
         let config = &edge.config;
-        let options =
-            Options { channels: config.channels.clone(), pin: config.pin.clone(), hours: config.window };
+        let options = Options {
+            channels: config.channels.clone(),
+            pin: config.pin.clone(),
+            hours: config.window,
+            part: config.part,
+        };
         let endpoints = config.endpoints.iter().map(|endpoint| {
             let endpoint = endpoint.metered(edge.meter.clone());
             config.bandwidth.map_or(endpoint.clone(), |rate| endpoint.paced(rate))
@@ -171,8 +176,8 @@ impl<'e> Fetcher<'e> {
                         (String::new(), Ok(()))
                     });
                 }
-                Effect::Took(channel, number) => {
-                    self.edge.memory.take(&channel, number);
+                Effect::Took(channel, taken) => {
+                    self.edge.memory.take(&channel, taken);
                     self.edge.memory.save();
                 }
                 Effect::Tell(Tell::News(text)) => tracing::info!("{text}"),
@@ -203,6 +208,14 @@ impl Library for Shelf<'_> {
     fn get(&self, topic: &str) -> Option<Bytes> {
         let message = said(topic, self.0.get(topic, clock::now().unix_ms))?;
         said(topic, self.0.payload(&message.payload).map(Some))
+    }
+
+    fn holds(&self, piece: &Piece) -> bool {
+        let kept = said(&piece.topic, self.0.get(&piece.topic, clock::now().unix_ms));
+        kept.is_some_and(|message| match &message.payload {
+            Payload::Blob(digest, _) => *digest == piece.digest,
+            Payload::Inline(bytes) => Digest::of(bytes) == piece.digest,
+        })
     }
 }
 

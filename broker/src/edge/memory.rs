@@ -8,7 +8,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use mpypi_protocol::{ChannelName, NodeId};
+use mpypi_protocol::{ChannelName, Digest, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::{Readers, write};
@@ -25,6 +25,17 @@ pub struct Number {
     pub sequence: u64,
 }
 
+/// A release that was taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Its number.
+    #[serde(flatten)]
+    pub number: Number,
+    /// The digest of its list, unless an earlier version of this program took it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub list: Option<Digest>,
+}
+
 /// What is remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Remembered {
@@ -32,9 +43,12 @@ struct Remembered {
     /// The index's version up to which the upstream has all of the site's nodes.
     #[serde(default)]
     carried: u64,
+    /// The version up to which it has been told of all clears, also if it has forgotten since what else it was told.
+    #[serde(default)]
+    cleared: u64,
     /// The highest release of each channel.
     #[serde(default)]
-    releases: BTreeMap<ChannelName, Number>,
+    releases: BTreeMap<ChannelName, Taken>,
 }
 
 /// The file and what is in it.
@@ -68,7 +82,7 @@ impl Memory {
             None => {
                 let name =
                     NodeId::new(format!("edge-{:08x}", fastrand::u32(..))).map_err(io::Error::other)?;
-                (Remembered { name, carried: 0, releases: BTreeMap::new() }, true)
+                (Remembered { name, carried: 0, cleared: 0, releases: BTreeMap::new() }, true)
             }
         };
         let memory = Memory { path, values: Mutex::new((values.clone(), values)) };
@@ -91,22 +105,38 @@ impl Memory {
         self.lock().1.carried
     }
 
+    /// The version of the index up to which the upstream has been told of all clears. It is told once: what it has forgotten
+    /// since may be another site's by now.
+    #[must_use]
+    pub fn cleared(&self) -> u64 {
+        self.lock().1.cleared
+    }
+
+    /// The same, as it would be known after a power cut.
+    #[must_use]
+    pub fn saved(&self) -> u64 {
+        self.lock().0.cleared
+    }
+
     /// The highest release of each channel.
     #[must_use]
-    pub fn releases(&self) -> BTreeMap<ChannelName, Number> {
+    pub fn releases(&self) -> BTreeMap<ChannelName, Taken> {
         self.lock().1.releases.clone()
     }
 
     /// Notes up to which version the upstream has everything.
     pub fn carry(&self, version: u64) {
-        self.lock().1.carried = version;
+        let values = &mut self.lock().1;
+        (values.carried, values.cleared) = (version, version.max(values.cleared));
     }
 
-    /// Notes a channel's release, if it is higher than what is noted.
-    pub fn take(&self, channel: &ChannelName, number: Number) {
+    /// Notes a channel's release, unless a higher one is noted.
+    pub fn take(&self, channel: &ChannelName, taken: Taken) {
         let mut values = self.lock();
         let noted = values.1.releases.entry(channel.clone()).or_default();
-        *noted = number.max(*noted);
+        if taken.number >= noted.number {
+            *noted = taken;
+        }
     }
 
     /// Writes what has changed since the last time.
@@ -145,13 +175,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let memory = Memory::open(folder.path()).unwrap();
         let (name, dev) = (memory.name(), ChannelName::new("dev").unwrap());
+        memory.carry(9);
         memory.carry(7);
-        memory.take(&dev, Number { epoch: 1, sequence: 2 });
-        memory.take(&dev, Number { epoch: 0, sequence: 9 });
+        assert_eq!((memory.cleared(), memory.saved()), (9, 0));
+        let taken = |epoch, sequence, list| Taken { number: Number { epoch, sequence }, list };
+        let second = taken(1, 2, Some(Digest::of(b"[]")));
+        memory.take(&dev, second);
+        memory.take(&dev, taken(0, 9, None));
         memory.save();
         let again = Memory::open(folder.path()).unwrap();
-        assert_eq!((again.name(), again.carried()), (name, 7));
-        assert_eq!(again.releases()[&dev], Number { epoch: 1, sequence: 2 });
+        assert_eq!((again.name(), again.carried(), again.saved()), (name, 7, 9));
+        assert_eq!(again.releases()[&dev], second);
+        // As an earlier version wrote it.
+        let old = r#"{"name":"edge-1","carried":3,"releases":{"dev":{"epoch":0,"sequence":9}}}"#;
+        fs::write(folder.path().join(FILE), old).unwrap();
+        assert_eq!(Memory::open(folder.path()).unwrap().releases()[&dev], taken(0, 9, None));
         fs::write(folder.path().join(FILE), "{").unwrap();
         let anew = Memory::open(folder.path()).unwrap();
         assert_eq!(anew.carried(), 0);

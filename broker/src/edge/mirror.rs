@@ -7,6 +7,7 @@
 //! | what comes | what becomes of it |
 //! |---|---|
 //! | a list with a lower number than the channel had | left, and said so |
+//! | another list with the number that the channel had | left, and said so: a number never comes twice. A [gateway](Part::Gateway) shows what there is, and says so |
 //! | a list that its keys do not vouch for | waits: the root that lets its key sign may be on its way |
 //! | nothing, where there was a list | the channel keeps what it has: a broker that forgot is no order |
 //! | an empty message on a channel, live | the channel is cleared, as there |
@@ -23,12 +24,16 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use mpypi_protocol::{
     ChannelName, Digest, Root, Topic, Trust, UpdateList, limits,
+    list::Piece,
     rollout::Rollout,
     root::{self, SignedRoot},
     topic::{CHANNELS, ROOTS},
 };
 
-use super::{Hours, includes, memory::Number};
+use super::{
+    Hours, Part, includes,
+    memory::{Number, Taken},
+};
 use crate::access::Channels;
 
 /// Packages asked for at once.
@@ -49,6 +54,8 @@ pub const BASE_TRIES: u32 = 4;
 pub const HELD: Duration = Duration::from_secs(60);
 /// How often is looked whether all that lists name is still there.
 pub const LOOK: Duration = Duration::from_secs(3600);
+/// How often the upstream is asked again for all lists: what it owed when a node of its cluster died, the others do not bring.
+pub const ASK: Duration = Duration::from_secs(300);
 /// How long nothing comes before what came is taken for all.
 pub const QUIET: Duration = Duration::from_secs(1);
 /// Roots that wait for one before them.
@@ -63,6 +70,8 @@ pub struct Options {
     pub pin: Option<Root>,
     /// When packages are fetched, if not always.
     pub hours: Option<Hours>,
+    /// For whom.
+    pub part: Part,
 }
 
 /// One moment.
@@ -81,6 +90,9 @@ pub trait Library {
 
     /// What is retained on a topic.
     fn get(&self, topic: &str) -> Option<Bytes>;
+
+    /// Whether a package, or a chunk of one, is retained, with its own bytes.
+    fn holds(&self, piece: &Piece) -> bool;
 }
 
 /// What happens.
@@ -135,7 +147,7 @@ pub enum Effect {
     /// Clear what a channel retains.
     Clear(String),
     /// A channel's list was kept, or is the present one already.
-    Took(ChannelName, Number),
+    Took(ChannelName, Taken),
     /// Say something to people.
     Tell(Tell),
 }
@@ -175,7 +187,9 @@ pub struct Mirror {
     is_connected: bool,
     /// Filters that were not answered.
     owed: usize,
-    taken: BTreeMap<ChannelName, Number>,
+    taken: BTreeMap<ChannelName, Taken>,
+    /// Why the upstream's list of a channel was left.
+    left: BTreeMap<ChannelName, String>,
     /// Lists that are not kept yet.
     coming: BTreeMap<ChannelName, Coming>,
     /// Lists that the index has not settled yet.
@@ -186,6 +200,7 @@ pub struct Mirror {
     roots: BTreeMap<u64, Bytes>,
     heard: (u64, Duration),
     looked: Duration,
+    asked: Duration,
     is_whole: bool,
 }
 
@@ -194,8 +209,7 @@ pub struct Mirror {
 struct Coming {
     payload: Bytes,
     list: UpdateList,
-    /// Topics of packages that are not here, and their sizes.
-    missing: BTreeMap<String, u64>,
+    missing: Lacks,
     base: Base,
     stage: Stage,
 }
@@ -208,7 +222,16 @@ enum Base {
     /// Its list is not here.
     Wanted(String),
     /// Its list is here; these of its packages are not.
-    Lacks(BTreeMap<String, u64>),
+    Lacks(Lacks),
+}
+
+/// Packages, or chunks of them, that are not here, by their topics.
+type Lacks = BTreeMap<String, Lack>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lack {
+    digest: Digest,
+    size: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -240,10 +263,11 @@ enum Asked {
 impl Mirror {
     /// A mirror that has had `taken` releases, over what `library` has.
     #[must_use]
-    pub fn new(options: Options, mut taken: BTreeMap<ChannelName, Number>, library: &impl Library) -> Mirror {
-        for (channel, number) in &mut taken {
-            *number = (*number)
-                .max(present(library, channel).and_then(|list| number_of(&list)).unwrap_or_default());
+    pub fn new(options: Options, mut taken: BTreeMap<ChannelName, Taken>, library: &impl Library) -> Mirror {
+        for (channel, taken) in &mut taken {
+            if let Some(here) = present(library, channel).filter(|here| here.number >= taken.number) {
+                *taken = here;
+            }
         }
         let mut trusted = options.pin.clone();
         while let Some(root) = &trusted {
@@ -260,12 +284,14 @@ impl Mirror {
             is_connected: false,
             owed: 0,
             taken,
+            left: BTreeMap::new(),
             coming: BTreeMap::new(),
             keeping: BTreeMap::new(),
             fetches: BTreeMap::new(),
             roots: BTreeMap::new(),
             heard: (0, Duration::ZERO),
             looked: Duration::ZERO,
+            asked: Duration::ZERO,
             is_whole: false,
         }
     }
@@ -309,19 +335,20 @@ impl Mirror {
     /// How each channel stands.
     #[must_use]
     pub fn standings(&self) -> Vec<Standing> {
-        let names: BTreeSet<_> = self.taken.keys().chain(self.coming.keys()).collect();
+        let names: BTreeSet<_> =
+            self.taken.keys().chain(self.coming.keys()).chain(self.left.keys()).collect();
         let standing = |channel: &ChannelName| {
             let coming = self.coming.get(channel);
             Standing {
                 channel: channel.clone(),
-                sequence: self.taken.get(channel).map(|number| number.sequence),
+                sequence: self.taken.get(channel).map(|taken| taken.number.sequence),
                 coming: coming.and_then(|coming| Some(number_of(&coming.list)?.sequence)),
                 missing: coming.map_or(0, |coming| coming.lacks().count()),
                 bytes: coming.map_or(0, |coming| coming.lacks().map(|(_, size)| size).sum()),
-                held: coming.and_then(|coming| match &coming.stage {
-                    Stage::Held { why, .. } => Some(why.clone()),
-                    _ => None,
-                }),
+                held: match coming.map(|coming| &coming.stage) {
+                    Some(Stage::Held { why, .. }) => Some(why.clone()),
+                    _ => self.left.get(channel).cloned(),
+                },
             }
         };
         names.into_iter().map(standing).collect()
@@ -330,12 +357,19 @@ impl Mirror {
     fn connected(&mut self, moment: Moment, out: &mut Vec<Effect>) {
         self.is_connected = true;
         self.heard.1 = moment.now;
+        self.owed = 0;
+        self.ask(moment, out);
+    }
+
+    /// Asks for roots and lists.
+    fn ask(&mut self, moment: Moment, out: &mut Vec<Effect>) {
+        self.asked = moment.now;
         let mut filters = vec![format!("{ROOTS}+")];
         match &self.options.channels {
             Channels::All => filters.push(format!("{CHANNELS}+")),
             Channels::Only(names) => filters.extend(names.iter().map(ChannelName::topic)),
         }
-        self.owed = filters.len();
+        self.owed += filters.len();
         out.extend(filters.chunks(limits::SUBSCRIBE_FILTERS).map(|some| Effect::Subscribe(some.to_vec())));
     }
 
@@ -356,6 +390,7 @@ impl Mirror {
     ) {
         match Topic::parse(topic) {
             Ok(Topic::Channel(channel)) if includes(&self.options.channels, &channel) => {
+                self.left.remove(&channel);
                 self.list(moment, channel, payload, library, out);
             }
             Ok(Topic::Root(version))
@@ -366,14 +401,25 @@ impl Mirror {
                 self.roots.insert(version, payload);
                 self.next_root(library, out);
             }
-            Ok(Topic::Package(_) | Topic::History(..)) if !payload.is_empty() => {
-                if let Some(fetch) =
-                    self.fetches.get_mut(topic).filter(|fetch| matches!(fetch.stage, Asked::Since(_)))
-                {
-                    fetch.stage = Asked::Came;
-                    out.push(Effect::Unsubscribe(topic.to_owned()));
-                    out.push(Effect::Keep { topic: topic.to_owned(), payload });
+            Ok(found @ (Topic::Package(_) | Topic::Chunk(..) | Topic::History(..)))
+                if !payload.is_empty() =>
+            {
+                if !self.fetches.get(topic).is_some_and(|fetch| matches!(fetch.stage, Asked::Since(_))) {
+                    return;
                 }
+                out.push(Effect::Unsubscribe(topic.to_owned()));
+                // The index knows a package by its topic; a chunk is known by the list alone.
+                let digest = matches!(found, Topic::Chunk(..)).then(|| Digest::of(&payload));
+                let mut lacks = self.coming.values().filter_map(|coming| coming.lack(topic));
+                if digest.is_some_and(|digest| lacks.all(|lack| lack.digest != digest)) {
+                    let why = "has other bytes upstream than the list says: asked for again later";
+                    out.push(trouble(format!("`{topic}` {why}")));
+                    return self.did_not_come(moment, topic, out);
+                }
+                if let Some(fetch) = self.fetches.get_mut(topic) {
+                    fetch.stage = Asked::Came;
+                }
+                out.push(Effect::Keep { topic: topic.to_owned(), payload });
             }
             _ => {}
         }
@@ -408,13 +454,8 @@ impl Mirror {
             return;
         }
         let number = number_of(&list);
-        let before = self.taken.get(&channel).copied();
-        if before.is_some_and(|before| number.is_none_or(|number| number < before)) {
-            let (found, had) =
-                (number.map_or("no release".to_owned(), shown), shown(before.unwrap_or_default()));
-            return out.push(trouble(format!(
-                "the upstream has {found} of `{channel}`, which had {had}: left alone"
-            )));
+        if !self.may_come(&channel, number, &payload, library, out) {
+            return;
         }
         let waiting = self.coming.get(&channel);
         if waiting
@@ -432,6 +473,44 @@ impl Mirror {
         self.advance(moment, &channel, library, out);
     }
 
+    /// Whether a list with this number may follow what the channel had; says so if not.
+    fn may_come(
+        &mut self,
+        channel: &ChannelName,
+        number: Option<Number>,
+        payload: &[u8],
+        library: &impl Library,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let Some(before) = self.taken.get(channel).copied().or_else(|| present(library, channel)) else {
+            return true;
+        };
+        let had = shown(before.number);
+        let why = match number {
+            Some(number) if number > before.number => return true,
+            Some(number) if number == before.number => {
+                if before.list.is_none_or(|list| list == Digest::of(payload)) {
+                    return true;
+                }
+                let why = format!(
+                    "the upstream has another list as {had} of `{channel}` than it had: publish it under a higher number"
+                );
+                if self.options.part == Part::Gateway {
+                    out.push(trouble(why));
+                    return true;
+                }
+                why
+            }
+            found => {
+                let found = found.map_or("no release".to_owned(), shown);
+                format!("the upstream has {found} of `{channel}`, which had {had}: left alone")
+            }
+        };
+        out.push(trouble(why.clone()));
+        self.left.insert(channel.clone(), why);
+        false
+    }
+
     /// Keeps a list if nothing that it names is missing.
     fn advance(
         &mut self,
@@ -446,13 +525,20 @@ impl Mirror {
             return;
         }
         if library.get(&channel.topic()).is_some_and(|present| present == coming.payload) {
-            if let Some(number) = number_of(&coming.list) {
-                self.taken.insert(channel.clone(), number);
-                out.push(Effect::Took(channel.clone(), number));
+            if let Some(taken) = taken_of(&coming.list, &coming.payload) {
+                self.taken.insert(channel.clone(), taken);
+                out.push(Effect::Took(channel.clone(), taken));
             }
             self.coming.remove(channel);
             return;
         }
+        // While this one came, another with its number may have been kept.
+        let (number, payload) = (number_of(&coming.list), coming.payload.clone());
+        if self.options.part == Part::Edge && !self.may_come(channel, number, &payload, library, out) {
+            self.coming.remove(channel);
+            return;
+        }
+        let Some(coming) = self.coming.get_mut(channel) else { return };
         if let Some(root) = &self.trusted {
             let now = i64::try_from(moment.unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
             if let Err(error) = Trust::Root(root.clone().into()).verify(channel, &coming.payload, now) {
@@ -477,11 +563,13 @@ impl Mirror {
                 let is_newest = self.coming.get(&channel).is_some_and(|coming| coming.payload == kept);
                 match result {
                     Ok(()) => {
-                        match UpdateList::parse(&kept).ok().as_ref().and_then(number_of) {
-                            Some(number) => {
-                                self.taken.insert(channel.clone(), number);
-                                out.push(Effect::Took(channel.clone(), number));
-                                out.push(news(format!("`{channel}` has {} of the upstream", shown(number))));
+                        let list = UpdateList::parse(&kept).ok();
+                        match list.and_then(|list| taken_of(&list, &kept)) {
+                            Some(taken) => {
+                                self.taken.insert(channel.clone(), taken);
+                                out.push(Effect::Took(channel.clone(), taken));
+                                let release = shown(taken.number);
+                                out.push(news(format!("`{channel}` has {release} of the upstream")));
                             }
                             None => out.push(news(format!("`{channel}` has the upstream's list"))),
                         }
@@ -606,6 +694,9 @@ impl Mirror {
                 out.push(trouble(format!("`{topic}` does not come from upstream: asked for again later")));
                 self.did_not_come(moment, &topic, out);
             }
+            if now >= self.asked + ASK {
+                self.ask(moment, out);
+            }
         }
         let is_due =
             |coming: &Coming| matches!(&coming.stage, Stage::Held { since, .. } if now >= *since + HELD);
@@ -704,7 +795,15 @@ impl Coming {
             Base::Lacks(lacks) => Some(lacks),
             _ => None,
         };
-        self.missing.iter().chain(base.into_iter().flatten()).map(|(topic, size)| (topic.as_str(), *size))
+        self.missing.iter().chain(base.into_iter().flatten()).map(|(topic, lack)| (topic.as_str(), lack.size))
+    }
+
+    /// What is to come on a topic.
+    fn lack(&self, topic: &str) -> Option<&Lack> {
+        self.missing.get(topic).or_else(|| match &self.base {
+            Base::Lacks(lacks) => lacks.get(topic),
+            _ => None,
+        })
     }
 
     /// The list of its base, if that is not here.
@@ -716,12 +815,7 @@ impl Coming {
     }
 
     fn needs(&self, topic: &str) -> bool {
-        self.missing.contains_key(topic)
-            || match &self.base {
-                Base::Wanted(wanted) => wanted == topic,
-                Base::Lacks(lacks) => lacks.contains_key(topic),
-                Base::Settled => false,
-            }
+        self.lack(topic).is_some() || self.wants() == Some(topic)
     }
 }
 
@@ -748,15 +842,22 @@ fn number_of(list: &UpdateList) -> Option<Number> {
     list.release().map(|release| Number { epoch: release.epoch, sequence: release.sequence })
 }
 
-fn present(library: &impl Library, channel: &ChannelName) -> Option<UpdateList> {
-    UpdateList::parse(&library.get(&channel.topic())?).ok()
+/// The same, with the list's digest.
+fn taken_of(list: &UpdateList, payload: &[u8]) -> Option<Taken> {
+    Some(Taken { number: number_of(list)?, list: Some(Digest::of(payload)) })
 }
 
-/// Topics of packages that a list names and that are not here, with their sizes.
-fn lacking(list: &UpdateList, library: &impl Library) -> BTreeMap<String, u64> {
-    let named = list.packages().filter(|(id, _)| *id.digest() != Digest::EMPTY);
-    let topics = named.map(|(id, size)| (id.topic(), size.unwrap_or_default()));
-    topics.filter(|(topic, _)| !library.has(topic)).collect()
+/// The release that a channel has here.
+fn present(library: &impl Library, channel: &ChannelName) -> Option<Taken> {
+    let payload = library.get(&channel.topic())?;
+    taken_of(&UpdateList::parse(&payload).ok()?, &payload)
+}
+
+/// What a list needs that is not here.
+fn lacking(list: &UpdateList, library: &impl Library) -> Lacks {
+    let lack =
+        |piece: Piece| (piece.topic, Lack { digest: piece.digest, size: piece.size.unwrap_or_default() });
+    list.pieces().filter(|piece| !library.holds(piece)).map(lack).collect()
 }
 
 /// Where the release is that a list gives to empty nodes.

@@ -177,6 +177,13 @@ impl Edge {
         Owned { channels: self.config.channels.clone(), upstream: self.upstream() }
     }
 
+    /// The version of the index up to which the upstream, for good, has been told what was cleared of nodes; `None` for a
+    /// gateway, which has none.
+    #[must_use]
+    pub fn told(&self) -> Option<u64> {
+        (self.config.part == Part::Edge).then(|| self.memory.saved())
+    }
+
     /// Does all of it, until dropped.
     pub async fn run(self: Arc<Edge>, shared: Arc<Shared>, desk: Desk) {
         let Desk { publishes, reads } = desk;

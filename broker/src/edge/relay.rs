@@ -10,8 +10,9 @@
 //! A [gateway](Part::Gateway) has no nodes: it takes what the cluster has of them, brings up what it wrote itself, and orders.
 //!
 //! Nothing that is retained waits in memory: a topic is marked, and read when it is its turn. How far the upstream has been
-//! told is one number, the index's version: after a restart what is newer is marked again. If the upstream has
-//! forgotten this edge's session, all is.
+//! told is one number, the index's version: after a restart what is newer is marked again, also what was cleared, which the
+//! index notes until the upstream knows. If the upstream has forgotten this edge's session, all is that is here; but not again
+//! what was cleared, which may be another site's by now.
 //!
 //! No I/O and no clock: events in, effects out.
 
@@ -91,6 +92,13 @@ pub enum Event {
         /// Its version.
         version: u64,
     },
+    /// A node's topic was cleared, which the upstream was never told; something may have come there since.
+    Gone {
+        /// The topic.
+        topic: String,
+        /// The clear's place in the order of the index's changes.
+        version: u64,
+    },
     /// All that the index has was found.
     Scanned,
     /// The upstream has acknowledged a message.
@@ -126,7 +134,8 @@ pub enum Effect {
     Subscribe(Vec<String>),
     /// Unsubscribe upstream.
     Unsubscribe(Vec<String>),
-    /// Look through the index: [`Event::Found`] for each node's topic, then [`Event::Scanned`].
+    /// Look through the index: [`Event::Found`] for each node's topic, [`Event::Gone`] for what was cleared and not told, then
+    /// [`Event::Scanned`].
     Scan,
     /// Hand a message to whom it is for; answered by [`Event::Settled`].
     Hand {
@@ -224,12 +233,15 @@ impl Relay {
             Event::Connected { present } => self.connected(present, &mut out),
             Event::Lost => self.lost(),
             Event::Local { topic, version, payload } => self.local(topic, version, payload, &mut out),
-            Event::Behind if self.is_connected && self.part == Part::Edge => {
+            Event::Behind if self.part == Part::Edge => {
                 self.scan = Some(self.carried());
-                out.push(Effect::Scan);
+                if self.is_connected {
+                    out.push(Effect::Scan);
+                }
             }
             Event::Behind => {}
             Event::Found { topic, version } => self.found(topic, version, &mut out),
+            Event::Gone { topic, version } => self.gone(topic, version),
             Event::Scanned => self.scan = None,
             Event::Acknowledged(number) => self.acknowledged(number, library, &mut out),
             Event::Subscribed(refused) => {
@@ -323,6 +335,14 @@ impl Relay {
     /// Notes that the upstream does not have this version of a topic, unless it is on its way there.
     fn mark(&mut self, topic: String, version: u64) {
         if self.flying.get(&topic).is_some_and(|sent| version <= *sent) {
+            // It is told with what is on its way, and not before that is acknowledged.
+            for flight in self.flight.values_mut() {
+                if let Flight::Marked(flying, from) = flight
+                    && *flying == topic
+                {
+                    *from = version.min(*from);
+                }
+            }
             return;
         }
         let marked = self.marked.entry(topic).or_insert(version);
@@ -381,6 +401,13 @@ impl Relay {
         self.meet(node, out);
     }
 
+    fn gone(&mut self, topic: String, version: u64) {
+        if matches!(Topic::parse(&topic), Ok(Topic::Node(_, subject)) if goes_up(self.part, subject)) {
+            self.mark(topic, version);
+        }
+        self.seen = self.seen.max(version);
+    }
+
     /// Asks for the orders of a node that is new here.
     fn meet(&mut self, node: NodeId, out: &mut Vec<Effect>) {
         if self.part == Part::Gateway || self.nodes.contains(&node) {
@@ -409,8 +436,9 @@ impl Relay {
         if self.part == Part::Edge
             && self.nodes.len() <= BY_NAME
             && subjects.iter().all(|subject| library.get(&node.topic(*subject)).is_none())
-            && self.nodes.remove(&node)
         {
+            // Also one from before a restart, whose orders the upstream's session asks for.
+            self.nodes.remove(&node);
             out.push(Effect::Unsubscribe(vec![node.topic(NodeSubject::Cmd)]));
         }
     }

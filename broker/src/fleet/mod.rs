@@ -39,11 +39,10 @@ use crate::{
     connection::Shared,
     index::{Index, IndexError},
     limits::Limits,
+    listener::Listener,
     mailbox::{Mail, Mailbox},
     message::Message,
     packet::SubscriptionOptions,
-    pulse::BROKER,
-    subscriptions::Receiver,
 };
 
 /// What is retained of a fleet.
@@ -61,9 +60,6 @@ const READ: [&str; 3] = ["mpypi/channels/#", "mpypi/keys/root/+", "mpypi/nodes/+
 /// What nodes log: not retained, and may be missed.
 const LINES: &str = "mpypi/nodes/+/log";
 
-/// The broker's own subscriptions for this.
-pub const SUBSCRIPTIONS: usize = RETAINED.len() + 1;
-
 /// What the broker knows of its fleet.
 #[derive(Debug)]
 pub struct Fleet {
@@ -73,8 +69,8 @@ pub struct Fleet {
     view: RwLock<View>,
     /// Changes whenever there may be something new to see; `None` until the index was read.
     beat: watch::Sender<Option<u64>>,
-    retained: Arc<Mailbox>,
-    lines: Arc<Mailbox>,
+    retained: Listener,
+    lines: Listener,
 }
 
 impl Fleet {
@@ -83,14 +79,11 @@ impl Fleet {
     pub fn new(subscriptions: &SharedSubscriptions, tickets: &Tickets, limits: &Limits) -> Fleet {
         let roomy =
             Limits { queue_messages: limits::QUEUE, queue_bytes: limits::QUEUE_BYTES, ..limits.clone() };
-        let (retained, lines) = (Arc::new(Mailbox::new(&roomy)), Arc::new(Mailbox::new(limits)));
-        let options = SubscriptionOptions::LIVE;
-        let mut all = subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        for (filter, mailbox) in RETAINED.iter().map(|filter| (*filter, &retained)).chain([(LINES, &lines)]) {
-            let receiver = Receiver { mailbox: mailbox.clone(), options, since: tickets.next() };
-            all.insert(filter, BROKER, receiver);
-        }
-        drop(all);
+        let listen = |filters: &[&str], limits| {
+            let (options, mailbox) = (SubscriptionOptions::LIVE, Arc::new(Mailbox::new(limits)));
+            Listener::new(subscriptions, tickets, filters.iter().copied(), options, mailbox)
+        };
+        let (retained, lines) = (listen(&RETAINED, &roomy), listen(&[LINES], limits));
         let (beat, _) = watch::channel(None);
         Fleet { epoch: fastrand::u32(1..), view: RwLock::default(), beat, retained, lines }
     }
@@ -139,8 +132,8 @@ pub async fn keep(shared: Arc<Shared>) {
     let mut count = 0u64;
     loop {
         tokio::select! {
-            () = fleet.retained.arrived() => hear(&shared).await,
-            () = fleet.lines.arrived() => hear_lines(fleet).await,
+            () = fleet.retained.mailbox().arrived() => hear(&shared).await,
+            () = fleet.lines.mailbox().arrived() => hear_lines(fleet).await,
             _ = ticks.tick() => {
                 let before = fleet.glance().number();
                 fleet.change().tick(clock::now().unix_ms, count.is_multiple_of(limits::SAMPLE_TICKS));
@@ -159,12 +152,12 @@ async fn hear(shared: &Arc<Shared>) {
     loop {
         let (mut news, mut missed) = (Vec::new(), None);
         while news.len() < limits::BATCH {
-            match fleet.retained.pop() {
+            match fleet.retained.mailbox().pop() {
                 Some(Mail::Delivery(delivery)) => news.push(delivery.message),
                 Some(Mail::Lagging(since)) => missed = Some(since),
                 // What was cleared is not in the index: everything is read again.
                 Some(Mail::Overflow) => {
-                    fleet.retained.open();
+                    fleet.retained.mailbox().open();
                     missed = Some(0);
                 }
                 Some(Mail::Queued) => {}
@@ -200,7 +193,7 @@ async fn hear(shared: &Arc<Shared>) {
 /// Takes in what nodes logged; more than fits is missed.
 async fn hear_lines(fleet: &Fleet) {
     let mut taken = 0;
-    while let Some(mail) = fleet.lines.pop() {
+    while let Some(mail) = fleet.lines.mailbox().pop() {
         match mail {
             Mail::Delivery(delivery) => {
                 if let (Ok(Topic::Node(node, NodeSubject::Log)), crate::message::Payload::Inline(text)) =
@@ -209,7 +202,7 @@ async fn hear_lines(fleet: &Fleet) {
                     fleet.change().log.take(&node, text, clock::now().unix_ms);
                 }
             }
-            Mail::Overflow => fleet.lines.open(),
+            Mail::Overflow => fleet.lines.mailbox().open(),
             // Somebody has lines retained, which is not for us.
             Mail::Lagging(_) | Mail::Queued => {}
         }

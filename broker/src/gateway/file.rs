@@ -22,7 +22,10 @@ use super::{
     range::{self, Asked},
 };
 use crate::{
-    index::{Index, blobs::Blob},
+    index::{
+        Index,
+        blobs::{Blob, CHUNK},
+    },
     message::Payload,
 };
 
@@ -199,6 +202,8 @@ impl Source {
     pub fn open(index: &Index, payload: Payload) -> io::Result<Source> {
         Ok(match payload {
             Payload::Inline(bytes) => Source::Memory(bytes),
+            // One piece, which is in memory where it was read lately: no file is opened for it then.
+            Payload::Blob(digest, len) if len <= CHUNK => Source::Memory(index.chunk(&digest, len, 0)?),
             Payload::Blob(digest, len) => Source::Blob(index.open_blob(&digest, len)?),
         })
     }

@@ -26,7 +26,7 @@ use redb::{ReadableTable, ReadableTableMetadata};
 use self::{
     blobs::Blobs,
     collect::Notes,
-    record::{BYTES, Body, EXPIRIES, FORMAT, LEGACY, META, PRESENT_FORMAT, RECORDS, REFS, Record},
+    record::{BYTES, Body, EXPIRIES, FORMAT, GONE, LEGACY, META, PRESENT_FORMAT, RECORDS, REFS, Record},
     store::Store,
 };
 use crate::{
@@ -166,6 +166,7 @@ impl Index {
             let records = transaction.open_table(RECORDS)?;
             transaction.open_table(LEGACY)?;
             transaction.open_table(EXPIRIES)?;
+            transaction.open_table(GONE)?;
             let mut meta = transaction.open_table(META)?;
             let found = meta.get(FORMAT)?.map(|format| format.value());
             match found {
@@ -358,6 +359,23 @@ impl Index {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// Topics of nodes that were cleared after the version `since`, in that order and at most so many, with the version of each
+    /// clear: those that an upstream may not have been told of.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn gone(&self, since: u64, most: usize) -> Result<Vec<(u64, String)>, IndexError> {
+        self.store.read(|transaction| {
+            let gone = transaction.open_table(GONE)?;
+            let range = gone.range((Bound::Excluded(since), Bound::Unbounded))?;
+            let found = range.take(most).map(|item| {
+                let (version, topic) = item?;
+                Ok((version.value(), topic.value().to_owned()))
+            });
+            found.collect()
+        })
     }
 
     /// What an exact subscription to `topic` is answered where nothing is retained there: a channel nobody

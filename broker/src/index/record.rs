@@ -21,6 +21,8 @@ pub(super) const REFS: TableDefinition<'static, &[u8; 32], u64> = TableDefinitio
 pub(super) const LEGACY: TableDefinition<'static, &str, [u8; 32]> = TableDefinition::new("legacy");
 /// When a record expires, in milliseconds since 1970, and its topic.
 pub(super) const EXPIRIES: TableDefinition<'static, (u64, &str), ()> = TableDefinition::new("expiries");
+/// Version of the change that cleared a node's topic → the topic, until an upstream has been told.
+pub(super) const GONE: TableDefinition<'static, u64, &str> = TableDefinition::new("gone");
 /// [`VERSION`] → the version of the newest change; [`FORMAT`] → how all of it is written down.
 pub(super) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 /// A key in [`META`].

@@ -9,8 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use mpypi_protocol::{
-    ChannelName, Chunks, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList, list::Piece,
-    root::SignedRoot, topic::CHANNELS,
+    ChannelName, Chunks, Digest, Entry, FilePath, PackageId, Root, Topic, UpdateList,
+    list::Piece,
+    root::SignedRoot,
+    topic::{CHANNELS, NODES},
 };
 use redb::{Durability, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -18,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use super::{
     INLINE, Index, IndexError,
     collect::{COLLECTED, Notes},
-    record::{BYTES, Body, EXPIRIES, LEGACY, META, RECORDS, REFS, Record, VERSION, below},
+    record::{BYTES, Body, EXPIRIES, GONE, LEGACY, META, RECORDS, REFS, Record, VERSION, below},
     sessions::{self, Change, Kept, Opening, Sessions},
 };
 use crate::{
@@ -30,7 +32,7 @@ use crate::{
     mailbox::Mailbox,
     message::{Message, Payload, Refusal, SessionId},
     metrics::{self, Metrics},
-    packet::{Publish, Qos, Reason},
+    packet::{Properties, Publish, Qos, Reason},
     pulse::{BROKER, MIRROR},
     subscriptions::{Found, Subscriptions},
 };
@@ -42,6 +44,10 @@ pub const QUEUE: usize = 1024;
 const BATCH_MESSAGES: usize = 512;
 /// Most payload bytes in one commit.
 const BATCH_BYTES: usize = 32 * 1024 * 1024;
+/// Most clears that wait for an upstream to be told; with more, the oldest are not.
+const GONE_MOST: u64 = 100_000;
+/// Bytes of packages that one commit makes whole of their chunks; what a list has beyond that follows, so many at a time.
+const JOIN_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 32 * 1024 * 1024 };
 /// How long a blob that no record names stays for readers in the middle of it.
 const BLOB_GRACE: Duration = Duration::from_secs(60);
 /// How long nothing is written after a failure for want of space; longer if opening the database takes long.
@@ -65,6 +71,8 @@ pub enum Op {
     Change(SessionId, Change, Arc<Mailbox>),
     /// Forgets packages.
     Collect(Collect),
+    /// Makes packages whole of their chunks.
+    Join(Vec<(PackageId, Chunks)>),
 }
 
 /// A message for the writer.
@@ -132,6 +140,9 @@ pub enum Settled {
 /// a subscription.
 pub type Announce = Box<dyn FnMut(Arc<Message>, Vec<Found>) + Send>;
 
+/// The version up to which an upstream has been told what was cleared of nodes.
+pub type Told = Box<dyn Fn() -> u64 + Send>;
+
 /// The index's writer.
 pub struct Writer {
     index: Index,
@@ -148,6 +159,10 @@ pub struct Writer {
     metrics: Arc<Metrics>,
     /// Blobs written for the commit under way.
     written: Vec<Digest>,
+    /// Packages made whole by the commit under way, to be announced before the lists that name them.
+    joined: Vec<(Arc<Message>, Vec<Found>)>,
+    /// Packages whose chunks are not theirs.
+    unjoined: HashSet<Digest>,
     /// Whether the commit under way refuses messages because the disk is nearly full.
     refused_for_space: bool,
     /// Ends of connections that could not be noted.
@@ -156,6 +171,8 @@ pub struct Writer {
     pause: Option<Pause>,
     /// What only an upstream broker may change.
     owned: Option<Arc<Owned>>,
+    /// How far an upstream is that is to hear of nodes that are cleared.
+    told: Option<Told>,
     /// When the database was last written, if it has not been left at rest since.
     unrested: Option<Instant>,
 }
@@ -194,6 +211,11 @@ impl ChannelState {
         }
     }
 
+    /// The packages that the list cuts.
+    fn cut(&self) -> impl Iterator<Item = (&PackageId, &Chunks)> {
+        self.packages.iter().filter_map(|id| Some((id, self.chunks.get(id.digest())?)))
+    }
+
     /// Where everything is retained that the list names.
     fn topics(&self) -> impl Iterator<Item = String> {
         let whole = self.packages.iter().map(PackageId::topic);
@@ -227,10 +249,13 @@ impl Writer {
             forgotten: HashMap::new(),
             metrics: Arc::default(),
             written: Vec::new(),
+            joined: Vec::new(),
+            unjoined: HashSet::new(),
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
             owned: None,
+            told: None,
             unrested: None,
         };
         writer.load(clock::now())?;
@@ -249,6 +274,12 @@ impl Writer {
     #[must_use]
     pub fn leaving(self, owned: Option<Arc<Owned>>) -> Writer {
         Writer { owned, ..self }
+    }
+
+    /// Notes which topics of nodes are cleared, with the clear itself, until an upstream has been told.
+    #[must_use]
+    pub fn noting(self, told: Option<Told>) -> Writer {
+        Writer { told, ..self }
     }
 
     fn count_sessions(&self) {
@@ -360,6 +391,10 @@ impl Writer {
             *swept = now.instant;
             self.count_sessions();
             self.sweep(now)?;
+            let cut = self.to_join(now)?;
+            if !cut.is_empty() {
+                self.settle(vec![Op::Join(cut)], now)?;
+            }
         }
         let wills = self.sessions.take_wills();
         if !wills.is_empty() {
@@ -486,9 +521,10 @@ impl Writer {
                 (Op::Collect(collect), Outcome::Collected(collected)) => {
                     collect.reply.send(collected).ok(); // who asked may have gone
                 }
-                (Op::Collect(_), _) => {}
+                (Op::Collect(_) | Op::Join(_), _) => {}
             }
         }
+        self.announce_joined(u64::MAX);
         failure.map_or(Ok(()), Err)
     }
 
@@ -496,7 +532,9 @@ impl Writer {
     fn answer(&mut self, op: Submission, version: Result<u64, Refusal>, chosen: Vec<Found>, now: Now) {
         let Submission { admitted, topic, origin, reply, place, .. } = op;
         let result = admitted.and_then(|admitted| {
-            let message = message(admitted, topic.clone(), origin, version?, now);
+            let version = version?;
+            self.announce_joined(version);
+            let message = message(admitted, topic.clone(), origin, version, now);
             (self.announce)(Arc::new(message), chosen);
             Ok(())
         });
@@ -512,6 +550,13 @@ impl Writer {
         drop(place);
         if let Some(Reply { to, packet_id }) = reply {
             to.settled(Settled::Published { packet_id, result });
+        }
+    }
+
+    /// Announces the packages that were made whole before this version of the index.
+    fn announce_joined(&mut self, version: u64) {
+        for (message, chosen) in self.joined.extract_if(.., |(message, _)| message.version < version) {
+            (self.announce)(message, chosen);
         }
     }
 
@@ -547,6 +592,7 @@ impl Writer {
             transaction.set_durability(Durability::None)?;
         }
         self.written.clear();
+        self.joined.clear();
         self.refused_for_space = false;
         let mut free = metrics::disk(self.index.folder()).map_or(u64::MAX, |(free, _)| free);
         let outcomes = {
@@ -567,6 +613,15 @@ impl Writer {
                         Outcome::Changed
                     }
                     Op::Collect(collect) => Outcome::Collected(self.collect(&mut tables, collect, now)?),
+                    Op::Join(cut) => {
+                        for (id, chunks) in cut {
+                            let joined = self.join(&mut tables, [(id.clone(), chunks)], now, &mut free)?;
+                            if let Err(refusal) = joined {
+                                tracing::warn!(package = %id, "cannot make a package whole: {refusal}");
+                            }
+                        }
+                        Outcome::Changed
+                    }
                 };
                 outcomes.push(outcome);
             }
@@ -711,6 +766,11 @@ impl Writer {
                 if let Err(refusal) = verdict {
                     return Ok(Err(refusal));
                 }
+                let cut =
+                    list.entries().iter().filter_map(|entry| Some((entry.package()?.0, entry.chunks()?)));
+                if let Err(refusal) = self.join(tables, cut, now, free)? {
+                    return Ok(Err(refusal));
+                }
             }
             Kind::ForgetPackage(id) => {
                 if self.is_named(id) {
@@ -759,6 +819,12 @@ impl Writer {
             if let Some(old) = tables.remove(&publish.topic)? {
                 self.release(tables, &old.body, now)?;
                 self.version += 1;
+                if let Some(told) = &self.told
+                    && op.origin != MIRROR
+                    && publish.topic.starts_with(NODES)
+                {
+                    tables.note_gone(self.version, &publish.topic, told())?;
+                }
             }
             return Ok(Ok(self.version));
         }
@@ -837,6 +903,80 @@ impl Writer {
             self.channels.insert(channel.clone(), state);
         }
         Ok(Ok(self.version))
+    }
+
+    /// Packages that lists cut and that are not whole, as many as one commit takes.
+    fn to_join(&self, now: Now) -> Result<Vec<(PackageId, Chunks)>, IndexError> {
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for (id, chunks) in self.channels.values().flat_map(ChannelState::cut) {
+            if bytes < JOIN_BYTES
+                && !self.unjoined.contains(id.digest())
+                && self.index.get(&id.topic(), now.unix_ms)?.is_none()
+            {
+                bytes += chunks.total();
+                found.push((id.clone(), chunks.clone()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes packages whole, beside their chunks: for whoever asks for them over HTTP, and for agents that know of no chunks.
+    fn join<'c>(
+        &mut self,
+        tables: &mut Tables<'_>,
+        cut: impl IntoIterator<Item = (PackageId, &'c Chunks)>,
+        now: Now,
+        free: &mut u64,
+    ) -> Result<Result<(), Refusal>, IndexError> {
+        let mut bytes = 0;
+        for (id, chunks) in cut {
+            let digest = *id.digest();
+            if bytes >= JOIN_BYTES
+                || tables.has(&Piece { topic: id.topic(), digest, size: Some(chunks.total()) }, now)?
+            {
+                continue;
+            }
+            bytes += chunks.total();
+            let mut whole = Vec::new();
+            for piece in chunks.pieces(&digest) {
+                let Some(record) = tables.read(&piece.topic)? else { continue };
+                match self.index.bytes(&record.body) {
+                    Ok(bytes) => whole.extend(bytes),
+                    Err(error) => {
+                        tracing::error!(%error, topic = piece.topic, "cannot read a chunk");
+                        let text = format!("the broker cannot read `{}`: publish it again", piece.topic);
+                        return Ok(Err(Refusal::new(Reason::UnspecifiedError, text)));
+                    }
+                }
+            }
+            if Digest::of(&whole) != digest {
+                self.unjoined.insert(digest);
+                let text =
+                    format!("the chunks of package `{id}` are not its bytes: no device could install it");
+                return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
+            }
+            let publish = Publish {
+                topic: id.topic(),
+                payload: whole.into(),
+                qos: Qos::AtLeastOnce,
+                retain: true,
+                packet_id: 0,
+                duplicate: false,
+                properties: Properties::default(),
+            };
+            let topic: Arc<str> = publish.topic.as_str().into();
+            let admitted = Ok(Admitted { publish, kind: Kind::Package(id), digest: Some(digest) });
+            let op = Submission { admitted, topic, origin: BROKER, reply: None, place: None, expected: None };
+            let Outcome::Published(version, chosen) = self.publish(tables, &op, now, free)? else { continue };
+            match (version, op.admitted) {
+                (Ok(version), Ok(admitted)) => {
+                    let message = message(admitted, op.topic, BROKER, version, now);
+                    self.joined.push((Arc::new(message), chosen));
+                }
+                (Err(refusal), _) | (_, Err(refusal)) => return Ok(Err(refusal)),
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Whether the present list of any channel names a package.
@@ -1033,6 +1173,7 @@ struct Tables<'t> {
     refs: Table<'t, &'static [u8; 32], u64>,
     legacy: Table<'t, &'static str, [u8; 32]>,
     meta: Table<'t, &'static str, u64>,
+    gone: Table<'t, u64, &'static str>,
     notes: Notes<'t>,
     /// By how much the payloads have grown, in bytes.
     grown: i64,
@@ -1048,6 +1189,7 @@ impl<'t> Tables<'t> {
             refs: transaction.open_table(REFS)?,
             legacy: transaction.open_table(LEGACY)?,
             meta: transaction.open_table(META)?,
+            gone: transaction.open_table(GONE)?,
             notes: Notes::open(transaction)?,
             grown: 0,
         })
@@ -1118,6 +1260,21 @@ impl<'t> Tables<'t> {
             self.expiries.remove((expires, topic))?;
         }
         Ok(old)
+    }
+
+    /// Notes that a node's topic was cleared, and forgets of which clears the upstream has been told.
+    fn note_gone(&mut self, version: u64, topic: &str, told: u64) -> Result<(), IndexError> {
+        self.gone.retain_in(..=told, |_, _| false)?;
+        self.gone.insert(version, topic)?;
+        if self.gone.len()? > GONE_MOST
+            && let Some((_, oldest)) = self.gone.pop_first()?
+        {
+            tracing::error!(
+                topic = oldest.value(),
+                "too much was cleared: the upstream will not be told of this"
+            );
+        }
+        Ok(())
     }
 
     fn name(&mut self, path: &FilePath, digest: &Digest) -> Result<(), IndexError> {

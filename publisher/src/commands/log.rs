@@ -2,18 +2,24 @@
 
 use std::io::stdout;
 
+use mpypi_client::Brokers;
 use serde_json::{Value, json};
 
-use super::{brokers, print, reading};
+use super::{brokers, print, reading, verify::line};
 use crate::{
     cli::Subject,
+    compare::compare,
+    publish::PublishError,
     reissue::{Page, log},
     report::{count, painted, short, wants_color},
+    retained::AskError,
+    settle::newest,
 };
 
 const EXAMPLES: &str = "\
 The newest list comes first. Each says which list it replaced; the one before it must be that list, to the byte. Where \
-the channel has keys, each must be signed by one that some root let sign. Exit code 1 if anything is not so.
+the channel has keys, each must be signed by one that some root let sign. Of several brokers, that with the newest list is \
+shown, and one that retains something else is named. Exit code 1 if anything is not so.
 
 Examples:
   mpypi log dev
@@ -29,13 +35,28 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let Subject { channel, broker, keys, json: as_json } = args.subject;
     let (brokers, keys) = (brokers(broker)?, keys.folder());
-    let pages = reading(log(&brokers, &channel, &keys)).await?;
-    let troubles = pages.iter().map(|page| page.trouble.len()).sum();
+    let read = async {
+        let (at, link) = newest(&brokers, &channel).await.map_err(AskError::from)?;
+        link.close().await;
+        let pages = log(&Brokers::from(at), &channel, &keys).await?;
+        Ok::<_, PublishError>((pages, compare(&brokers, &channel).await?))
+    };
+    let (pages, mut odd) = reading(read).await?;
+    odd.retain(|finding| finding.trouble.is_some());
+    let troubles = pages.iter().map(|page| page.trouble.len()).sum::<usize>() + odd.len();
     if as_json {
         let lists: Vec<Value> = pages.iter().map(page_json).collect();
-        print(&format!("{}\n", json!({ "channel": channel, "good": troubles == 0, "lists": lists })))?;
+        let mut value = json!({ "channel": channel, "good": troubles == 0, "lists": lists });
+        if brokers.are_several() {
+            let odd =
+                odd.iter().map(|finding| json!({ "broker": finding.broker, "trouble": finding.trouble }));
+            value["differ"] = odd.collect();
+        }
+        print(&format!("{value}\n"))?;
     } else {
-        print(&pages.iter().map(|page| text(page, wants_color(&stdout()))).collect::<String>())?;
+        let color = wants_color(&stdout());
+        print(&pages.iter().map(|page| text(page, color)).collect::<String>())?;
+        print(&odd.iter().map(|finding| line(finding, color)).collect::<String>())?;
     }
     match troubles {
         0 => Ok(()),

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub(crate) mod clock;
+pub(crate) mod doctor;
 pub(crate) mod install;
 pub(crate) mod keys;
 pub(crate) mod log;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{brokers, print, reading};
 use crate::{
     report::{count, painted, short, size, wants_color},
-    status::{ChannelStatus, NodeStatus, Status, status},
+    status::{Behind, ChannelStatus, NodeStatus, Status, status},
     wheel::pack::ANY,
 };
 
@@ -18,7 +18,9 @@ const EXAMPLES: &str = "\
 Examples:
   mpypi status               all channels, in a line each, and all nodes
   mpypi status dev stable    two channels with their packages and nodes
-  mpypi status dev --json";
+  mpypi status dev --json
+  mpypi status --broker mqtt://a.local,mqtt://b.local
+                             the newest that any of them has, and which of them has something else";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -37,7 +39,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let brokers = brokers(args.broker)?;
     let status = reading(status(&brokers, &args.channels)).await?;
     match args.json {
-        true => print(&format!("{}\n", to_json(&status))),
+        true => {
+            let mut value = to_json(&status);
+            if brokers.are_several() {
+                let differ = status.behind.iter().map(|behind| {
+                    json!({ "broker": behind.broker, "channel": behind.channel, "trouble": behind.why })
+                });
+                value["differ"] = differ.collect();
+            }
+            print(&format!("{value}\n"))
+        }
         false => {
             let detail = if args.channels.is_empty() { Detail::Summary } else { Detail::Entries };
             print(&to_text(&status, detail, wants_color(&stdout())))
@@ -73,6 +84,10 @@ fn to_text(status: &Status, detail: Detail, color: bool) -> String {
         (true, true) => text += "no channels and no nodes\n",
         (false, true) => text += "no nodes\n",
         (_, false) => text += &format!("{}\n", nodes(status, color).trim_fmt()),
+    }
+    for Behind { broker, channel, why } in &status.behind {
+        let channel = channel.as_ref().map(|channel| format!("{channel}: ")).unwrap_or_default();
+        text += &format!("{} {broker}: {channel}{}\n", painted("!", "31;1", color), why.escape_debug());
     }
     text
 }

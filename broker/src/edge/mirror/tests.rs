@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use mpypi_protocol::Chunks;
+
 use super::*;
 
 /// An index that keeps what it is told.
@@ -14,6 +16,14 @@ impl Library for Shelf {
     fn get(&self, topic: &str) -> Option<Bytes> {
         self.0.get(topic).cloned()
     }
+
+    fn holds(&self, piece: &Piece) -> bool {
+        self.0.get(&piece.topic).is_some_and(|bytes| Digest::of(bytes) == piece.digest)
+    }
+}
+
+fn everything() -> Options {
+    Options { channels: Channels::All, pin: None, hours: None, part: Part::Edge }
 }
 
 fn dev() -> ChannelName {
@@ -76,7 +86,7 @@ impl Bench {
     }
 
     fn all() -> Bench {
-        Bench::new(Options { channels: Channels::All, pin: None, hours: None })
+        Bench::new(everything())
     }
 
     fn release(&mut self, sequence: u64, packages: &[u8]) {
@@ -139,8 +149,7 @@ impl Bench {
             }
             Topic::Channel(_) => {
                 let list = UpdateList::parse(&payload).unwrap();
-                let missing: Vec<_> =
-                    list.packages().filter(|(id, _)| !self.shelf.has(&id.topic())).collect();
+                let missing: Vec<_> = list.pieces().filter(|piece| !self.shelf.holds(piece)).collect();
                 assert!(missing.is_empty(), "kept before {missing:?}");
                 let before = self.sequence();
                 assert!(list.release().unwrap().sequence >= before.unwrap_or_default(), "after {before:?}");
@@ -224,6 +233,39 @@ fn wrong_bytes_are_left_and_the_right_ones_taken() {
 }
 
 #[test]
+fn chunks_are_fetched_one_by_one_checked_by_the_list_and_not_again_when_they_are_here() {
+    let mut bench = Bench::all();
+    let package: Vec<u8> = (0..3000_u16).flat_map(u16::to_le_bytes).collect();
+    let (digest, chunks) = (Digest::of(&package), Chunks::cut(&package, 2048).unwrap());
+    let topics: Vec<_> = chunks.pieces(&digest).map(|piece| piece.topic).collect();
+    let bytes: Vec<_> = package.chunks(2048).map(Bytes::copy_from_slice).collect();
+    bench.upstream.extend(topics.iter().cloned().zip(bytes.iter().cloned()));
+    bench.upstream.insert(topics[1].clone(), Bytes::from_static(b"other bytes"));
+    // An earlier cut of the same package.
+    bench.shelf.0.insert(topics[0].clone(), Bytes::copy_from_slice(&package[..1024]));
+    let text = format!(
+        r#"[{{"type":"release","channel":"dev","sequence":1,"version":"1"}},
+            {{"type":"src","path":"a.bin","pkg_sha256":"{digest}","size":{}}}]"#,
+        package.len()
+    );
+    let mut entries = UpdateList::parse(text.as_bytes()).unwrap().entries().to_vec();
+    entries[1].set_chunks(Some(chunks));
+    let list = UpdateList::new(entries).unwrap().to_bytes();
+    bench.publish(&dev().topic(), list.into());
+    bench.connect();
+    assert_eq!(bench.sequence(), None);
+    assert!(bench.told.iter().any(|text| text.contains("other bytes upstream")), "{:?}", bench.told);
+    assert!(!bench.shelf.has(&topics[1]), "wrong bytes are not kept");
+    bench.upstream.insert(topics[1].clone(), bytes[1].clone());
+    bench.lose();
+    bench.connect();
+    bench.pass(10);
+    assert_eq!(bench.sequence(), Some(1));
+    assert_eq!(topics.iter().map(|topic| bench.brought[topic]).collect::<Vec<_>>(), [1, 2, 1]);
+    assert!(topics.iter().zip(&bytes).all(|(topic, bytes)| bench.shelf.get(topic).as_ref() == Some(bytes)));
+}
+
+#[test]
 fn a_lower_number_is_never_taken_also_after_a_clear() {
     let mut bench = Bench::all();
     bench.release(7, &[1]);
@@ -234,8 +276,81 @@ fn a_lower_number_is_never_taken_also_after_a_clear() {
     assert_eq!(bench.sequence(), None, "a clear is carried");
     bench.release(6, &[2]);
     assert_eq!(bench.sequence(), None);
+    bench.release(7, &[1]);
+    assert_eq!(bench.sequence(), Some(7), "the very list that it had");
+}
+
+#[test]
+fn another_list_under_a_number_that_was_taken_is_left_and_said_also_after_a_clear_and_a_restart() {
+    let held = |bench: &Bench| bench.mirror.standings()[0].held.clone();
+    let first = list(7, &[1], "");
+    for twice in [false, true] {
+        let mut bench = Bench::all();
+        bench.release(7, &[1]);
+        bench.connect();
+        bench.release(7, &[2]);
+        assert_eq!(bench.shelf.get(&dev().topic()), Some(first.clone()));
+        assert!(held(&bench).is_some_and(|why| why.contains("another list as release 7 of `dev`")));
+        assert!(bench.told.last().unwrap().contains("another list"), "{:?}", bench.told);
+        assert!(!bench.shelf.has(&package(2).0), "nothing of it is fetched");
+        if twice {
+            bench.publish(&dev().topic(), Bytes::new());
+            assert_eq!((bench.sequence(), held(&bench)), (None, None));
+        }
+        let taken = bench.mirror.taken.clone();
+        bench.mirror = Mirror::new(everything(), taken, &bench.shelf);
+        bench.lose();
+        bench.release(7, &[2]);
+        bench.connect();
+        bench.pass(3);
+        assert_eq!(bench.sequence(), (!twice).then_some(7));
+        assert!(held(&bench).is_some() && bench.mirror.is_whole());
+        bench.release(7, &[1]);
+        assert_eq!((bench.shelf.get(&dev().topic()), held(&bench)), (Some(first.clone()), None));
+        bench.release(8, &[2]);
+        assert_eq!((bench.sequence(), held(&bench)), (Some(8), None));
+    }
+}
+
+#[test]
+fn what_an_edge_remembers_may_be_lost_and_yet_no_number_comes_twice() {
+    let mut bench = Bench::all();
+    bench.release(7, &[1]);
+    bench.connect();
+    bench.lose();
+    bench.mirror = Mirror::new(everything(), BTreeMap::new(), &bench.shelf);
     bench.release(7, &[2]);
-    assert_eq!(bench.sequence(), Some(7), "published twice under one number: as upstream");
+    bench.connect();
+    assert_eq!(bench.shelf.get(&dev().topic()), Some(list(7, &[1], "")));
+}
+
+#[test]
+fn of_two_lists_with_one_number_on_their_way_the_one_that_is_kept_stays() {
+    let mut bench = Bench::all();
+    bench.connect();
+    bench.shelf.0.extend([package(1), package(2)]);
+    let moment = Moment { now: bench.now, unix_ms: bench.unix_ms };
+    let came = |payload| Event::Message { topic: dev().topic(), payload };
+    let first = list(7, &[1], "");
+    let effects = bench.mirror.handle(moment, came(first.clone()), &bench.shelf);
+    let keep = Effect::Keep { topic: dev().topic(), payload: first.clone() };
+    assert_eq!(effects, [keep]);
+    // The index has not answered yet.
+    assert_eq!(bench.mirror.handle(moment, came(list(7, &[2], "")), &bench.shelf), []);
+    bench.shelf.0.insert(dev().topic(), first.clone());
+    bench.handle(Event::Settled { topic: dev().topic(), result: Ok(()) });
+    assert_eq!(bench.shelf.get(&dev().topic()), Some(first));
+    assert!(bench.mirror.standings()[0].held.is_some() && bench.mirror.coming.is_empty());
+}
+
+#[test]
+fn a_gateway_shows_what_its_cluster_has_also_if_that_was_published_twice_under_one_number() {
+    let mut bench = Bench::new(Options { part: Part::Gateway, ..everything() });
+    bench.release(7, &[1]);
+    bench.connect();
+    bench.release(7, &[2]);
+    assert_eq!(bench.shelf.get(&dev().topic()), Some(list(7, &[2], "")));
+    assert!(bench.told.iter().any(|text| text.contains("another list as release 7")));
 }
 
 #[test]
@@ -250,6 +365,19 @@ fn an_upstream_that_forgot_clears_nothing() {
     assert_eq!(bench.sequence(), Some(7));
     bench.publish(&dev().topic(), Bytes::from_static(b"[]"));
     assert_eq!(bench.sequence(), Some(7), "a channel that nobody published to has an empty list");
+}
+
+#[test]
+fn a_list_that_nobody_brought_is_asked_for_in_the_end() {
+    let mut bench = Bench::all();
+    bench.release(1, &[1]);
+    bench.connect();
+    // As when a node of a cluster dies with what it owed.
+    bench.upstream.extend([package(2), (dev().topic(), list(2, &[2], ""))]);
+    bench.pass(ASK.as_secs() - 1);
+    assert_eq!(bench.sequence(), Some(1));
+    bench.pass(1);
+    assert_eq!(bench.sequence(), Some(2));
 }
 
 #[test]
@@ -274,7 +402,7 @@ fn what_empty_nodes_take_is_here_before_the_list_that_says_so_or_given_up() {
 #[test]
 fn packages_are_fetched_in_their_hours_and_what_needs_none_is_taken_at_any() {
     let hours = Hours { window: "01:00-02:00".parse().unwrap(), utc_offset: 0 };
-    let mut bench = Bench::new(Options { channels: Channels::All, pin: None, hours: Some(hours) });
+    let mut bench = Bench::new(Options { hours: Some(hours), ..everything() });
     bench.release(1, &[1]);
     bench.connect();
     bench.pass(60);
@@ -292,7 +420,7 @@ fn packages_are_fetched_in_their_hours_and_what_needs_none_is_taken_at_any() {
 
 #[test]
 fn only_chosen_channels_are_asked_for() {
-    let mut bench = Bench::new(Options { channels: Channels::Only(vec![dev()]), pin: None, hours: None });
+    let mut bench = Bench::new(Options { channels: Channels::Only(vec![dev()]), ..everything() });
     bench.release(1, &[1]);
     bench.upstream.insert("mpypi/channels/other".to_owned(), Bytes::from_static(b"[{}]"));
     bench.connect();

@@ -8,11 +8,7 @@
 
 mod thing;
 
-use std::{
-    ops::Range,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 pub use thing::House;
@@ -22,19 +18,15 @@ use crate::{
     clock,
     connection::Shared,
     index::IndexError,
+    listener::Listener,
     mailbox::{Mail, Mailbox},
-    message::{Message, SessionId},
+    message::Message,
     packet::SubscriptionOptions,
-    subscriptions::Receiver,
     sys,
 };
 
 /// Where Home Assistant looks for what there is, unless it was told otherwise.
 pub const PREFIX: &str = "homeassistant";
-/// Who listens for it. Clients' sessions count from 1, and never so far.
-const LISTENER: SessionId = SessionId((1 << 63) - 2);
-/// What is subscribed to for it.
-pub const SUBSCRIPTIONS: usize = 4;
 /// The least time between two states of one node: Home Assistant writes down each.
 const PACE: Duration = Duration::from_secs(1);
 /// How long to wait after a failure of the index.
@@ -65,17 +57,12 @@ pub async fn keep(shared: Arc<Shared>) {
         }
         return;
     };
-    let mailbox = Arc::new(Mailbox::new(&shared.limits));
-    let house = House::new(&home.prefix, home.url.as_deref());
     // What was said before is only read.
-    for filter in &house.filters()[2..] {
-        let options = SubscriptionOptions::LIVE;
-        let receiver = Receiver { mailbox: mailbox.clone(), options, since: shared.tickets.next() };
-        let mut all = shared.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        all.insert(filter, LISTENER, receiver);
-    }
+    let filters = House::new(&home.prefix, home.url.as_deref()).filters().into_iter().skip(2);
+    let (options, mailbox) = (SubscriptionOptions::LIVE, Arc::new(Mailbox::new(&shared.limits)));
+    let listener = Listener::new(&shared.subscriptions, &shared.tickets, filters, options, mailbox);
     loop {
-        match follow(&shared, &home, &mailbox).await {
+        match follow(&shared, &home, listener.mailbox()).await {
             Ok(()) => sleep(PACE).await,
             Err(error) => {
                 tracing::error!(%error, "cannot tell Home Assistant of the nodes");

@@ -30,8 +30,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     ask::{Keys, Kind, Malformed, Report, attributes},
-    desk,
-    link::Listener,
+    desk, link,
     package::{Content, changes},
     session::part,
 };
@@ -189,7 +188,7 @@ async fn updates(
 ) -> Result<Response, Turned> {
     let shared = &gateway.shared;
     let news = Arc::new(Mailbox::new(&shared.limits));
-    let _listening = Listener::begin(shared, &device, &news);
+    let _listening = link::listen(shared, &device, &news);
     let now = desk::assigned(shared, &node, &device).await?.shared.clone();
     // What changed between two requests is not missed.
     let told = shared.things.told.last(&node).unwrap_or_else(|| now.clone());

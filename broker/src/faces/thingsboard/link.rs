@@ -1,9 +1,6 @@
 //! A device's session by MQTT, with its way to the index: the one place that a connection knows of this face.
 
-use std::{
-    num::NonZeroU32,
-    sync::{Arc, PoisonError},
-};
+use std::{num::NonZeroU32, sync::Arc};
 
 use mpypi_protocol::{
     NodeId,
@@ -17,13 +14,12 @@ use super::{
 };
 use crate::{
     access::devices::Device,
-    bus::SharedSubscriptions,
     connection::Shared,
     index::IndexError,
+    listener::Listener,
     mailbox::{Delivery, Mailbox},
-    message::{Refusal, SessionId},
-    packet::{Publish, Qos, Reason, RetainHandling, SubscriptionOptions},
-    subscriptions::Receiver,
+    message::Refusal,
+    packet::{Publish, Reason, SubscriptionOptions},
     sys,
 };
 
@@ -37,14 +33,6 @@ pub struct Link {
     device: Device,
     session: Session,
     _listener: Listener,
-}
-
-/// Hears, beside any client, of new lists of a device's channels. Stops when it is dropped.
-#[derive(Debug)]
-pub struct Listener {
-    topics: Vec<String>,
-    id: SessionId,
-    subscriptions: SharedSubscriptions,
 }
 
 /// What came of a message of the device.
@@ -82,7 +70,7 @@ impl Link {
         mailbox: &Arc<Mailbox>,
     ) -> Result<Link, IndexError> {
         // Before looking: what changes between the two is then seen twice, never missed.
-        let listener = Listener::begin(shared, &device, mailbox);
+        let listener = listen(shared, &device, mailbox);
         let session = Session::new(desk::assigned(shared, &node, &device).await?);
         let link = Link { node, device, session, _listener: listener };
         link.say_online(shared, "1").await;
@@ -149,35 +137,14 @@ impl Link {
     }
 }
 
-impl Listener {
-    /// Has the news come into `mailbox`.
-    #[must_use]
-    pub fn begin(shared: &Shared, device: &Device, mailbox: &Arc<Mailbox>) -> Listener {
-        let id = shared.registry.next_id();
-        let topics: Vec<String> =
-            std::iter::once(&device.channel).chain(&device.software).map(|name| name.topic()).collect();
-        let options = SubscriptionOptions {
-            qos: Qos::AtMostOnce,
-            no_local: false,
-            retain_as_published: true,
-            retain_handling: RetainHandling::DoNotSend,
-            identifier: Some(NEWS),
-        };
-        let mut subscriptions = shared.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        for topic in &topics {
-            let receiver = Receiver { mailbox: mailbox.clone(), options, since: shared.tickets.next() };
-            subscriptions.insert(topic, id, receiver);
-        }
-        drop(subscriptions);
-        Listener { topics, id, subscriptions: shared.subscriptions.clone() }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let mut subscriptions = self.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
-        for topic in &self.topics {
-            subscriptions.remove(topic, self.id);
-        }
-    }
+/// Has new lists of a device's channels come into `mailbox`.
+#[must_use]
+pub fn listen(shared: &Shared, device: &Device, mailbox: &Arc<Mailbox>) -> Listener {
+    let topics = std::iter::once(&device.channel).chain(&device.software).map(|name| name.topic());
+    let options = SubscriptionOptions {
+        retain_as_published: true,
+        identifier: Some(NEWS),
+        ..SubscriptionOptions::LIVE
+    };
+    Listener::new(&shared.subscriptions, &shared.tickets, topics, options, mailbox.clone())
 }

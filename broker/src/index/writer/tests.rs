@@ -778,9 +778,137 @@ fn a_list_waits_for_its_chunks_and_then_nobody_takes_or_changes_one() {
     assert_eq!(garbage(&mut shelf, 1), [""; 0]);
     assert_eq!(shelf.settle(&[list(2, None)]), [Ok(())]);
     assert_eq!(garbage(&mut shelf, 2), [""; 0]);
-    let topics: Vec<_> = pieces.iter().map(|(topic, _)| topic.clone()).collect();
+    let mut topics: Vec<_> = pieces.iter().map(|(topic, _)| topic.clone()).collect();
+    topics.push(PackageId::Firmware(digest).topic());
     assert_eq!(garbage(&mut shelf, 1), topics);
     let (now, collect) = (shelf.now, Collect { topics, since_ms: u64::MAX, reply: oneshot::channel().0 });
     shelf.writer().settle(vec![Op::Collect(collect)], now).unwrap();
     assert_eq!(shelf.read(&pieces[0].0), None);
+}
+
+#[test]
+fn a_package_in_chunks_is_there_whole_too_before_the_list_that_names_it() {
+    let mut shelf = Shelf::new();
+    let package = bytes(3, 3 * INLINE);
+    let chunks = Chunks::cut(&package, 2048).unwrap();
+    let list = |whole: Digest, sequence: u32| {
+        let text = format!(
+            r#"[{{"type":"release","channel":"dev","sequence":{sequence},"version":"1"}},
+                {{"type":"firmware","name":"a","version":"1","pkg_sha256":"{whole}","size":{}}}]"#,
+            package.len()
+        );
+        let mut entries = UpdateList::parse(text.as_bytes()).unwrap().entries().to_vec();
+        entries[1].set_chunks(Some(chunks.clone()));
+        publish("mpypi/channels/dev", &UpdateList::new(entries).unwrap().to_bytes(), None)
+    };
+    let cut = |whole: &Digest| {
+        let topics = chunks.pieces(whole).map(|piece| piece.topic);
+        topics
+            .zip(package.chunks(2048))
+            .map(|(topic, bytes)| publish(&topic, bytes, None))
+            .collect::<Vec<_>>()
+    };
+    let whole = Digest::of(&package);
+    let topic = PackageId::Firmware(whole).topic();
+    let mut batch = cut(&whole);
+    batch.push(list(whole, 1));
+    assert!(shelf.settle(&batch).iter().all(Result::is_ok));
+    assert_eq!(shelf.read(&topic).as_deref(), Some(&*package));
+    let announced: Vec<_> = shelf.announced.lock().unwrap().drain(..).collect();
+    let last: Vec<_> = announced.iter().rev().take(2).map(|message| &*message.topic).collect();
+    assert_eq!(last, ["mpypi/channels/dev", &topic]);
+    assert!(announced.iter().map(|message| message.version).is_sorted());
+    // Once is enough.
+    assert_eq!(shelf.settle(&[list(whole, 2)]), [Ok(())]);
+    assert_eq!(shelf.announced.lock().unwrap().len(), 1);
+    // Whoever cut it lies about what it is.
+    let other = Digest::of(b"other");
+    let mut batch = cut(&other);
+    batch.push(list(other, 3));
+    assert_eq!(shelf.settle(&batch).last(), Some(&Err(Reason::PayloadFormatInvalid)));
+    assert_eq!(shelf.read(&PackageId::Firmware(other).topic()), None);
+}
+
+#[test]
+fn what_is_cleared_of_nodes_is_noted_with_the_clear_until_an_upstream_was_told() {
+    let mut shelf = Shelf::new();
+    let lamp = "mpypi/nodes/lamp/state";
+    shelf.keep(lamp, b"{}");
+    shelf.keep(lamp, b"");
+    assert_eq!(shelf.writer().index.gone(0, 9).unwrap(), [], "there is no upstream");
+    let told = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let seen = told.clone();
+    let writer = shelf.writer.take().unwrap();
+    shelf.writer = Some(writer.noting(Some(Box::new(move || seen.load(Ordering::SeqCst)))));
+    for topic in [lamp, "mpypi/nodes/door/state", "home/light"] {
+        shelf.keep(topic, b"{}");
+        shelf.keep(topic, b"");
+    }
+    // Nothing was there.
+    shelf.keep("mpypi/nodes/other/state", b"");
+    let gone = |shelf: &mut Shelf, since, most| {
+        let found = shelf.writer().index.gone(since, most).unwrap();
+        found
+            .into_iter()
+            .map(|(version, topic)| (version, topic.replace("mpypi/nodes/", "")))
+            .collect::<Vec<_>>()
+    };
+    let pair = |version: u64, topic: &str| (version, topic.to_owned());
+    assert_eq!(gone(&mut shelf, 0, 9), [pair(4, "lamp/state"), pair(6, "door/state")]);
+    assert_eq!(
+        (gone(&mut shelf, 4, 9), gone(&mut shelf, 0, 1)),
+        (vec![pair(6, "door/state")], vec![pair(4, "lamp/state")])
+    );
+    shelf.reopen();
+    assert_eq!(gone(&mut shelf, 0, 9).len(), 2, "it is there after a restart");
+    let seen = told.clone();
+    let writer = shelf.writer.take().unwrap();
+    shelf.writer = Some(writer.noting(Some(Box::new(move || seen.load(Ordering::SeqCst)))));
+    told.store(4, Ordering::SeqCst);
+    shelf.keep(lamp, b"{}");
+    shelf.keep(lamp, b"");
+    assert_eq!(gone(&mut shelf, 0, 9), [pair(6, "door/state"), pair(10, "lamp/state")]);
+}
+
+#[test]
+fn what_a_list_cuts_beyond_what_one_commit_makes_whole_follows_with_the_sweeps() {
+    let mut shelf = Shelf::new();
+    let packages: Vec<_> = (1..=5).map(|seed| bytes(seed, JOIN_BYTES as usize / 2 + 1)).collect();
+    let mut batch = Vec::new();
+    let mut entries = Vec::new();
+    for (number, package) in packages.iter().enumerate() {
+        let (digest, chunks) = (Digest::of(package), Chunks::cut(package, 16 * 1024).unwrap());
+        let topics = chunks.pieces(&digest).map(|piece| piece.topic);
+        batch
+            .extend(topics.zip(package.chunks(16 * 1024)).map(|(topic, bytes)| publish(&topic, bytes, None)));
+        let text = format!(
+            r#"[{{"type":"firmware","name":"a{number}","version":"1","pkg_sha256":"{digest}","size":{}}}]"#,
+            package.len()
+        );
+        let mut entry = UpdateList::parse(text.as_bytes()).unwrap().entries()[0].clone();
+        entry.set_chunks(Some(chunks));
+        entries.push(entry);
+    }
+    batch.push(publish("mpypi/channels/dev", &UpdateList::new(entries).unwrap().to_bytes(), None));
+    assert!(shelf.settle(&batch).iter().all(Result::is_ok));
+    let whole = |shelf: &mut Shelf| {
+        let there = |package: &Vec<u8>| {
+            let found = shelf.read(&PackageId::Firmware(Digest::of(package)).topic());
+            assert!(found.is_none() || found.as_ref() == Some(package));
+            found.is_some()
+        };
+        packages.iter().map(there).filter(|is| *is).count()
+    };
+    assert_eq!(whole(&mut shelf), 2);
+    shelf.reopen();
+    for expected in [4, 5, 5] {
+        let mut swept = shelf.now.instant;
+        shelf.now.instant += 2 * SWEEP;
+        let now = shelf.now;
+        shelf.writer().look_after(&mut swept, now).unwrap();
+        assert_eq!(whole(&mut shelf), expected);
+    }
+    let announced = shelf.announced.lock().unwrap();
+    let of_packages = announced.iter().filter(|message| message.topic.starts_with("mpypi/packages/"));
+    assert_eq!(of_packages.count(), 5);
 }
