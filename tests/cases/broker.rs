@@ -402,7 +402,7 @@ fn both_signals_stop_the_broker_cleanly_and_tell_mqtt_5_clients_why() {
         let mut client = Client::connect(server.address, "old");
         let mut modern = Client::open(server.address);
         modern.send(&[0x10, 16, 0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 0, 0, 0, 3, b'n', b'e', b'w']);
-        let mut byte = [0; 64];
+        let mut byte = [0; 1024];
         let connack = std::io::Read::read(&mut modern.stream(), &mut byte).unwrap();
         assert_eq!((connack > 4, byte[0], byte[3]), (true, 0x20, 0));
         assert_eq!(server.stop(signal), Some(0));

@@ -28,16 +28,21 @@ fn write_channel(world: &World, files: usize, round: u64) {
     }
 }
 
+/// A client that is not ours. Each is another one: a cluster sends away who comes to a second node while the first still has them.
+fn auditor(address: SocketAddr) -> Client {
+    Client::connect(address, &format!("auditor-{:08x}", fastrand::u32(..)))
+}
+
 /// The list of `dev` that a broker retains, if it has one.
 fn list(address: SocketAddr) -> Option<Vec<u8>> {
-    let mut client = Client::connect(address, "an-auditor");
+    let mut client = auditor(address);
     Some(client.retained_at("mpypi/channels/dev", 0)?.payload)
 }
 
-/// What of a list a broker lacks: each package, read by its topic with a client that is not ours.
+/// What of a list a broker lacks: each package, read by its topic.
 fn lacks(address: SocketAddr, list: &[u8]) -> Vec<String> {
     let list = UpdateList::parse(list).unwrap();
-    let mut client = Client::connect(address, "an-auditor");
+    let mut client = auditor(address);
     let is_missing = |(id, _): &(mpypi_protocol::PackageId, Option<u64>)| {
         let found = client.retained_at(&id.topic(), 0);
         found.is_none_or(|found| Digest::of(&found.payload) != *id.digest())
@@ -134,7 +139,7 @@ fn after_a_node_was_killed_at_any_moment_a_publish_that_succeeds_left_nothing_mi
 }
 
 /// A broker that acknowledges what it is told to retain, and goes on serving what it had.
-fn frozen(broker: &Server) -> Proxy {
+pub(crate) fn frozen(broker: &Server) -> Proxy {
     Proxy::start(broker.address, |is_client, packet| match is_client && packet[0] >> 4 == 3 {
         // Bit 0 of a PUBLISH: retain.
         true => Verdict::Replace([&[packet[0] & !1], &packet[1..]].concat()),

@@ -14,7 +14,9 @@ use mpypi_protocol::{
     Digest, UpdateList,
     node::{Phase, State},
 };
-use mpypi_tests::{Client, Cluster, Deadline, Options, Running, Server, World, program, run, run_with};
+use mpypi_tests::{
+    Authority, Client, Cluster, Deadline, Options, Running, Server, Validity, World, program, run, run_with,
+};
 
 /// The repository.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -465,6 +467,17 @@ fn three_nodes_of_nats_with_the_settings_that_ship_let_each_do_what_is_its_own()
         let broken = deployed(&world, "nats/node.conf", "nats/broken.conf", &[(from, to)]);
         let tried = run_with("nats-server", &["-t", "-c", broken.to_str().unwrap()], &variables);
         assert_ne!(tried.code, Some(0), "{to}");
+    }
+    // The line for TLS: the second key is not that of the certificate.
+    let ca = Authority::new(&world, "ca");
+    for (number, name) in ["nats", "other"].into_iter().enumerate() {
+        ca.server(&world, name, &["nats-0"], Validity::Now);
+        let (certificate, key) = (world.text("nats.pem"), world.text(&format!("{name}.key")));
+        let places =
+            [("# tls {", "tls {"), ("/etc/nats/tls.crt", &*certificate), ("/etc/nats/tls.key", &*key)];
+        let secure = deployed(&world, "nats/node.conf", "nats/tls.conf", &places);
+        let tried = run_with("nats-server", &["-t", "-c", secure.to_str().unwrap()], &variables);
+        assert_eq!(tried.code == Some(0), number == 0, "{name}: {}", tried.stderr);
     }
 
     nats_users(&world);

@@ -832,7 +832,8 @@ fn an_application_in_asyncio_has_its_turn_while_the_agent_updates() {
         assert_eq!(said["phase"], wanted);
         if wanted == "restarting" {
             let turns = said["turns"]["downloading"].as_u64().unwrap();
-            assert!(turns >= 20, "{said}");
+            // An agent that gives it none leaves it one or two.
+            assert!(turns >= 5, "{said}");
         }
     }
 }

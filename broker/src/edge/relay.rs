@@ -335,6 +335,14 @@ impl Relay {
     /// Notes that the upstream does not have this version of a topic, unless it is on its way there.
     fn mark(&mut self, topic: String, version: u64) {
         if self.flying.get(&topic).is_some_and(|sent| version <= *sent) {
+            // It is told with what is on its way, and not before that is acknowledged.
+            for flight in self.flight.values_mut() {
+                if let Flight::Marked(flying, from) = flight
+                    && *flying == topic
+                {
+                    *from = version.min(*from);
+                }
+            }
             return;
         }
         let marked = self.marked.entry(topic).or_insert(version);

@@ -424,7 +424,7 @@ fn denied(seen: &[(Mqtt, Denied)]) -> Row {
         let what = match denied {
             Denied::Refused { reason } => format!("refused ({reason})"),
             Denied::Closed { reason } => format!("the connection ends ({reason})"),
-            Denied::Dropped => "acknowledged all the same, and dropped".to_owned(),
+            Denied::Dropped => "acknowledged all the same, and does not come back".to_owned(),
             Denied::Nowhere => "this user may write wherever it was tried".to_owned(),
             Denied::Unknown => "acknowledged; whether it is kept cannot be read".to_owned(),
         };

@@ -225,7 +225,7 @@ pub enum Denied {
         /// How.
         reason: String,
     },
-    /// It is acknowledged, and dropped.
+    /// It is acknowledged, and does not come back.
     Dropped,
     /// This user may write wherever it was tried.
     Nowhere,

@@ -339,8 +339,8 @@ impl<'a> Doctor<'a> {
             Ok(Err(error)) => Fate::Closed { reason: error.reason() },
             Err(_) => Fate::Silent,
         };
-        // To clear what was refused would be refused as well.
-        if matches!(fate, Fate::Refused { .. } | Fate::Closed { .. } | Fate::Dropped) {
+        // To clear what was refused would be refused as well. What seems to be dropped may be there for others.
+        if matches!(fate, Fate::Refused { .. } | Fate::Closed { .. }) {
             self.left.remove(topic);
             self.doubtful.insert(topic.to_owned());
         }

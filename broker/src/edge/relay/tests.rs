@@ -281,6 +281,26 @@ fn a_node_that_is_forgotten_while_the_line_is_down_and_before_a_restart_is_forgo
 }
 
 #[test]
+fn a_clear_that_was_sent_again_and_never_acknowledged_is_sent_after_another_restart() {
+    let mut bench = Bench::new(Part::Edge);
+    let lamp = "mpypi/nodes/lamp/state";
+    bench.connect(false);
+    bench.retain(lamp, "{}");
+    bench.acknowledge(usize::MAX);
+    bench.retain(lamp, "");
+    for _ in 0..2 {
+        bench.restart();
+        // Cleared once more, which changes nothing here.
+        bench.retain(lamp, "");
+        bench.connect(true);
+    }
+    bench.restart();
+    bench.connect(true);
+    bench.acknowledge(usize::MAX);
+    assert!(bench.upstream.is_empty());
+}
+
+#[test]
 fn a_node_that_moved_to_another_site_is_not_forgotten_again_when_the_upstream_forgets_the_session() {
     let mut bench = Bench::new(Part::Edge);
     bench.connect(false);

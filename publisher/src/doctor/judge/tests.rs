@@ -169,7 +169,7 @@ fn each_thing_that_is_seen_has_its_verdict() {
             |seen| seen.denied = vec![(Mqtt::Four, super::Denied::Dropped), (Mqtt::Five, refused())],
             Denied,
             Weak,
-            "3.1.1: acknowledged all the same, and dropped; 5: refused (not authorized (0x87))",
+            "3.1.1: acknowledged all the same, and does not come back; 5: refused (not authorized (0x87))",
         ),
         ("no clock", |seen| seen.clock = None, Clock, Unknown, "does not say"),
         ("fast", |seen| seen.clock = Some(3600), Clock, Weak, "3600 s ahead of ours"),
