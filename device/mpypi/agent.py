@@ -62,6 +62,7 @@ def tidy():
                 setattr(moved, name, getattr(job, name))
             if not job.open:
                 moved.open = {}
+            moved.chunks = _moved(job.chunks)
             del job, moved
         gc.collect()
 
@@ -95,6 +96,7 @@ class Job:
         self.needs = None  # bit n: the entry n is to be fetched
         self.cursor = None  # over those that were not asked for yet
         self.open = {}  # what was asked for, by topic
+        self.chunks = None  # what comes in chunks: see there
         self.stall_at = 0
         self.losses = 0  # connections lost since the last package came
         self.keep = False  # whether what it replaces is revoked: it is never taken back
@@ -102,6 +104,7 @@ class Job:
     def stop(self):
         """Asks for nothing more."""
         self.open = {}
+        self.chunks = None
         if self.cursor:
             self.cursor.close()
             self.cursor = None

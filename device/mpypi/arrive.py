@@ -27,6 +27,8 @@ async def run(agent):
     finally:
         arrival.close()
     digest = binascii.hexlify(arrival.digest.digest()).decode()
+    # To read it takes most of the memory that there is.
+    arrival = piece = None
     # The same list as before was written down before.
     known = path.endswith("list.json") and agent.order != "check" and "list.jsonl" in os.listdir(agent.folder[:-1])
     agent.arrived = (read(agent.folder, path, known), path, digest, kind)

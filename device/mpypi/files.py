@@ -14,6 +14,8 @@ EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 # As in boot.py, which imports nothing of ours, and which most of what is here must do without.
 STAGING = "/.mpypi/staging"
 INSTALLED = "/.mpypi/installed.jsonl"
+# What the name of the first chunks of a package ends in, behind its digest.
+CHUNKED = ".chunks"
 # The files of the release under way, one to a line, as they come.
 GATHERED = STAGING + "/files.part"
 NONE = const(0)

@@ -27,7 +27,8 @@ async def run(agent):
         await agent.ask_for_list()
         agent.check_later()
         if agent.job and agent.job.open:
-            await agent.ask(list(agent.job.open))
+            # Sorted, chunks come in order, nearly always.
+            await agent.ask(sorted(agent.job.open))
     return "listen"
 
 

@@ -12,24 +12,28 @@ class Incoming:
     """A package on its way to staging. Every method raises `Refused`; what came is then thrown away."""
 
     def __init__(self, root, entry):
-        self.entry = entry
         self.root = root
-        self.to = root + staged_name(entry["pkg_sha256"])
-        self.part = self.to + ".part"
+        self.entry = entry
         self.hasher = hashlib.sha256()
         self.size = 0
+        self.open()
+
+    def open(self):
+        """What is to come, and where it goes."""
+        self.announced = self.entry.get("size")
+        self.wanted = self.entry["pkg_sha256"]
+        self.to = self.root + staged_name(self.wanted)
+        self.part = self.to + ".part"
         self.file = open(self.part, "wb")
 
     def write(self, piece):
         """Takes the next bytes (`bytearray` or `memoryview`, any size; small is best)."""
         self.size += len(piece)
-        announced = self.entry.get("size")
+        announced = self.announced
         if announced is not None and self.size > announced:
-            self._wrong_size(announced)
+            self.refuse("wrong-size", "has %d bytes, %d were announced" % (self.size, announced))
         if self.size > limits.PACKAGE:
-            self.abort()
-            text = "package `%s` is larger than %d bytes"
-            raise Refused("too-large", text % (self._short(), limits.PACKAGE))
+            self.refuse("too-large", "is larger than %d bytes" % limits.PACKAGE)
         self.hasher.update(piece)
         try:
             write(self.file, piece)
@@ -43,20 +47,22 @@ class Incoming:
 
     def finish(self):
         """All bytes have come: verifies them."""
-        announced = self.entry.get("size")
-        if announced is not None and announced != self.size:
-            self._wrong_size(announced)
+        if self.announced not in (None, self.size):
+            self.refuse("wrong-size", "has %d bytes, %d were announced" % (self.size, self.announced))
         found = hexlify(self.hasher.digest())
-        if found != self.entry["pkg_sha256"]:
-            self.abort()
-            raise Refused("wrong-hash", "package `%s` has digest %s" % (self._short(), found[:12]))
+        if found != self.wanted:
+            self.refuse("wrong-hash", "has digest %s" % found[:12])
         try:
             self.file.flush()
             self.file.close()
-            os.rename(self.part, self.to)
+            self.keep()
         except OSError as error:
             self.abort()
             raise of_flash(error)
+
+    def keep(self):
+        """They are right, and on the flash."""
+        os.rename(self.part, self.to)
 
     def abort(self):
         """Throws away what came."""
@@ -66,11 +72,17 @@ class Incoming:
             if kind(self.part) == FILE:
                 os.remove(self.part)
 
-    def _wrong_size(self, announced):
+    def refuse(self, word, text):
+        """Throws away what came, and says why."""
         self.abort()
-        text = "package `%s` has %d bytes, %d were announced"
-        raise Refused("wrong-size", text % (self._short(), self.size, announced))
+        raise Refused(word, "%s %s" % (self.name(), text))
 
-    def _short(self):
-        digest = self.entry["pkg_sha256"]
-        return topic(self.entry)[len("mpypi/packages/") :].replace(digest, digest[:12])
+    def name(self):
+        """What is to come, for people."""
+        return name(self.entry)
+
+
+def name(entry):
+    """A package, for people."""
+    digest = entry["pkg_sha256"]
+    return "package `%s`" % topic(entry)[len("mpypi/packages/") :].replace(digest, digest[:12])

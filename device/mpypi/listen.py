@@ -3,7 +3,7 @@
 import time
 
 from . import limits
-from .files import topic as package_topic
+from .files import topic
 from .mqtt import PUBLISH, SUBACK
 from .refusal import Lost, Refused, missing_package
 
@@ -60,7 +60,7 @@ async def run(agent):
                     return "arrive"
                 agent.tell("there is no list any more; nothing changes")
             elif job and topic in job.open and line.left:
-                await _package(agent, job, topic)
+                await _take(agent, job, topic)
             else:
                 await line.skip()
 
@@ -111,7 +111,7 @@ def _granted(agent):
                 agent.fail(refused)
 
 
-def _needed(entries, needs):
+def _needs(entries, needs):
     number = 0
     for entry in entries:
         if needs[number >> 3] & 1 << (number & 7):
@@ -120,33 +120,54 @@ def _needed(entries, needs):
 
 
 async def _fetch(agent, job, now):
-    """Asks for packages up to the window; says whether any are still awaited."""
+    """Asks for packages up to the window, for one of those in chunks at a time; says whether any are still awaited."""
     topics = []
     if job.needs is not None:
-        job.cursor = _needed(agent.entries(), job.needs)
+        job.cursor = _needs(agent.entries(), job.needs)
         job.needs = None
-    while job.cursor and len(job.open) < limits.WINDOW:
+    while job.cursor and not job.chunks and len(job.open) < limits.WINDOW:
         found = next(job.cursor, None)
-        if found:
-            topics.append(package_topic(found))
-            job.open[topics[-1]] = found
-        else:
+        if not found:
             job.cursor = None
+        elif "chunks" in found:
+            from . import chunks
+
+            await chunks.look(agent, found)
+        else:
+            topics.append(topic(found))
+            job.open[topics[-1]] = found
+    if job.chunks:
+        from . import chunks
+
+        found = chunks.topic(job)
+        if found not in job.open:
+            topics.append(found)
+            job.open[found] = job.chunks[0]
     if topics:
         job.stall_at = time.ticks_add(now, limits.FETCH_STALL)
         await agent.ask(topics)
     elif job.open and time.ticks_diff(job.stall_at, now) <= 0:
-        raise missing_package(next(iter(job.open)))
+        raise missing_package(min(job.open))
     return len(job.open) > 0
 
 
-async def _package(agent, job, topic):
-    from .incoming import Incoming
-
+async def _take(agent, job, topic):
     line = agent.line
     entry = job.open[topic]
     before = agent.done, agent.total
-    incoming = Incoming(agent.root, entry)
+    if "chunks" in entry:
+        from . import chunks
+
+        incoming = await chunks.begin(agent, topic)
+        if not incoming:
+            await line.skip()
+            del job.open[topic]
+            await line.unsubscribe([topic])
+            return
+    else:
+        from .incoming import Incoming
+
+        incoming = Incoming(agent.root, entry)
     try:
         while True:
             piece = await line.piece()
@@ -168,3 +189,6 @@ async def _package(agent, job, topic):
     del job.open[topic]
     job.stall_at = time.ticks_add(time.ticks_ms(), limits.FETCH_STALL)
     await line.unsubscribe([topic])
+    if "chunks" in entry and job.chunks[1] == entry["chunks"][1]:
+        # That was the last one.
+        await chunks.look(agent, entry)

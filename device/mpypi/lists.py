@@ -20,12 +20,12 @@ from .words import channel_problem, consists, is_digest, is_time
 
 _KEYS = {
     "release": ("channel", "sequence", "version", "created", "expires", "epoch", "previous"),
-    "wheel": ("name", "version", "pkg_sha256", "size", "tag"),
-    "src": ("path", "pkg_sha256", "size"),
-    "firmware": ("name", "version", "target", "pkg_sha256", "size"),
+    "wheel": ("name", "version", "pkg_sha256", "size", "tag", "chunks"),
+    "src": ("path", "pkg_sha256", "size", "chunks"),
+    "firmware": ("name", "version", "target", "pkg_sha256", "size", "chunks"),
     "signature": ("key", "alg", "sig"),
 }
-_OPTIONAL = ("created", "expires", "epoch", "previous", "size", "tag", "target")
+_OPTIONAL = ("created", "expires", "epoch", "previous", "size", "tag", "target", "chunks")
 _NUMBERS = ("sequence", "epoch", "size")
 # What a key's value is when it is no text and no number.
 _OTHER = object()
@@ -68,6 +68,10 @@ def _entry(json):
         byte = json.peek()
         if key not in _ALL:
             json.skip(2)
+        elif key == "chunks":
+            from . import chunked
+
+            found[key] = chunked.read(json) or _OTHER
         elif byte == 34:
             value = json.string()
             if value is None:
@@ -98,7 +102,12 @@ def _checked(found):
         elif isinstance(value, int) != (key in _NUMBERS) or value is _OTHER:
             raise bad("`%s` is not what it should be" % key)
         else:
-            problem = _problem(kind, key, value)
+            if key == "chunks":
+                from . import chunked
+
+                problem = chunked.problem(value, found.get("size"))
+            else:
+                problem = _problem(kind, key, value)
             if problem:
                 raise bad("`%s`: %s" % (key, problem))
             entry[key] = value

@@ -70,11 +70,14 @@ class Store:
 
     def _check_staging(self):
         # Keeps what is complete and right, so that downloads go on after a restart.
-        from .files import digest, is_digest
+        from .files import CHUNKED, digest, is_digest
         from .records import names
 
         for name in names(self.root + STAGING):
             path = self.root + STAGING + "/" + name
+            if name[64:] == CHUNKED and is_digest(name[:64]):
+                # Nothing of it is believed before `chunks` has looked at it.
+                continue
             if not is_digest(name) or digest(path) != name:
                 os.remove(path)
 

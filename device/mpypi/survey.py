@@ -4,7 +4,7 @@ import os
 import time
 
 from . import limits
-from .files import EMPTY, STAGING, Filter, digest, free, is_digest, is_staged
+from .files import CHUNKED, EMPTY, FILE, STAGING, Filter, digest, free, is_digest, is_staged, kind, staged_name
 from .records import intact, names
 from .refusal import Refused
 
@@ -32,7 +32,7 @@ def survey(root, entries):
        is the sum of their sizes, where the list says them. The same bytes are asked for once.
     """
     bitmap = bytearray()
-    total = number = 0
+    total = number = there = 0
     wanted = Filter()
     for entry in entries():
         if not number & 7:
@@ -41,13 +41,18 @@ def survey(root, entries):
         if _needs(root, entry) and not (known and _asked(entries, bitmap, number, entry["pkg_sha256"])):
             bitmap[number >> 3] |= 1 << (number & 7)
             total += entry.get("size") or 0
+            if "chunks" in entry:
+                part = root + staged_name(entry["pkg_sha256"]) + CHUNKED
+                # Right or wrong, it takes no more room.
+                there += min(os.stat(part)[6], entry["size"]) if kind(part) == FILE else 0
         number += 1
     for name in names(root + STAGING):
-        if not is_digest(name) or name not in wanted:
+        stem = name[:64]
+        if not is_digest(stem) or stem not in wanted or name[64:] not in ("", CHUNKED):
             os.remove(root + STAGING + "/" + name)
     room = free(root)
-    if total > room:
-        raise Refused("no-space", "%d bytes are needed, %d are free" % (total, room))
+    if total - there > room:
+        raise Refused("no-space", "%d bytes are needed, %d are free" % (total - there, room))
     return bitmap, total
 
 

@@ -88,10 +88,14 @@ class Reader:
         if text not in (b"true", b"false", b"null"):
             for digit in text:
                 if digit not in b"0123456789+-.eE":
-                    raise bad("not JSON: `%s`" % _shown(text))
+                    raise bad("not JSON: `%s`" % _show(text))
             if not text or text[0] not in b"-0123456789":
                 raise bad("not JSON: a value is missing")
         return text
+
+    def place(self):
+        """Where in the file the next byte is."""
+        return self.file.tell() - self.end + self.at
 
     def byte(self):
         """The next byte, even if it is white space; `None` at the end."""
@@ -131,7 +135,7 @@ class Reader:
                 return
 
 
-def _shown(text):
+def _show(text):
     try:
         return str(text[:80], "utf-8")
     except UnicodeError:
@@ -176,7 +180,7 @@ def unescaped(text):
             text = whole
         return str(text, "utf-8")
     except (ValueError, IndexError):  # UnicodeError is a ValueError.
-        raise bad("not JSON: `%s` is no text" % _shown(text))
+        raise bad("not JSON: `%s` is no text" % _show(text))
 
 
 def is_whole(digits):

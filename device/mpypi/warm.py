@@ -8,7 +8,7 @@ from .agent import tidy
 # The largest first; each brings what it imports.
 MODULES = (
     "wheel lists plan start dial gather listen judge survey commit unpack greet "
-    "arrive incoming fail confirm leave"
+    "arrive incoming chunks chunked fail confirm leave"
 )
 
 

@@ -41,14 +41,16 @@ place = None
 
 
 def hold(size):
-    """Keeps so many bytes free in one piece, as far as there are so many; 0 frees them."""
+    """Keeps so many bytes free in one piece, or nearly so many; 0 frees them."""
     global place
     place = None
-    if size:
+    while size > 1 << _USUAL:
         try:
             place = bytearray(size)
+            break
         except MemoryError:
-            pass  # Perhaps less will do.
+            # The window needs one piece; the tables may find another.
+            size -= 512
 
 
 class BadWheel(Exception):
@@ -266,7 +268,6 @@ class Archive:
         windows = self.windows()
         while True:
             window = windows.pop(0)
-            held = place and len(place)
             try:
                 return self._extract(part, digest, size, room, window)
             except BadWheel:
@@ -282,36 +283,40 @@ class Archive:
             except OSError:
                 _remove(part)
                 raise
-            finally:
-                if held:
-                    gc.collect()
-                    hold(held)
 
     def _extract(self, part, digest, size, room, window):
+        held = place is not None
         hold(0)
         gc.collect()
-        stream = self.open(window)
         hasher = hashlib.sha256()
         crc = length = 0
-        with open(part, "wb") as out:
-            while True:
-                try:
-                    count = stream.readinto(piece)
-                except (OSError, EOFError, ValueError) as error:
-                    raise BadWheel("cannot unpack `%s`: %s" % (self.name, error))
-                if not count:
-                    break
-                length += count
-                if length > room:
-                    raise BadWheel("it unpacks to more than %d bytes" % limits.WHEEL_UNPACKED)
-                if size is not None and length > size:
-                    break
-                view = piece[:count]
-                hasher.update(view)
-                if hasattr(binascii, "crc32"):
-                    crc = binascii.crc32(view, crc)
-                write(out, view)
-            out.flush()
+        try:
+            stream = self.open(window)
+            with open(part, "wb") as out:
+                while True:
+                    try:
+                        count = stream.readinto(piece)
+                    except (OSError, EOFError, ValueError) as error:
+                        raise BadWheel("cannot unpack `%s`: %s" % (self.name, error))
+                    if not count:
+                        break
+                    length += count
+                    if length > room:
+                        raise BadWheel("it unpacks to more than %d bytes" % limits.WHEEL_UNPACKED)
+                    if size is not None and length > size:
+                        break
+                    view = piece[:count]
+                    hasher.update(view)
+                    if hasattr(binascii, "crc32"):
+                        crc = binascii.crc32(view, crc)
+                    write(out, view)
+                out.flush()
+        finally:
+            if held:
+                # Now: what is to stay of this member should not lie where its window was.
+                stream = None
+                gc.collect()
+                hold(limits.INFLATE)
         if size is not None and length != size:
             raise BadWheel("`%s` does not have the %d bytes that RECORD says" % (self.name, size))
         found = hexlify(hasher.digest())
@@ -453,7 +458,8 @@ def header_lines(stream):
         text = _text(_without_end(line))
         if not text:
             break
-        if text[0] in " \t" and key is not None:
+        # Of the bytes: a character of a text would be kept for ever.
+        if line[0] in b" \t" and key is not None:
             text = text.strip()
             if len(value) + len(text) < limits.LINE:
                 value += " " + text if value and text else text

@@ -378,7 +378,7 @@ fn what_cannot_be_right_is_refused_with_its_reason_and_changes_nothing() {
 }
 
 /// A signing key made by openssl: its name, and its modulus in hexadecimal.
-fn signing_key(world: &World, name: &str) -> (String, String) {
+pub(crate) fn signing_key(world: &World, name: &str) -> (String, String) {
     let key = world.text(&format!("{name}.key"));
     openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:3072", "-out", &key]);
     let modulus = openssl(&["rsa", "-in", &key, "-noout", "-modulus"]);
@@ -393,7 +393,7 @@ pub(crate) fn openssl(arguments: &[&str]) -> Vec<u8> {
 }
 
 /// The list with a signature of `key`, which says it is by `name`.
-fn signed(world: &World, list: &[Value], key: &str, name: &str) -> String {
+pub(crate) fn signed(world: &World, list: &[Value], key: &str, name: &str) -> String {
     let text = Value::from(list.to_vec()).to_string();
     let covered = text.strip_suffix(']').unwrap();
     let (file, signature) = (world.write("covered", covered), world.text("covered.sig"));
@@ -503,7 +503,7 @@ fn a_broker_must_prove_who_it_is() {
 }
 
 /// A line to a broker that lets each connection live for a number of bytes, either way, that `life` says.
-fn cutting_line(target: SocketAddr, mut life: impl FnMut() -> u64 + Send + 'static) -> SocketAddr {
+pub(crate) fn cutting_line(target: SocketAddr, mut life: impl FnMut() -> u64 + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {

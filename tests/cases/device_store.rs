@@ -59,6 +59,17 @@ impl Release {
         self.packages.push(bytes);
     }
 
+    /// Its packages of more than `size` bytes come in chunks of so many.
+    fn in_chunks(mut self, size: usize) -> Release {
+        for (entry, bytes) in self.entries.iter_mut().zip(&self.packages) {
+            if bytes.len() > size {
+                let digests: Vec<_> = bytes.chunks(size).map(Digest::of).collect();
+                entry["chunks"] = json!({"size": size, "sha256": digests});
+            }
+        }
+        self
+    }
+
     fn list(&self, sequence: u64) -> Vec<u8> {
         let version = format!("{sequence}.0");
         let head = json!({"type": "release", "channel": "dev", "sequence": sequence, "version": version});
@@ -200,6 +211,48 @@ fn a_power_cut_at_any_operation_of_a_flash_chip_leaves_a_device_the_old_or_the_n
     let world = two_releases();
     let cuts = counts(&script("cuts.py", &["littlefs", &world.text("releases"), "", &every(7)]));
     assert!(cuts.len() == 3 && cuts.iter().sum::<u32>() > 200, "{cuts:?}");
+}
+
+/// The first release, and one in chunks: a wheel and two files, one of them of whole chunks only; and what is small.
+fn two_releases_the_second_in_chunks() -> World {
+    let world = World::new();
+    first().write(&world, "releases/1", 1, None);
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut bytes = |count: usize| -> Vec<u8> { (0..count).map(|_| random.u8(..)).collect() };
+    let (led, even, odd) = (bytes(1500), bytes(3072), bytes(3073));
+    let sources = [
+        ("boot.py", &b"print(2)"[..]),
+        ("assets/even.bin", &even),
+        ("odd.bin", &odd),
+        ("notes.txt", b"ours"),
+    ];
+    let wheel = ("blink", "2.0", vec![("blink/__init__.py", &b"x = 2"[..]), ("blink/led.bin", &led)]);
+    let second = Release::new(&sources, &[wheel]).in_chunks(1024);
+    assert_eq!(second.entries.iter().filter(|entry| entry["chunks"].is_object()).count(), 3);
+    second.write(&world, "releases/2", 2, None);
+    world
+}
+
+#[test]
+fn a_download_in_chunks_goes_on_where_a_power_cut_at_any_file_operation_left_it() {
+    let (world, scratch) = (two_releases_the_second_in_chunks(), scratch());
+    let arguments = ["posix", &world.text("releases"), scratch.path().to_str().unwrap(), &every(2)];
+    let cuts = counts(&script("chunks.py", &arguments));
+    assert!(cuts[0] > 50, "{cuts:?}");
+}
+
+#[test]
+fn a_download_in_chunks_goes_on_where_a_power_cut_at_any_operation_of_a_flash_chip_left_it() {
+    let world = two_releases_the_second_in_chunks();
+    let cuts = counts(&script("chunks.py", &["littlefs", &world.text("releases"), "", &every(14)]));
+    assert!(cuts[0] > 15, "{cuts:?}");
+}
+
+#[test]
+fn a_byte_that_changes_in_what_came_in_chunks_is_found_and_only_what_follows_is_fetched_again() {
+    let world = two_releases_the_second_in_chunks();
+    let changed = counts(&script("chunks.py", &["changes", &world.text("releases"), ""]));
+    assert!(changed[0] > 3, "{changed:?}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod cluster;
 mod dashboard;
 mod deploy;
 mod device;
+mod device_chunks;
 mod device_store;
 mod device_trust;
 mod doctor;

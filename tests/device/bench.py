@@ -7,7 +7,8 @@ import os
 import sys
 
 import vfs
-from mpypi import boot, files
+from mpypi import boot, chunks, files, lists
+from mpypi.agent import Job
 from mpypi.commit import needed_to_start
 from mpypi.store import Store
 
@@ -28,6 +29,9 @@ class Release:
             for key, value in json.load(file).items():
                 setattr(self, key, value)
         self.packages = folder + "/packages/"
+        # As a device reads them: those in chunks know where in the list their digests are.
+        self.path = folder + "/list.json"
+        self.entries = [entry for entry in lists.read(self.path) if entry["type"] in ("wheel", "src")]
 
     def seen(self):
         return {"channel": "dev", "sequence": self.sequence, "version": self.version, "list": self.list}
@@ -67,23 +71,51 @@ def wake(root):
 
 
 def fetch(store, release):
-    """Fetches what is missing. -> how many packages"""
+    """Fetches what is missing. -> how many packages, whole or in chunks"""
     bitmap, _ = store.survey(release.iterate)
-    piece = bytearray(500)
-    view = memoryview(piece)
     fetched = 0
     for number, entry in enumerate(release.entries):
         if bitmap[number >> 3] & 1 << (number & 7):
-            incoming = store.receive(entry)
-            with open(release.packages + entry["pkg_sha256"], "rb") as file:
-                while True:
-                    length = file.readinto(piece)
-                    if not length:
-                        break
-                    incoming.write(view[:length])
-            incoming.finish()
+            if "chunks" in entry:
+                for _ in fetch_chunks(store.root, release, entry):
+                    pass
+            else:
+                _fetch(store.receive(entry), release, 0, entry["size"])
             fetched += 1
     return fetched
+
+
+def fetch_chunks(root, release, entry):
+    """Fetches those chunks of a package that are missing, and stages it. Yields the number of each as soon as it is on
+    the flash."""
+    job = Job(None)
+    job.chunks = entry, 0, 0
+    size, count, _ = entry["chunks"]
+    while True:
+        for _ in chunks.count(root, release.path, job):
+            pass
+        number = job.chunks[1]
+        if number == count:
+            return
+        while number < count:
+            _fetch(chunks.Chunk(root, release.path, job), release, number * size, size)
+            yield number
+            number += 1
+            assert job.chunks[1] == number
+
+
+def _fetch(incoming, release, at, left):
+    piece = bytearray(500)
+    view = memoryview(piece)
+    with open(release.packages + incoming.entry["pkg_sha256"], "rb") as file:
+        file.seek(at)
+        while left:
+            length = file.readinto(view[: min(left, len(piece))])
+            if not length:
+                break
+            incoming.write(view[:length])
+            left -= length
+    incoming.finish()
 
 
 def install(store, release):
@@ -244,7 +276,7 @@ class CutFs:
         pass
 
     def open(self, path, mode):
-        if "r" in mode:
+        if "r" in mode and "+" not in mode:
             return self.inner.open(path, mode)
         self.change()
         if "w" in mode:
@@ -289,16 +321,24 @@ class CutFs:
 class _CutFile:
     def __init__(self, fs, path, file, mode):
         self.fs, self.path, self.file = fs, path, file
-        self.length = fs.inner.stat(path)[6] if "a" in mode else 0
+        self.length = 0 if "w" in mode else fs.inner.stat(path)[6]
+        self.at = self.length if "a" in mode else 0
         fs.unsynced[path] = self.length
+
+    def seek(self, at):
+        assert at <= self.length, "a hole"
+        self.at = at
+        self.file.seek(at)
 
     def write(self, data):
         if isinstance(data, str) and not isinstance(data, bytes):
             data = data.encode()
         half = len(data) // 2
         self.fs.change(lambda: self.file.write(bytes(data[:half])))
-        self.fs.take_up(len(data))
-        self.length += len(data)
+        self.at += len(data)
+        if self.at > self.length:
+            self.fs.take_up(self.at - self.length)
+            self.length = self.at
         return self.file.write(data)
 
     def flush(self):

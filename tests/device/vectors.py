@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from mpypi import clock, judge, keys, lists, names, nested, paths, query, rollout, roots, rsa, tags, told, vouch
+from mpypi import chunks, clock, judge, keys, lists, names, nested, paths, query, rollout, roots, rsa, tags, told, vouch
 from mpypi.files import topic
 from mpypi.refusal import Refused
 
@@ -55,6 +55,37 @@ for case in cases("lists.json", "valid"):
 for case in cases("lists.json", "invalid"):
     if not refuses(read, case["text"].encode()):
         wrong("taken", case["name"])
+
+
+class Job:
+    def __init__(self, entry):
+        self.chunks = (entry, 0, entry["chunks"][2])
+
+
+# Packages in chunks.
+for case in cases("lists.json", "chunked"):
+    read(case["text"].encode())
+    pieces = []
+    for entry in lists.read(scratch):
+        if "chunks" not in entry:
+            pieces.append({"topic": topic(entry), "sha256": entry["pkg_sha256"], "size": entry["size"]})
+            continue
+        size, count, place = entry["chunks"]
+        left = entry["size"]
+        for number in range(count):
+            found, place = chunks.digest(scratch, place)
+            name = chunks.topic(Job(entry), number)
+            pieces.append({"topic": name, "sha256": found, "size": min(size, left)})
+            left -= size
+    if pieces != case["pieces"]:
+        wrong("chunks", case["name"], pieces)
+for case in cases("lists.json", "invalid_chunks"):
+    if not refuses(read, case["text"].encode()):
+        wrong("taken", case["name"])
+# It does not compare the chunks of one entry with those of another.
+for case in cases("lists.json", "invalid_chunks_for_hosts"):
+    if refuses(read, case["text"].encode()):
+        wrong("refused", case["name"])
 # What is skipped need not be all that JSON wants it to be: see `lists`.
 LENIENT = ("number too great", "a lone surrogate")
 for case in cases("lists.json", "not_json"):
