@@ -43,6 +43,12 @@ pub enum ChunksError {
     /// Nothing cannot be retained, in pieces neither.
     #[error("a package of no bytes has no chunks")]
     Empty,
+    /// Larger than [`limits::PACKAGE`], which pieces do not change.
+    #[error("a package of {total} bytes is larger than {}", limits::PACKAGE)]
+    TooLarge {
+        /// Bytes of the package.
+        total: u64,
+    },
     /// Smaller than [`limits::CHUNK_MIN`], or larger than [`limits::PACKAGE`].
     #[error("chunks have {} to {} bytes, not {size}", limits::CHUNK_MIN, limits::PACKAGE)]
     Size {
@@ -220,6 +226,9 @@ fn count(total: u64, size: u64) -> Result<u64, ChunksError> {
     if !(limits::CHUNK_MIN..=limits::PACKAGE).contains(&size) {
         return Err(ChunksError::Size { size });
     }
+    if total > limits::PACKAGE {
+        return Err(ChunksError::TooLarge { total });
+    }
     let count = total.div_ceil(size);
     match usize::try_from(count) {
         Ok(number) if number <= limits::CHUNKS => Ok(count),
@@ -254,6 +263,8 @@ mod tests {
     #[test]
     fn what_cannot_be_cut_is_not() {
         assert_eq!(Chunks::cut(b"", 1024), Err(ChunksError::Empty));
+        let total = limits::PACKAGE + 1;
+        assert_eq!(Chunks::new(total, 65_536, Vec::new()), Err(ChunksError::TooLarge { total }));
         assert_eq!(
             Chunks::cut(b"a", limits::CHUNK_MIN - 1),
             Err(ChunksError::Size { size: limits::CHUNK_MIN - 1 })

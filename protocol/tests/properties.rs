@@ -131,7 +131,7 @@ fn extra() -> impl Strategy<Value = Map<String, Value>> {
 
 /// The size of a package, and how it is cut.
 fn size() -> impl Strategy<Value = (Option<u64>, Option<Chunks>)> {
-    let cut = (limits::CHUNK_MIN..=limits::PACKAGE, vec(digest(), 1..6), any::<u64>());
+    let cut = (limits::CHUNK_MIN..=limits::PACKAGE / 5, vec(digest(), 1..6), any::<u64>());
     let cut = cut.prop_map(|(size, digests, last)| {
         let total = (digests.len() as u64 - 1) * size + last % size + 1;
         (Some(total), Some(Chunks::new(total, size, digests).unwrap()))

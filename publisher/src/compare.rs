@@ -176,8 +176,15 @@ fn gather(checked: Vec<(String, Vec<Check>)>) -> Vec<Finding> {
 /// Which of several addresses retain something else than that with the newest list, and than the others.
 #[must_use]
 pub fn differences(seen: &[(String, Held)]) -> Vec<Finding> {
+    // Of several that are newest, the one that most have.
+    let votes = |one: &(String, Held)| seen.iter().filter(|(_, held)| held.list == one.1.list).count();
     let newest = seen.iter().fold(None, |newest: Option<&(String, Held)>, one| match newest {
-        Some(newest) if !is_older(newest.1.list.as_deref(), one.1.list.as_deref()) => Some(newest),
+        Some(newest) if is_older(one.1.list.as_deref(), newest.1.list.as_deref()) => Some(newest),
+        Some(newest)
+            if !is_older(newest.1.list.as_deref(), one.1.list.as_deref()) && votes(newest) >= votes(one) =>
+        {
+            Some(newest)
+        }
         _ => Some(one),
     });
     let Some((at, newest)) = newest.filter(|_| seen.len() > 1) else { return Vec::new() };

@@ -26,14 +26,30 @@ use crate::{
 
 /// A package cannot be cut so that a broker takes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("package `{package}` of {} does not fit into {} that the broker takes", size(*total), packets(*packet))]
-pub struct CutError {
-    /// The package.
-    pub package: PackageId,
-    /// Its size in bytes.
-    pub total: u64,
-    /// The broker's largest packet, in bytes.
-    pub packet: usize,
+pub enum CutError {
+    /// There would be too many pieces.
+    #[error("package `{package}` of {} does not fit into {} that the broker takes", size(*total), packets(*packet))]
+    TooMany {
+        /// The package.
+        package: PackageId,
+        /// Its size in bytes.
+        total: u64,
+        /// The broker's largest packet, in bytes.
+        packet: usize,
+    },
+    /// It lies there in chunks that are larger than what may be sent.
+    #[error(
+        "package `{package}` lies there in chunks of {}, and no packet above {} is to be sent",
+        size(*chunk), size(*packet as u64)
+    )]
+    Lies {
+        /// The package.
+        package: PackageId,
+        /// Bytes of its chunks.
+        chunk: u64,
+        /// The largest packet, in bytes.
+        packet: usize,
+    },
 }
 
 fn packets(packet: usize) -> String {
@@ -93,11 +109,12 @@ pub fn parcels<'a>(packages: &'a [Package], entries: &[Entry]) -> Vec<Parcel<'a>
     each.filter(|parcel| seen.insert(parcel.piece.topic.clone())).collect()
 }
 
-/// The entries of `packages`, in chunks where the broker takes no packet of their size. A package that lies there in chunks
-/// that it takes keeps them; `wish` says how large those of others are to be.
+/// The entries of `packages`, in chunks where the broker takes no packet of their size, or the `present` list has them in
+/// chunks. A package that lies there in chunks keeps them; `wish` says how large those of others are to be.
 ///
 /// # Errors
-/// There is no way to cut one; a package cannot be read, or the broker not be asked.
+/// There is no way to cut one, or it lies there in chunks that are too large by now; a package cannot be read, or the broker
+/// not be asked.
 pub async fn cut(
     link: &mut Link,
     packages: &[Package],
@@ -109,18 +126,22 @@ pub async fn cut(
         .flat_map(UpdateList::entries)
         .filter_map(|entry| Some((*entry.package()?.0.digest(), entry.chunks()?)))
         .collect();
-    let large: Vec<&Package> =
-        packages.iter().filter(|package| !link.takes(&package.id.topic(), package.size)).collect();
-    let mut cut: HashMap<Digest, Chunks> = HashMap::new();
-    for package in &large {
+    let (packet, mut cut) = (link.packet(), HashMap::new());
+    let lies = |package: &Package, chunk: u64, room: u64| match chunk <= room {
+        true => Ok(()),
+        false => Err(CutError::Lies { package: package.id.clone(), chunk, packet }),
+    };
+    let mut fresh = Vec::new();
+    for package in packages {
         let digest = package.id.digest();
-        let room = link.room(&chunk::topic(digest, u32::MAX));
-        if let Some(chunks) = named.get(digest).filter(|chunks| chunks.size().min(chunks.total()) <= room) {
+        if let Some(chunks) = named.get(digest) {
+            let room = link.room(&chunk::topic(digest, u32::MAX));
+            lies(package, chunks.size().min(chunks.total()), room)?;
             cut.insert(*digest, (*chunks).clone());
+        } else if !link.takes(&package.id.topic(), package.size) {
+            fresh.push(package);
         }
     }
-    let mut fresh = large;
-    fresh.retain(|package| !cut.contains_key(package.id.digest()));
     let first = |package: &Package| chunk::topic(package.id.digest(), 0);
     // Named by another channel, or by a list of the past.
     let lying = retained::some(link, &fresh.iter().map(|package| first(package)).collect::<Vec<_>>()).await?;
@@ -128,21 +149,23 @@ pub async fn cut(
         let (bytes, digest) = (package.bytes()?, package.id.digest());
         let room = link.room(&chunk::topic(digest, u32::MAX));
         let there = lying.get(&first(package)).filter(|there| bytes.starts_with(there));
-        let there = there.map(|there| there.len() as u64).filter(|size| *size <= room);
-        let there = there.and_then(|size| Chunks::cut(&bytes, size).ok());
-        let size = || fitting(package.size, room, wish.unwrap_or(limits::CHUNK));
-        let chunks = there.or_else(|| Chunks::cut(&bytes, size()?).ok());
-        let chunks = chunks.ok_or_else(|| CutError {
+        let there = there.map(|there| there.len() as u64).filter(|size| Chunks::cut(&bytes, *size).is_ok());
+        if let Some(size) = there {
+            lies(package, size, room)?;
+        }
+        let size = there.or_else(|| fitting(package.size, room, wish.unwrap_or(limits::CHUNK)));
+        let chunks = size.and_then(|size| Chunks::cut(&bytes, size).ok());
+        let chunks = chunks.ok_or_else(|| CutError::TooMany {
             package: package.id.clone(),
             total: package.size,
-            packet: link.packet(),
+            packet,
         })?;
         cut.insert(*digest, chunks);
     }
     let entry = |package: &Package| {
         let mut entry = package.entry.clone();
-        if !link.takes(&package.id.topic(), package.size) {
-            entry.set_chunks(cut.get(package.id.digest()).cloned());
+        if let Some(chunks) = cut.get(package.id.digest()) {
+            entry.set_chunks(Some(chunks.clone()));
         }
         entry
     };

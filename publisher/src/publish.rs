@@ -313,9 +313,14 @@ impl PublishError {
                 refusal.hint()
             }
             PublishError::Disagreement(error) => Some(error.hint()),
-            PublishError::Cut(_) => {
+            PublishError::Cut(CutError::TooMany { .. }) => {
                 Some("raise the broker's packet limit, or leave the package out".to_owned())
             }
+            PublishError::Cut(CutError::Lies { package, .. }) => Some(format!(
+                "devices of other channels and earlier releases may need these chunks: raise `--max-packet`, or the broker's limit; \
+                 or, if none does, clear what is retained below `mpypi/chunks/{}/`",
+                package.digest()
+            )),
             PublishError::ListTooLarge { .. } => Some(
                 "put files into a wheel, which is one package however many it holds, or raise the broker's packet \
                  limit; the fewer chunks, as with a larger `--chunk`, the shorter the list"

@@ -470,3 +470,49 @@ fn the_same_firmware_in_chunks_of_each_size() {
     let nats = Cluster::start(&home, 1);
     costs("NATS, 1", &nats.url(0), nats.pid(0));
 }
+
+#[test]
+fn nobody_cuts_anew_what_lies_there_in_chunks_that_another_channel_or_the_past_may_need() {
+    for kind in [Kind::Mosquitto, Kind::Ours] {
+        let (hub, world) = (World::new(), World::new());
+        let server = match kind {
+            Kind::Mosquitto => Server::mosquitto_with(&hub, "persistence false\n"),
+            Kind::Ours => Server::start(&hub),
+        };
+        let image = release(&world, 1);
+        publish(&world, &["--max-packet", "80K"], &server.url());
+        let mut client = Client::connect(server.address, "checker");
+        let (before, pieces) = (list(&mut client, "dev"), chunks(&list(&mut client, "dev")));
+        for more in [&[][..], &["--channel", "stable"]] {
+            let arguments = [&["publish", "dev/", "--max-packet", "40K"], more].concat();
+            let refused = mpypi(&world, &arguments, &server.url()).expect_code(1);
+            let why = "lies there in chunks of 64.0 KiB, and no packet above 40.0 KiB is to be sent";
+            assert!(
+                refused.stderr.contains(why) && refused.stderr.contains("raise `--max-packet`"),
+                "{refused:?}"
+            );
+        }
+        assert_eq!(list(&mut client, "dev"), before);
+        assert_eq!(joined(&mut client, &pieces), image);
+        mpypi(&world, &["verify", "dev"], &server.url()).expect_code(0);
+        // Whoever says nothing of packets, or takes larger ones, changes nothing.
+        let same = publish(&world, &[], &server.url());
+        assert_eq!((&same["unchanged"], sent(&same)), (&true.into(), (0, 0)), "{kind:?}");
+    }
+}
+
+#[test]
+fn what_a_broker_made_whole_beyond_what_it_takes_is_in_its_backup_and_can_be_put_back() {
+    let [hub, other, world] = [World::new(), World::new(), World::new()];
+    let server = small(Kind::Ours, &hub);
+    let image = release(&world, 1);
+    publish(&world, &[], &server.url());
+    let (data, backup) = (hub.text("data"), world.text("backup"));
+    let _ = run("mpypi-broker", &["backup", &backup, "--data", &data]).expect_code(0);
+    let server = small(Kind::Ours, &other);
+    let _ = run("mpypi-broker", &["restore", &backup, "--data", &other.text("data")]).expect_code(0);
+    let mut client = Client::connect(server.address, "checker");
+    let whole = format!("mpypi/packages/firmware/{}", Digest::of(&image));
+    assert_eq!(client.retained(&whole).unwrap().payload, image);
+    mpypi(&world, &["verify", "dev"], &server.url()).expect_code(0);
+}

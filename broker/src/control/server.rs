@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use mpypi_protocol::limits::{PACKAGE, PACKET};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
@@ -31,6 +32,7 @@ use crate::{
         collect::{REMEMBERED, Rules},
         writer::{Collect, Op, Reply, Settled, Submission},
     },
+    limits::Limits,
     listen::ACCEPT_PAUSE,
     mailbox::Mailbox,
     message::chain,
@@ -257,7 +259,7 @@ async fn put(mut reader: BufReader<OwnedReadHalf>, engine: &Engine, answers: &An
             break;
         };
         let put: Put = serde_json::from_str(&line).map_err(|error| format!("not a message: {error}"))?;
-        if put.size > engine.limits.packet as u64 {
+        if put.size > PACKET as u64 {
             return Err(format!("`{}` has {} bytes, more than any packet", put.topic, put.size));
         }
         let mut payload = vec![0; usize::try_from(put.size).unwrap_or_default()];
@@ -296,7 +298,8 @@ async fn submit(
         properties: put.properties,
     };
     let topic = publish.topic.as_str().into();
-    let limits = engine.limits.clone();
+    // What an index held it takes back: what clients may send has changed since, or it was made whole of chunks.
+    let limits = Arc::new(Limits { package: PACKAGE, packet: PACKET, ..(*engine.limits).clone() });
     let heavy = limits.clone();
     let admitted = match is_heavy(&publish) {
         false => admit(publish, &limits),

@@ -611,9 +611,17 @@ impl Mirror {
                 }
                 self.advance_all(moment, library, out);
             }
-            (_, Err(why)) => {
-                out.push(trouble(format!("what the upstream has as `{topic}` was not kept: {why}")));
+            (found, Err(why)) => {
+                let why = format!("what the upstream has as `{topic}` was not kept: {why}");
+                out.push(trouble(why.clone()));
                 self.did_not_come(moment, topic, out);
+                // Somebody cut the package anew up there: it may be a long time until this can be had.
+                if matches!(found, Ok(Topic::Chunk(..))) {
+                    let needs = |coming: &&mut Coming| coming.missing.contains_key(topic);
+                    for coming in self.coming.values_mut().filter(needs) {
+                        coming.stage = Stage::Held { why: why.clone(), since: moment.now };
+                    }
+                }
                 self.advance_all(moment, library, out);
             }
         }

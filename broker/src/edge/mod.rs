@@ -220,7 +220,11 @@ impl Edge {
         /// For an answer that somebody over HTTP waits for.
         const PATIENCE: Duration = Duration::from_secs(20);
         let silent = || {
-            let text = format!("{} does not answer: try again later", self.upstream());
+            let text = format!(
+                "{} does not answer: try again later; if it is that it takes no message of this size, `mpypi publish` sends \
+                 it in chunks",
+                self.upstream()
+            );
             // Over HTTP, a 503.
             Refusal::new(Reason::ServerShuttingDown, text)
         };

@@ -71,6 +71,14 @@ impl Body {
             Body::Blob { digest, .. } => Digest::from(*digest),
         }
     }
+
+    /// Bytes of the payload.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Body::Inline(bytes) => bytes.len() as u64,
+            Body::Blob { len, .. } => *len,
+        }
+    }
 }
 
 impl Record {

@@ -161,8 +161,8 @@ pub struct Writer {
     written: Vec<Digest>,
     /// Packages made whole by the commit under way, to be announced before the lists that name them.
     joined: Vec<(Arc<Message>, Vec<Found>)>,
-    /// Packages whose chunks are not theirs.
-    unjoined: HashSet<Digest>,
+    /// Whether more packages are to be made whole than one commit takes.
+    is_joining: bool,
     /// Whether the commit under way refuses messages because the disk is nearly full.
     refused_for_space: bool,
     /// Ends of connections that could not be noted.
@@ -250,7 +250,7 @@ impl Writer {
             metrics: Arc::default(),
             written: Vec::new(),
             joined: Vec::new(),
-            unjoined: HashSet::new(),
+            is_joining: false,
             refused_for_space: false,
             postponed: Vec::new(),
             pause: None,
@@ -391,9 +391,16 @@ impl Writer {
             *swept = now.instant;
             self.count_sessions();
             self.sweep(now)?;
+        }
+        // What a list cuts that is not whole: at once after it came, and now and then, for what a full disk or a crash prevented.
+        if !is_swept || self.is_joining {
             let cut = self.to_join(now)?;
-            if !cut.is_empty() {
+            self.is_joining = false;
+            if let Some((first, _)) = cut.first() {
+                let first = first.topic();
                 self.settle(vec![Op::Join(cut)], now)?;
+                // Where there is no room, the next sweep is soon enough.
+                self.is_joining = self.index.get(&first, now.unix_ms)?.is_some();
             }
         }
         let wills = self.sessions.take_wills();
@@ -457,8 +464,9 @@ impl Writer {
             self.sessions.next_will().map(|due| Duration::from_millis(due.saturating_sub(now.unix_ms)));
         let rest = self.rest_due().map(|due| due.saturating_duration_since(now.instant));
         let pause = self.pause.map(|pause| pause.until.saturating_duration_since(now.instant));
+        let join = self.is_joining.then_some(Duration::ZERO);
         // Nothing is due while nothing can be written.
-        [will, rest].into_iter().flatten().fold(SWEEP, Duration::min).max(pause.unwrap_or_default())
+        [will, rest, join].into_iter().flatten().fold(SWEEP, Duration::min).max(pause.unwrap_or_default())
     }
 
     fn expire_sessions(&mut self, now: Now) -> Result<(), IndexError> {
@@ -909,10 +917,7 @@ impl Writer {
     fn to_join(&self, now: Now) -> Result<Vec<(PackageId, Chunks)>, IndexError> {
         let (mut found, mut bytes) = (Vec::new(), 0);
         for (id, chunks) in self.channels.values().flat_map(ChannelState::cut) {
-            if bytes < JOIN_BYTES
-                && !self.unjoined.contains(id.digest())
-                && self.index.get(&id.topic(), now.unix_ms)?.is_none()
-            {
+            if bytes < JOIN_BYTES && self.index.get(&id.topic(), now.unix_ms)?.is_none() {
                 bytes += chunks.total();
                 found.push((id.clone(), chunks.clone()));
             }
@@ -931,12 +936,9 @@ impl Writer {
         let mut bytes = 0;
         for (id, chunks) in cut {
             let digest = *id.digest();
-            if bytes >= JOIN_BYTES
-                || tables.has(&Piece { topic: id.topic(), digest, size: Some(chunks.total()) }, now)?
-            {
+            if tables.has(&Piece { topic: id.topic(), digest, size: Some(chunks.total()) }, now)? {
                 continue;
             }
-            bytes += chunks.total();
             let mut whole = Vec::new();
             for piece in chunks.pieces(&digest) {
                 let Some(record) = tables.read(&piece.topic)? else { continue };
@@ -950,11 +952,15 @@ impl Writer {
                 }
             }
             if Digest::of(&whole) != digest {
-                self.unjoined.insert(digest);
                 let text =
                     format!("the chunks of package `{id}` are not its bytes: no device could install it");
                 return Ok(Err(Refusal::new(Reason::PayloadFormatInvalid, text)));
             }
+            if bytes >= JOIN_BYTES {
+                self.is_joining = true;
+                continue;
+            }
+            bytes += chunks.total();
             let publish = Publish {
                 topic: id.topic(),
                 payload: whole.into(),
@@ -1204,7 +1210,11 @@ impl<'t> Tables<'t> {
 
     /// Whether a package or chunk is there, with the right bytes.
     fn has(&self, piece: &Piece, now: Now) -> Result<bool, IndexError> {
-        let is_it = |record: &Record| !record.is_expired(now.unix_ms) && record.body.digest() == piece.digest;
+        let is_it = |record: &Record| {
+            !record.is_expired(now.unix_ms)
+                && record.body.digest() == piece.digest
+                && piece.size.is_none_or(|size| size == record.body.len())
+        };
         Ok(self.read(&piece.topic)?.as_ref().is_some_and(is_it))
     }
 

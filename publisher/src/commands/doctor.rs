@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// The largest retained payload to try, as 900000, 512K or 4M
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = parse_max)]
     max: u64,
-    /// The topic below which all is tried: one where this user may read, write and clear
+    /// The topic below which all is tried, but for what this user may not write: one where they may read, write and clear
     #[arg(long, value_name = "TOPIC", default_value = BELOW, value_parser = parse_below)]
     below: String,
     /// How long several brokers may take to show what was published at another, as 500ms or 2m

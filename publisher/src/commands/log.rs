@@ -43,7 +43,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     };
     let (pages, mut odd) = reading(read).await?;
     odd.retain(|finding| finding.trouble.is_some());
-    let troubles = pages.iter().map(|page| page.trouble.len()).sum::<usize>() + odd.len();
+    let faults = pages.iter().map(|page| page.trouble.len()).sum::<usize>();
+    let troubles = faults + odd.len();
     if as_json {
         let lists: Vec<Value> = pages.iter().map(page_json).collect();
         let mut value = json!({ "channel": channel, "good": troubles == 0, "lists": lists });
@@ -58,9 +59,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         print(&pages.iter().map(|page| text(page, color)).collect::<String>())?;
         print(&odd.iter().map(|finding| line(finding, color)).collect::<String>())?;
     }
-    match troubles {
-        0 => Ok(()),
-        _ => anyhow::bail!("the history of channel `{}` has {}", channel, count(troubles, "fault")),
+    match (faults, odd.len()) {
+        (0, 0) => Ok(()),
+        (0, odd) => anyhow::bail!(
+            "of {} addresses, {odd} cannot be read or have something else",
+            brokers.iter().count()
+        ),
+        (faults, _) => anyhow::bail!("the history of channel `{}` has {}", channel, count(faults, "fault")),
     }
 }
 

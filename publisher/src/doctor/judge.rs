@@ -241,7 +241,8 @@ fn greeting(greeting: &Greeting) -> Row {
 /// Whether anything is kept, where packages are.
 fn retained(plain: &Fate) -> Row {
     let no = |why: String| Row::new(Check::Retained, Verdict::No, why);
-    let login = "log in as a user who may write packages: `--broker mqtt://user:password@host:port`";
+    let login = "log in as a user who may write packages: `--broker mqtt://user:password@host:port`; \
+                 for a device's user, that this fails is as it should be";
     match plain {
         Fate::Kept => Row::new(Check::Retained, Verdict::Ok, "kept, and served to who asks by its topic"),
         Fate::Garbled => Row::new(Check::Retained, Verdict::Ok, "kept, but see below"),

@@ -6,8 +6,9 @@
 //! | [`judge`] | what that means: verdicts. No I/O, no clock |
 //! | [`engines`] | which broker it is, and what is known of such. No I/O |
 //!
-//! Everything is tried below a name of its own, where packages are, since packages are what has to work. No channel, root or
-//! node is touched.
+//! Everything is tried below a name of its own, where packages are, since packages are what has to work; but for what happens
+//! where a user may not write: that is tried at a node of that name, and at a topic that is none of ours. No channel, root or
+//! node of anybody's is touched.
 
 pub mod engines;
 pub mod judge;
