@@ -351,7 +351,8 @@ impl PublishError {
             PublishError::NoSuchRelease { kept, .. } => {
                 let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
                 Some(match kept.is_empty() {
-                    true => "its history is empty: it begins with the second release".to_owned(),
+                    true => "its history is empty: it begins with the second release, and holds what came before the present one"
+                        .to_owned(),
                     false => format!("it keeps {}", kept.join(", ")),
                 })
             }

@@ -9,6 +9,7 @@ use mpypi_client::Brokers;
 use mpypi_protocol::{
     ChannelName, Digest, Entry, PackageId, Root, Trust, UpdateList,
     list::{Piece, Release},
+    signed::Distrust,
 };
 
 use crate::{
@@ -272,12 +273,13 @@ fn pages(
                         trouble: vec![format!("no update list: {error}")],
                     },
                     None,
+                    false,
                 ));
                 continue;
             }
         };
         let Some(release) = list.release() else { continue };
-        let mut trouble = Vec::new();
+        let (mut trouble, mut is_unsigned) = (Vec::new(), false);
         if topic.is_some_and(|topic| topic != release.sequence) {
             trouble.push(format!("is retained as release {}", topic.unwrap_or_default()));
         }
@@ -293,6 +295,7 @@ fn pages(
             if verdicts.iter().all(Result::is_err)
                 && let Some(Err(error)) = verdicts.last()
             {
+                is_unsigned = trouble.is_empty() && matches!(error, Distrust::Unsigned);
                 trouble.push(error.to_string());
             }
         }
@@ -309,9 +312,18 @@ fn pages(
                 trouble,
             },
             release.previous,
+            is_unsigned,
         ));
     }
-    pages.sort_by_key(|(page, _)| (page.epoch, page.sequence));
+    pages.sort_by_key(|(page, ..)| (page.epoch, page.sequence));
+    // What was published before the channel had keys is vouched for by the first list that is signed, which says what it replaced.
+    let mut vouched = None;
+    for (page, previous, is_unsigned) in pages.iter_mut().rev() {
+        if *is_unsigned && vouched == Some(page.digest) {
+            page.trouble.clear();
+        }
+        vouched = previous.filter(|_| page.trouble.is_empty());
+    }
     for at in 1..pages.len() {
         let before = pages[at - 1].0.digest;
         if let Some(previous) = pages[at].1.filter(|previous| *previous != before) {
@@ -322,5 +334,5 @@ fn pages(
             ));
         }
     }
-    pages.into_iter().rev().map(|(page, _)| page).collect()
+    pages.into_iter().rev().map(|(page, ..)| page).collect()
 }

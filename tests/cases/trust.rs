@@ -701,6 +701,48 @@ fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
     output.stdout
 }
 
+/// A channel that gets its keys after some releases: the first list that is signed says what it replaced, and so vouches for them.
+#[test]
+fn what_was_published_before_a_channel_had_keys_is_vouched_for_by_the_first_list_that_is_signed() {
+    let world = World::new();
+    let server = Server::mosquitto(&world);
+    let (folder, keys, url) = (world.text("dev"), world.text("keys"), server.url());
+    let mpypi = |arguments: &[&str]| {
+        let whole = [arguments, &["--keys", &keys]].concat();
+        run_with("mpypi", &whole, &[("MPYPI_KEY_PASSPHRASE", PASSPHRASE)])
+    };
+    let publish = |text: &str| {
+        world.write("dev/src/main.py", text);
+        let _ = mpypi(&["publish", &folder, "--broker", &url]).expect_code(0);
+    };
+    publish("print(1)\n");
+    publish("print(2)\n");
+    for arguments in [
+        &["keys", "new", "r1", "--ed25519"][..],
+        &["keys", "new", "dev-2026", "--ed25519"],
+        &["keys", "root", "new", "--key", "r1"],
+        &["keys", "delegate", "dev", "--key", "dev-2026"],
+        &["keys", "root", "sign"],
+        &["keys", "root", "publish", "--broker", &url],
+    ] {
+        let _ = mpypi(arguments).expect_code(0);
+    }
+    world.write("dev/channel.toml", "key = \"dev-2026\"\n");
+    publish("print(3)\n");
+    publish("print(4)\n");
+    for look in ["verify", "log"] {
+        let _ = mpypi(&[look, "dev", "--broker", &url]).expect_code(0);
+    }
+    // What somebody else put there is vouched for by nobody.
+    let forged = r#"[{"type":"release","channel":"dev","sequence":2,"version":"2"}]"#;
+    let mut attacker = Client::connect(server.address, "attacker");
+    assert!(attacker.retain("mpypi/channels/dev/history/2", forged.as_bytes()));
+    for look in ["verify", "log"] {
+        let found = mpypi(&[look, "dev", "--broker", &url]).expect_code(1);
+        assert!(found.stdout.contains("unsigned: "), "{found:?}");
+    }
+}
+
 /// The whole of it, as people do it: two holders of root keys on two machines, a key of ours that openssl reads, and one
 /// that openssl holds.
 #[test]
