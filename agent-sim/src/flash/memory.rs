@@ -13,7 +13,8 @@ pub struct Memory {
     names: BTreeMap<String, Node>,
     /// What stood where names changed since their folder was last synced.
     unsynced: BTreeMap<String, Option<Node>>,
-    files: BTreeMap<u64, Data>,
+    /// By their numbers, which grow. Ten thousand flashes are small tables, not trees.
+    files: Vec<(u64, Data)>,
     next: u64,
     capacity: u64,
     /// Whether its power may fail.
@@ -59,7 +60,7 @@ impl Memory {
         Memory {
             names: BTreeMap::new(),
             unsynced: BTreeMap::new(),
-            files: BTreeMap::new(),
+            files: Vec::new(),
             next: 0,
             capacity,
             loses: true,
@@ -94,23 +95,23 @@ impl Memory {
             }
         }
         if self.loses && matches!(loss, Loss::Bytes | Loss::Everything) {
-            for data in self.files.values_mut() {
+            for (_, data) in &mut self.files {
                 data.bytes.truncate(data.synced);
                 data.bytes.extend(data.cut.take().unwrap_or_default());
             }
         }
-        for data in self.files.values_mut() {
+        for (_, data) in &mut self.files {
             (data.synced, data.cut) = (data.bytes.len(), None);
         }
         self.unsynced.clear();
         let named: BTreeSet<_> = self.names.values().copied().collect();
-        self.files.retain(|id, _| named.contains(&Node::File(*id)));
+        self.files.retain(|(id, _)| named.contains(&Node::File(*id)));
     }
 
     /// All files, with their bytes.
     pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.names.iter().filter_map(|(path, node)| match node {
-            Node::File(id) => Some((path.as_str(), self.files[id].bytes.as_slice())),
+            Node::File(id) => Some((path.as_str(), self.bytes(*id))),
             Node::Folder => None,
         })
     }
@@ -118,6 +119,16 @@ impl Memory {
     /// All folders.
     pub fn folders(&self) -> impl Iterator<Item = &str> {
         self.names.iter().filter(|(_, node)| **node == Node::Folder).map(|(path, _)| path.as_str())
+    }
+
+    fn bytes(&self, id: u64) -> &[u8] {
+        let at = self.files.binary_search_by_key(&id, |(id, _)| *id);
+        at.map_or(&[], |at| &self.files[at].1.bytes)
+    }
+
+    fn data(&mut self, id: u64) -> io::Result<&mut Data> {
+        let at = self.files.binary_search_by_key(&id, |(id, _)| *id);
+        at.map(|at| &mut self.files[at].1).map_err(|_| io::ErrorKind::NotFound.into())
     }
 
     fn has_folder(&self, path: &str) -> bool {
@@ -175,7 +186,7 @@ impl Memory {
                 .chain(self.unsynced.values().flatten())
                 .any(|node| *node == Node::File(id))
         {
-            self.files.remove(&id);
+            self.files.retain(|(found, _)| *found != id);
         }
     }
 }
@@ -187,12 +198,12 @@ impl Flash for Memory {
         }
         Ok(self.names.get(path).map(|node| match node {
             Node::Folder => Kind::Folder,
-            Node::File(id) => Kind::File(self.files[id].bytes.len() as u64),
+            Node::File(id) => Kind::File(self.bytes(*id).len() as u64),
         }))
     }
 
     fn read(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let bytes = &self.files[&self.file(path)?].bytes;
+        let bytes = self.bytes(self.file(path)?);
         let rest = bytes.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
         let length = rest.len().min(buffer.len());
         buffer[..length].copy_from_slice(&rest[..length]);
@@ -214,7 +225,7 @@ impl Flash for Memory {
         if self.names.get(path) == Some(&Node::Folder) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
-        self.files.insert(self.next, Data::default());
+        self.files.push((self.next, Data::default()));
         self.put(path, Some(Node::File(self.next)));
         self.next += 1;
         Ok(())
@@ -225,13 +236,13 @@ impl Flash for Memory {
         if self.free()? < bytes.len() as u64 {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.files.entry(id).or_default().bytes.extend_from_slice(bytes);
+        self.data(id)?.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
     fn truncate(&mut self, path: &str, length: u64) -> io::Result<()> {
         let (id, loses) = (self.file(path)?, self.loses);
-        let data = self.files.entry(id).or_default();
+        let data = self.data(id)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if loses && length < data.synced {
             let mut end = data.bytes[length..data.synced].to_vec();
@@ -245,12 +256,13 @@ impl Flash for Memory {
 
     fn sync(&mut self, path: &str) -> io::Result<()> {
         if let Some(Node::File(id)) = self.names.get(path) {
-            let data = self.files.entry(*id).or_default();
+            let data = self.data(*id)?;
             (data.synced, data.cut) = (data.bytes.len(), None);
             // Of ten thousand flashes none keeps room for more.
             data.bytes.shrink_to_fit();
             return Ok(());
         }
+        self.files.shrink_to_fit();
         self.need_folder(path)?;
         let here = |name: &String| parent(name) == path;
         let before: Vec<_> = self.unsynced.extract_if(.., |name, _| here(name)).collect();
