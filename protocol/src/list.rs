@@ -336,7 +336,7 @@ impl UpdateList {
                     .filter(|name| !seen.insert((entry.kind().to_owned(), name.clone())))
                     .map(Problem::Twice)
                     .or_else(|| {
-                        let ((id, _), chunks) = (entry.package()?, entry.chunks()?);
+                        let (id, chunks) = entry.cut()?;
                         let is_other = *cut.entry(*id.digest()).or_insert(chunks) != chunks;
                         is_other.then(|| Problem::OtherChunks(*id.digest()))
                     }),
@@ -374,6 +374,11 @@ impl UpdateList {
     /// Every package the list names, with its size where the list says it.
     pub fn packages(&self) -> impl Iterator<Item = (PackageId, Option<u64>)> {
         self.entries.iter().filter_map(Entry::package)
+    }
+
+    /// Every package that lies in chunks, and how it is cut.
+    pub fn cut(&self) -> impl Iterator<Item = (PackageId, &Chunks)> {
+        self.entries.iter().filter_map(Entry::cut)
     }
 
     /// Every retained message that its readers need beside it.
@@ -457,6 +462,12 @@ impl Entry {
             Entry::Firmware(image) => image.chunks = chunks,
             _ => {}
         }
+    }
+
+    /// Its package and how that is cut, where it lies in chunks.
+    #[must_use]
+    pub fn cut(&self) -> Option<(PackageId, &Chunks)> {
+        Some((self.package()?.0, self.chunks()?))
     }
 
     /// The retained messages that hold its package: one, or its chunks in order. The empty file has none, agents make

@@ -121,11 +121,8 @@ pub async fn cut(
     present: Option<&UpdateList>,
     wish: Option<u64>,
 ) -> Result<Vec<Entry>, PublishError> {
-    let named: HashMap<Digest, &Chunks> = present
-        .into_iter()
-        .flat_map(UpdateList::entries)
-        .filter_map(|entry| Some((*entry.package()?.0.digest(), entry.chunks()?)))
-        .collect();
+    let named: HashMap<Digest, &Chunks> =
+        present.into_iter().flat_map(UpdateList::cut).map(|(id, chunks)| (*id.digest(), chunks)).collect();
     let (packet, mut cut) = (link.packet(), HashMap::new());
     let lies = |package: &Package, chunk: u64, room: u64| match chunk <= room {
         true => Ok(()),

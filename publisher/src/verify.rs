@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use mpypi_client::Brokers;
-use mpypi_protocol::{ChannelName, Chunks, Digest, PackageId, Trust, UpdateList, list::Piece};
+use mpypi_protocol::{ChannelName, Chunks, Digest, Entry, PackageId, Trust, UpdateList, list::Piece};
 
 use crate::{
     keys::Keys,
@@ -117,7 +117,7 @@ pub async fn verify(
             .entries()
             .iter()
             .filter(|entry| entry.pieces().iter().all(|piece| found.contains(&piece.topic)))
-            .filter_map(|entry| Some((entry.package()?.0, entry.chunks()?)))
+            .filter_map(Entry::cut)
             .collect();
         if !cut.is_empty() {
             let mut wrong = None;

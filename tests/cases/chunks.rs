@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicUsize, Ordering},
@@ -12,7 +11,8 @@ use std::{
 
 use mpypi_protocol::{ChannelName, Digest, Entry, UpdateList, list::Piece};
 use mpypi_tests::{
-    Client, Cluster, Kind, Output, Proxy, Running, Server, Verdict, World, bytes, clock, face, http::Web, run,
+    Client, Cluster, Kind, Output, Proxy, Running, Server, Verdict, World, bytes, clock, face, http::Web,
+    kill_once_known, run,
 };
 use serde_json::Value;
 
@@ -297,13 +297,7 @@ fn a_device_killed_in_the_middle_of_a_package_goes_on_with_the_chunks_that_are_m
             if !is_chunk || count.fetch_add(1, Ordering::SeqCst) < 11 {
                 return Verdict::Pass;
             }
-            let pid = loop {
-                match victim.load(Ordering::SeqCst) {
-                    0 => std::thread::yield_now(),
-                    pid => break pid,
-                }
-            };
-            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+            kill_once_known(&victim);
             Verdict::Cut
         });
         let agent = Running::start("mpypi-agent", &once(&folder, &line.url()));

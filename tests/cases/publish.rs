@@ -1,15 +1,12 @@
 //! The publisher: what it does when it is stopped anywhere, and what it tells.
 
-use std::{
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
 use mpypi_protocol::UpdateList;
-use mpypi_tests::{Client, Proxy, Running, Server, Verdict, World, run};
+use mpypi_tests::{Client, Proxy, Running, Server, Verdict, World, kill_once_known, run};
 
 fn release(world: &World, n: u32) {
     world.write("dev/src/main.py", format!("RELEASE = {n}\n"));
@@ -50,13 +47,7 @@ fn killed_at(step: usize, new_list: &UpdateList, mosquitto: bool) -> bool {
         if !is_client || count.fetch_add(1, Ordering::SeqCst) != step {
             return Verdict::Pass;
         }
-        let pid = loop {
-            match victim.load(Ordering::SeqCst) {
-                0 => std::thread::yield_now(),
-                pid => break pid,
-            }
-        };
-        Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        kill_once_known(&victim);
         Verdict::Cut
     });
     let folder = world.text("dev");

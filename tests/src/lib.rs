@@ -26,7 +26,9 @@ mod server;
 pub use authority::{Authority, Validity};
 pub use client::{Client, Options, Received, fill};
 pub use nats::{Cluster, Place};
-pub use programs::{Output, Running, World, bytes, files_below, micropython, peer, program, run, run_with};
+pub use programs::{
+    Output, Running, World, bytes, files_below, kill_once_known, micropython, peer, program, run, run_with,
+};
 pub use proxy::{Proxy, Verdict};
 pub use server::{Deadline, Kind, Secure, Server, clock, free_address};
 

@@ -6,6 +6,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread::{self, JoinHandle},
 };
 
@@ -121,6 +122,17 @@ pub fn peer(name: &str) -> PathBuf {
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
         .unwrap_or_else(|| panic!("`{name}` is not installed: run `bash tests/peers.sh` first"))
+}
+
+/// Kills a program from beside the test that starts it, once that has said its process id here.
+pub fn kill_once_known(pid: &AtomicU32) {
+    let pid = loop {
+        match pid.load(Ordering::SeqCst) {
+            0 => thread::yield_now(),
+            pid => break pid,
+        }
+    };
+    Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
 }
 
 /// Runs one of our programs, or a foreign one as [`peer`] finds it, to its end.

@@ -159,6 +159,17 @@ fn cut_everywhere(
     unreachable!()
 }
 
+/// The same while `start`, a device with `before`, comes to have a release.
+fn cut_the_way_to(release: &Release, start: &Memory, before: Files) {
+    let goal = with_users(release);
+    let run = |flash: &mut PowerCut<Memory>| {
+        apply(flash, release);
+    };
+    let converge = |flash: &mut Memory| arrive(flash, release);
+    let cuts = cut_everywhere(start, run, &[before, goal.clone()], converge, &goal);
+    assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
+}
+
 /// Cuts the power at every operation of the start that follows a cut, torn or not, with all lost that was not synced
 /// or nothing. Says how many cuts that made.
 fn cut_recovery_everywhere(start: &Memory, mut then: impl FnMut(Memory, &str)) -> u64 {
@@ -239,38 +250,20 @@ fn check_boot(flash: &mut Memory, allowed: &[Files], place: &str) {
 #[test]
 fn a_power_cut_during_a_first_install_leaves_nothing_or_the_release() {
     let release = first();
-    let converge = |flash: &mut Memory| arrive(flash, &release);
-    let allowed = [users(), with_users(&release)];
-    let run = |flash: &mut PowerCut<Memory>| {
-        apply(flash, &release);
-    };
-    let cuts = cut_everywhere(&empty_device(), run, &allowed, converge, &with_users(&release));
-    assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
+    cut_the_way_to(&release, &empty_device(), users());
 }
 
 #[test]
 fn a_power_cut_during_an_upgrade_leaves_the_old_or_the_new_release() {
     let (old, new) = (first(), second());
-    let converge = |flash: &mut Memory| arrive(flash, &new);
-    let allowed = [with_users(&old), with_users(&new)];
-    let run = |flash: &mut PowerCut<Memory>| {
-        apply(flash, &new);
-    };
-    let cuts = cut_everywhere(&device_with(&old), run, &allowed, converge, &with_users(&new));
-    assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
+    cut_the_way_to(&new, &device_with(&old), with_users(&old));
 }
 
 #[test]
 fn a_power_cut_while_files_are_only_removed_leaves_all_of_them_or_none() {
     let old = first();
     let new = release(2, &[("main.py", b"print(1)")], &[]);
-    let converge = |flash: &mut Memory| arrive(flash, &new);
-    let allowed = [with_users(&old), with_users(&new)];
-    let run = |flash: &mut PowerCut<Memory>| {
-        apply(flash, &new);
-    };
-    let cuts = cut_everywhere(&device_with(&old), run, &allowed, converge, &with_users(&new));
-    assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
+    cut_the_way_to(&new, &device_with(&old), with_users(&old));
 }
 
 /// A release with a file and a wheel in chunks, and a file that is whole.
@@ -286,13 +279,7 @@ fn in_chunks() -> Release {
 fn a_power_cut_while_packages_come_in_chunks_leaves_nothing_or_the_release() {
     let release = in_chunks();
     assert_eq!(release.chunks().len(), 3 + 2);
-    let converge = |flash: &mut Memory| arrive(flash, &release);
-    let allowed = [users(), with_users(&release)];
-    let run = |flash: &mut PowerCut<Memory>| {
-        apply(flash, &release);
-    };
-    let cuts = cut_everywhere(&empty_device(), run, &allowed, converge, &with_users(&release));
-    assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
+    cut_the_way_to(&release, &empty_device(), users());
 }
 
 #[test]
@@ -361,13 +348,7 @@ fn agent(sequence: u64, version: &str) -> Release {
 #[test]
 fn a_power_cut_while_the_agent_replaces_itself_leaves_the_old_or_the_new_one() {
     let (old, new) = (agent(1, "1.0"), agent(2, "2.0"));
-    let converge = |flash: &mut Memory| arrive(flash, &new);
-    let allowed = [with_users(&old), with_users(&new)];
-    let run = |flash: &mut PowerCut<Memory>| {
-        apply(flash, &new);
-    };
-    let cuts = cut_everywhere(&device_with(&old), run, &allowed, converge, &with_users(&new));
-    assert!(cuts.0 > 50 && cuts.1 > 1000, "{cuts:?}");
+    cut_the_way_to(&new, &device_with(&old), with_users(&old));
 }
 
 /// A device with the second release on it, not confirmed.

@@ -204,11 +204,7 @@ impl ChannelState {
             sequence: list.release().map(|release| release.sequence),
             digest,
             packages: list.packages().map(|(id, _)| id).collect(),
-            chunks: list
-                .entries()
-                .iter()
-                .filter_map(|entry| Some((*entry.package()?.0.digest(), entry.chunks()?.clone())))
-                .collect(),
+            chunks: list.cut().map(|(id, chunks)| (*id.digest(), chunks.clone())).collect(),
         }
     }
 
@@ -775,9 +771,7 @@ impl Writer {
                 if let Err(refusal) = verdict {
                     return Ok(Err(refusal));
                 }
-                let cut =
-                    list.entries().iter().filter_map(|entry| Some((entry.package()?.0, entry.chunks()?)));
-                if let Err(refusal) = self.join(tables, cut, now, free)? {
+                if let Err(refusal) = self.join(tables, list.cut(), now, free)? {
                     return Ok(Err(refusal));
                 }
             }

@@ -350,22 +350,28 @@ fn a_device_that_follows_its_channel_takes_newer_firmware_by_itself_and_no_older
     assert_eq!(version(&mut bench), "1.1.0");
 }
 
+/// What is left of an empty board whose power goes off at its operation `cut` while this is published, and whether it never did.
+fn cut_off(news: &Release, cut: u64) -> (Memory, bool) {
+    let mut flash = Memory::new(ROOM);
+    let mut powered = PowerCut::new(&mut flash, cut, Tear::Torn);
+    let lasted = match start(&mut powered, board(false)) {
+        Ok(mut bench) => {
+            bench.publish(news);
+            // An error is the power's.
+            let _ = bench.run();
+            !bench.device.store().flash().is_off()
+        }
+        Err(_) => false,
+    };
+    flash.lose(Loss::Everything);
+    (flash, lasted)
+}
+
 #[test]
 fn power_cut_at_any_write_of_firmware_from_the_channel_ends_with_the_new_one() {
     let news = with_firmware(1, "1.1.0");
     for cut in 1.. {
-        let mut flash = Memory::new(ROOM);
-        let mut powered = PowerCut::new(&mut flash, cut, Tear::Torn);
-        let lasted = match start(&mut powered, board(false)) {
-            Ok(mut bench) => {
-                bench.publish(&news);
-                // An error is the power's.
-                let _ = bench.run();
-                !bench.device.store().flash().is_off()
-            }
-            Err(_) => false,
-        };
-        flash.lose(Loss::Everything);
+        let (mut flash, lasted) = cut_off(&news, cut);
         let mut bench = start(&mut flash, board(false)).unwrap();
         bench.publish(&news);
         bench.run().unwrap();
@@ -397,18 +403,7 @@ fn power_cut_at_any_write_of_firmware_in_chunks_fetches_no_chunk_again_that_was_
     assert_eq!(topics.len(), 4);
     let mut resumed = std::collections::BTreeSet::new();
     for cut in 1.. {
-        let mut flash = Memory::new(ROOM);
-        let mut powered = PowerCut::new(&mut flash, cut, Tear::Torn);
-        let lasted = match start(&mut powered, board(false)) {
-            Ok(mut bench) => {
-                bench.publish(&news);
-                // An error is the power's.
-                let _ = bench.run();
-                !bench.device.store().flash().is_off()
-            }
-            Err(_) => false,
-        };
-        flash.lose(Loss::Everything);
+        let (mut flash, lasted) = cut_off(&news, cut);
         let there = flash.files().find(|(path, _)| path.ends_with(parts::END));
         let whole = |bytes: &[u8]| if bytes.len() == 3500 { 4 } else { bytes.len() / 1024 };
         let there = there.map(|(_, bytes)| whole(bytes));
